@@ -1,0 +1,1 @@
+"""Hyperparameter sweeps around an MLP baseline on Fashion-MNIST."""

@@ -1,0 +1,199 @@
+"""What a run may be told: the type and range of every key. The defaults live in `conf/`."""
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+TRAIN_IMAGES = 60_000
+TEST_IMAGES = 10_000
+
+
+class ConfigError(Exception):
+    """A user's mistake; its message is the line that the user reads."""
+
+
+class _Section(BaseModel):
+    """Strict: no string for a number, no unknown key, nothing changed later."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class _Target(_Section):
+    """A class by its dotted name and its arguments; the class itself judges keys not named here."""
+
+    model_config = ConfigDict(extra="allow")
+
+    target: str = Field(alias="_target_", min_length=1)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the configuration says, without `_target_` and without keys it does not mention."""
+        return self.model_dump(exclude_unset=True, exclude={"target"})
+
+
+# Keys below default to None only so that a class without them can be named: what the
+# configuration does not mention is never passed on.
+class ModelConfig(_Target):
+    width: Annotated[int, Field(ge=1)] | None = None
+    depth: Annotated[int, Field(ge=1)] | None = None
+    hidden: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+
+
+class OptimizerConfig(_Target):
+    lr: float = Field(gt=0)
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    nesterov: bool | None = None
+    betas: (
+        Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
+        | None
+    ) = None
+    eps: Annotated[float, Field(gt=0)] | None = None
+
+
+class DataConfig(_Section):
+    root: str = Field(min_length=1)
+    verify: bool
+    validation: Literal["held_out", "test"]
+    val_size: int = Field(ge=10, lt=TRAIN_IMAGES)
+    train_size: Annotated[int, Field(ge=10, le=TRAIN_IMAGES)] | None
+    split_seed: int = Field(ge=0)
+    batch_size: int = Field(ge=1, le=TRAIN_IMAGES)
+
+    @property
+    def available(self) -> int:
+        """Images left to train on."""
+        return TRAIN_IMAGES - (self.val_size if self.validation == "held_out" else 0)
+
+
+class TrainerConfig(_Section):
+    epochs: int = Field(ge=1)
+    device: str = Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    threads: int = Field(ge=1, le=1024)
+    compile: bool | Literal["auto"]
+    log_every: int = Field(ge=1)
+
+
+class Config(_Section):
+    """One trial's whole configuration."""
+
+    name: Annotated[str, Field(pattern=r"^[\w][\w.+-]*$")] | None
+    seed: int = Field(ge=0, lt=2**63)
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    data: DataConfig
+    trainer: TrainerConfig
+
+
+def parse(values: Mapping[str, Any]) -> Config:
+    """Checks a composed configuration (plain containers, interpolations resolved).
+
+    Raises:
+        ConfigError: one line for each wrong key, naming the key, its value and what is allowed.
+    """
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        lines = dict.fromkeys(_line(detail) for detail in error.errors())
+        raise ConfigError("\n".join(lines)) from None
+    if config.data.train_size is not None and config.data.train_size > config.data.available:
+        raise ConfigError(
+            f"data.train_size={config.data.train_size}: must be at most {config.data.available}, "
+            f"what data.val_size={config.data.val_size} leaves of {TRAIN_IMAGES} training images"
+        )
+    return config
+
+
+def trusted_targets() -> tuple[str, ...]:
+    """Names that `_target_` may take.
+
+    A package of your own is added by the environment variable FMNIST_SWEEP_TRUST, a comma
+    separated list of patterns such as `mypackage.*`. No file and no override can add to it.
+    """
+    own = os.environ.get("FMNIST_SWEEP_TRUST", "")
+    extra = tuple(pattern.strip() for pattern in own.split(",") if pattern.strip())
+    return ("fmnist_sweep.models.*", "torch.optim.*", *extra)
+
+
+def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
+    """The dotted names of all keys that the schema knows."""
+    for name, field in section.model_fields.items():
+        key = f"{prefix}{field.alias or name}"
+        yield key
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from known_keys(field.annotation, f"{key}.")
+
+
+def nearest_key(key: str) -> str:
+    """A hint such as `; did you mean optimizer.lr?`, or nothing where no known key is close."""
+    close = difflib.get_close_matches(key, list(known_keys()), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+_MEANINGS = {
+    "int_type": "must be an integer",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "list_type": "must be a list",
+    "finite_number": "must be a finite number",
+    "missing": "is missing",
+}
+
+
+def _line(detail: ErrorDetails) -> str:
+    """Turns one of pydantic's errors into `key=value: what is allowed`."""
+    # A union adds its member's name to the path ("model.hidden.list[...]"): not a key of ours.
+    path = [str(part) for part in detail["loc"] if str(part).isidentifier()]
+    while len(path) > 1 and ".".join(path) not in set(known_keys()) and path[-1] in _UNION_NAMES:
+        path.pop()
+    key = ".".join(path)
+    kind = detail["type"]
+    if kind == "extra_forbidden":
+        return f"{key}: no such key{nearest_key(key)}"
+    if kind == "missing":
+        return f"{key}: is missing"
+    said = detail["msg"].removeprefix("Input ").replace("should", "must", 1)
+    meaning = _MEANINGS.get(kind, said)
+    if kind == "string_pattern_mismatch":
+        meaning = _PATTERNS.get(key, said)
+    return f"{key}={detail['input']}: {meaning}{_range(key)}"
+
+
+_UNION_NAMES = {"bool", "int", "float", "str", "literal"}
+_PATTERNS = {
+    "trainer.device": "must be auto, cpu, cuda, cuda:N or mps",
+    "name": "must be letters, digits and . _ + -, beginning with a letter or digit",
+}
+
+
+def _range(key: str) -> str:
+    """The allowed range of a numeric key, read from the schema: ` (0 <= p < 1)`."""
+    section: type[BaseModel] = Config
+    field = None
+    for part in key.split("."):
+        field = section.model_fields.get(part)
+        if field is None:
+            return ""
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            section = field.annotation
+    assert field is not None
+    bounds = {type(m).__name__: m for m in _metadata(field.metadata, field.annotation)}
+    signs = {"Ge": ">=", "Gt": ">", "Le": "<=", "Lt": "<"}
+    parts = [f"{sign} {getattr(bounds[n], n.lower())}" for n, sign in signs.items() if n in bounds]
+    return f" ({' and '.join(parts)})" if parts else ""
+
+
+def _metadata(own: list[Any], annotation: Any) -> list[Any]:
+    """A field's constraints, also where they sit inside `Annotated[...] | None`."""
+    inner = [m for member in getattr(annotation, "__args__", ()) for m in _constraints(member)]
+    return [c for m in (*own, *inner) for c in (getattr(m, "metadata", None) or [m])]
+
+
+def _constraints(member: Any) -> tuple[Any, ...]:
+    return getattr(member, "__metadata__", ())

@@ -1,0 +1,1 @@
+"""Plain `torch.nn` modules that know nothing of this project."""

@@ -1,0 +1,44 @@
+"""The baseline's multilayer perceptron."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+
+class MLP(nn.Sequential):
+    """784 -> hidden layers with ReLU -> 10 logits.
+
+    Args:
+        width: units of the first hidden layer, at least 2 ** (depth - 1).
+        depth: number of hidden layers; each has half the units of the one before.
+        hidden: sizes of the hidden layers in place of `width` and `depth`.
+        dropout: probability that a hidden unit is dropped in training, in [0, 1).
+
+    `forward` takes float32 [batch, 1, 28, 28] and returns float32 logits [batch, 10].
+    width=128 and depth=2 are 784-128-64-10: 109,386 parameters.
+
+    Raises:
+        ValueError: `depth` halvings leave a layer without units.
+    """
+
+    def __init__(
+        self, width: int, depth: int, hidden: Sequence[int] | None, dropout: float
+    ) -> None:
+        sizes = list(hidden) if hidden else [width // 2**layer for layer in range(depth)]
+        if min(sizes) < 1:
+            raise ValueError(
+                f"model.width={width}: must be at least {2 ** (depth - 1)} for "
+                f"model.depth={depth}, each layer having half the units of the one before"
+            )
+        layers: list[nn.Module] = [nn.Flatten()]
+        for inputs, outputs in zip([28 * 28, *sizes], sizes):
+            layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+            if dropout:
+                layers.append(nn.Dropout(dropout))
+        super().__init__(*layers, nn.Linear(sizes[-1], 10))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Float32 images [batch, 1, 28, 28] in [-1, 1] to logits [batch, 10]."""
+        logits: torch.Tensor = super().forward(images)
+        return logits

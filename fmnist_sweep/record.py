@@ -1,0 +1,189 @@
+"""What a run leaves behind: the only reader and writer of run folders.
+
+    .hydra/           the configuration, written by Hydra
+    train.log         what was said on screen, with times
+    history.csv       one row an epoch
+    summary.json      one trial's final row; its presence says that the run ended
+    environment.json  versions, device, threads, git commit, command line
+    results.png       loss and accuracy curves
+    model.pt          a state dict for a plain `nn.Module`
+"""
+
+import csv
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One row of `history.csv`. Losses are mean cross-entropies in nats, accuracies in [0, 1].
+
+    Training figures are running means over the epoch's batches, as the weights change;
+    validation figures are of the weights at its end. `seconds` covers both.
+    """
+
+    epoch: int
+    lr: float
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    seconds: float
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Writes a file whole or not at all: temporary file beside it, fsync, rename.
+
+    The file gets the permissions that the user's umask gives to new files.
+
+    Raises:
+        OSError: the folder cannot be written or the disk is full; `path` is then as it was.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fchmod(file.fileno(), 0o666 & ~_umask())
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    """The process's umask, which can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def reserve(folder: Path) -> Path:
+    """Makes a new folder, `folder` itself or `folder-2`, `folder-3`, ... if it exists."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    candidate, number = folder, 1
+    while True:
+        try:
+            candidate.mkdir()
+            return candidate
+        except FileExistsError:
+            number += 1
+            candidate = folder.with_name(f"{folder.name}-{number}")
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether something was trained here before."""
+    return any((folder / name).exists() for name in ("history.csv", "summary.json", "train.log"))
+
+
+def write_history(folder: Path, history: Sequence[Epoch]) -> None:
+    """Writes `history.csv`, with every digit of its numbers."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(field.name for field in fields(Epoch))
+    writer.writerows(asdict(row).values() for row in history)
+    write_whole(folder / "history.csv", text.getvalue())
+
+
+def read_history(folder: Path) -> list[Epoch]:
+    """Reads `history.csv`.
+
+    Raises:
+        OSError: there is none.
+        ValueError: it is torn, or not a history.
+    """
+    with open(folder / "history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    try:
+        return [
+            Epoch(int(row["epoch"]), *(float(row[f.name]) for f in fields(Epoch)[1:]))
+            for row in rows
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / 'history.csv'}: not a history: {error!r}") from None
+
+
+def write_json(folder: Path, name: str, values: Mapping[str, Any]) -> None:
+    """Writes a JSON object, keys in the order given. NaN becomes null: JSON has none."""
+    finite = {k: None if isinstance(v, float) and v != v else v for k, v in values.items()}
+    write_whole(folder / name, json.dumps(finite, indent=2, allow_nan=True) + "\n")
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        OSError: there is none.
+        ValueError: it is not a JSON object.
+    """
+    values = json.loads((folder / name).read_text())
+    if not isinstance(values, dict):
+        raise ValueError(f"{folder / name}: not a JSON object")
+    return values
+
+
+_PACKAGES = (
+    "torch torchvision numpy hydra-core omegaconf optuna hydra-optuna-sweeper pandas matplotlib"
+).split()
+
+
+def environment(**training: Any) -> dict[str, Any]:
+    """What a reader needs to judge or repeat a run; `training` adds device, threads and such."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        **training,
+        "python": platform.python_version(),
+        "versions": versions,
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        **_git_state(),
+        "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def _git_state() -> dict[str, Any]:
+    """The commit of this package's checkout and whether it was dirty; nulls outside of one."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here), *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+
+    try:
+        # An installed copy may lie inside some other project's repository: not our commit.
+        git("ls-files", "--error-unmatch", "record.py")
+        return {
+            "git_commit": git("rev-parse", "HEAD"),
+            "git_dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        }
+    except (OSError, subprocess.SubprocessError):
+        return {"git_commit": None, "git_dirty": None}

@@ -1,0 +1,1 @@
+"""Reads run folders and shows them; imports neither torch nor optuna."""

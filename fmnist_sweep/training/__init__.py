@@ -1,0 +1,1 @@
+"""Trains a stack of trials; knows neither Hydra nor Optuna."""
