@@ -94,7 +94,7 @@ def train(
                     loss, accuracy = stack.running(row, batch)
                     on_batches(Progress(trial, epoch, batch, loss, accuracy))
         train_figures = [stack.running(row, stack.batches) for row in range(len(active))]
-        val_figures = stack.evaluate(data.validation)
+        val_figures = stack.skeleton.evaluate(stack.weights, stack.buffers, data.validation)
         seconds = time.perf_counter() - began
         going = []
         for row, trial in enumerate(active):
@@ -108,6 +108,16 @@ def train(
         if len(going) < len(active):
             active = [active[row] for row in going]
             stack.keep(going)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, images: Images) -> tuple[float, float]:
+    """Mean loss and accuracy of one model on images of its own device."""
+    skeleton = _Skeleton(model)
+    weights = skeleton.flat(model).unsqueeze(0)
+    buffers = {name: buffer.unsqueeze(0) for name, buffer in model.named_buffers()}
+    ((loss, accuracy),) = skeleton.evaluate(weights, buffers, images)
+    return loss, accuracy
 
 
 class _Stack:
@@ -133,11 +143,13 @@ class _Stack:
         self.foreign = None if self.rules else self._foreign_optimizer()
         moments = self.rules[0].moments if self.rules else 0
         self.moments = [torch.zeros_like(self.weights) for _ in range(moments)]
-        accurate = torch.float32 if self.device.type == "mps" else torch.float64
-        self.totals = torch.zeros(2, len(trials), dtype=accurate, device=self.device)
+        self.totals = torch.zeros(
+            2, len(trials), dtype=_accurate(self.device), device=self.device
+        )
         self.counter = torch.zeros((), dtype=torch.int64, device=self.device)
         self.steps_done = 0
         self._eager = self._step_with(self.skeleton.gradients)
+        self.compile = compile
         self._step = compiled(self._eager) if compile else self._eager
 
     def _foreign_optimizer(self) -> torch.optim.Optimizer:
@@ -238,25 +250,6 @@ class _Stack:
         loss, correct = (self.totals[:, row] / seen).tolist()
         return loss, correct
 
-    @torch.no_grad()
-    def evaluate(self, images: Images) -> list[tuple[float, float]]:
-        """Mean loss and accuracy of each row on the images."""
-        totals = torch.zeros_like(self.totals)
-        for start in range(0, len(images), EVALUATION_BATCH):
-            pixels = images.pixels[start : start + EVALUATION_BATCH]
-            labels = images.labels[start : start + EVALUATION_BATCH]
-            # Expanded rather than shared: the products are then the same for every K.
-            rows = len(self.trials)
-            totals += torch.stack(
-                self.skeleton.figures(
-                    self.weights,
-                    self.buffers,
-                    normalise(pixels).expand(rows, *pixels.shape),
-                    labels.expand(rows, -1),
-                )
-            )
-        return [(loss, correct) for loss, correct in (totals / len(images)).T.tolist()]
-
     def lr(self, row: int) -> float:
         """The learning rate of a trial's current epoch."""
         return float(self.trials[row].arguments["lr"])
@@ -277,6 +270,8 @@ class _Stack:
         self.moments = [moment[chosen] for moment in self.moments]
         self.buffers = {name: buffer[chosen] for name, buffer in self.buffers.items()}
         self.totals = self.totals[:, chosen]
+        if self.compile:
+            self._step = compiled(self._eager)
 
 
 class _Skeleton:
@@ -314,17 +309,25 @@ class _Skeleton:
         by_name, (loss, correct) = self._gradients(self.named(rows), buffers, images, labels)
         return torch.cat([g.flatten(1) for g in by_name.values()], dim=1), loss, correct
 
-    def figures(
-        self,
-        rows: torch.Tensor,
-        buffers: dict[str, torch.Tensor],
-        images: torch.Tensor,
-        labels: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Summed losses and correct answers of images [K, B, 1, 28, 28], each [K]."""
+    @torch.no_grad()
+    def evaluate(
+        self, rows: torch.Tensor, buffers: dict[str, torch.Tensor], images: Images
+    ) -> list[tuple[float, float]]:
+        """Mean loss and accuracy of each row [K, P] on the images."""
         self.model.eval()
-        loss, correct = self._figures(self.named(rows), buffers, images, labels)
-        return loss, correct
+        totals = torch.zeros(2, len(rows), dtype=_accurate(rows.device), device=rows.device)
+        for start in range(0, len(images), EVALUATION_BATCH):
+            pixels = normalise(images.pixels[start : start + EVALUATION_BATCH])
+            labels = images.labels[start : start + EVALUATION_BATCH]
+            # Expanded rather than shared: the products are then the same for every K.
+            figures = self._figures(
+                self.named(rows),
+                buffers,
+                pixels.expand(len(rows), *pixels.shape),
+                labels.expand(len(rows), -1),
+            )
+            totals += torch.stack(figures)
+        return [(loss, correct) for loss, correct in (totals / len(images)).T.tolist()]
 
     def _train_loss(self, weights: Any, buffers: Any, images: Any, labels: Any) -> Any:
         loss, correct = self._evaluate(weights, buffers, images, labels)
@@ -334,6 +337,11 @@ class _Skeleton:
         logits = functional_call(self.model, (weights, buffers), (images,))
         loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
         return loss, (logits.argmax(-1) == labels).sum().to(loss.dtype)
+
+
+def _accurate(device: torch.device) -> torch.dtype:
+    """The widest floating type of a device, for sums over many batches."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _dropout_keys(seed: int, epoch: int, batches: int) -> np.ndarray:

@@ -1,0 +1,100 @@
+"""What stands between a user's command line and a trial: checks, folders, errors as one line."""
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
+
+from fmnist_sweep import record
+from fmnist_sweep.config import Config, ConfigError, nearest_key, parse
+
+
+def conf_folder() -> str:
+    """Where the configuration files are: inside the installed package, or beside it."""
+    package = Path(__file__).parent
+    inside = package / "conf"
+    return str(inside if inside.is_dir() else package.parent / "conf")
+
+
+def parsed(config: DictConfig) -> Config:
+    """Checks a composed configuration.
+
+    Raises:
+        ConfigError: one line for each wrong key.
+    """
+    task = {key: value for key, value in config.items_ex(resolve=False) if key != "hydra"}
+    values = OmegaConf.to_container(OmegaConf.create(task), resolve=True)
+    assert isinstance(values, dict)
+    return parse({str(key): value for key, value in values.items()})
+
+
+class PrepareRun(Callback):
+    """Before a single run: checks its configuration, then makes it a folder of its own."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        # Hydra turns a callback's exceptions into warnings, all but SystemExit.
+        try:
+            self._prepare(config)
+        except ConfigError as error:
+            sys.exit(str(error))
+        except OSError as error:
+            sys.exit(f"hydra.run.dir={config.hydra.run.dir}: {error.strerror}")
+
+    def _prepare(self, config: DictConfig) -> None:
+        from fmnist_sweep import trial
+
+        trial.check(parsed(config))
+        folder = Path(config.hydra.run.dir)
+        if any(override.startswith("hydra.run.dir=") for override in config.hydra.overrides.hydra):
+            if record.holds_run(folder):
+                raise ConfigError(
+                    f"hydra.run.dir={folder}: holds a run already, which is never overwritten; "
+                    "name another folder"
+                )
+            return
+        with read_write(config.hydra), open_dict(config.hydra):
+            config.hydra.run.dir = str(record.reserve(folder))
+
+
+def with_clear_errors(command: Callable[[], Any]) -> None:
+    """Runs a command; a user's mistake is one line on standard error and exit code 1."""
+    wants_traceback = os.environ.setdefault("HYDRA_FULL_ERROR", "1") == "1"
+    try:
+        command()
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        line = _one_line(error)
+        if line is None:
+            raise
+        sys.exit(line)
+    finally:
+        if wants_traceback:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+def _one_line(error: BaseException) -> str | None:
+    """What to tell the user of an error, or None for a fault of ours."""
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        cause = error.__cause__
+        text = f"{error}\n{cause}" if isinstance(cause, OmegaConfBaseException) else str(error)
+        return _hydra_line(text)
+    known = {"ConfigError", "DataError", "TrialFailed"}
+    return str(error) if type(error).__name__ in known else None
+
+
+def _hydra_line(text: str) -> str:
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    if unknown and "not in struct" in text:
+        key = unknown[1]
+        return f"{key}: no such key{nearest_key(key)}"
+    lines = (line.strip() for line in text.splitlines())
+    return " ".join(line for line in lines if line and not line.startswith(("object_type", "full")))

@@ -1,0 +1,33 @@
+"""Trains one trial, or with `-m` a sweep: `python -m fmnist_sweep.train [key=value ...]`."""
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from fmnist_sweep.cli import conf_folder, parsed, with_clear_errors
+
+
+@hydra.main(
+    config_path=conf_folder(), config_name="config", execution_whitelist=("fmnist_sweep.*",)
+)
+def task(config: DictConfig) -> Any:
+    """One trial: a composed configuration in, its objective out."""
+    from fmnist_sweep import trial  # imports torch, which --help and --cfg do without
+
+    hydra_config = HydraConfig.get()
+    single = hydra_config.mode == RunMode.RUN
+    folder = Path(hydra_config.runtime.output_dir)
+    return trial.run(parsed(config), folder, test=single)["val_accuracy"]
+
+
+def main() -> None:
+    """The command."""
+    with_clear_errors(task)
+
+
+if __name__ == "__main__":
+    main()
