@@ -1,12 +1,12 @@
 """What a run leaves behind: the only reader and writer of run folders.
 
-    .hydra/           the configuration, written by Hydra
-    train.log         what was said on screen, with times
-    history.csv       one row an epoch
-    summary.json      one trial's final row; its presence says that the run ended
-    environment.json  versions, device, threads, git commit, command line
-    results.png       loss and accuracy curves
-    model.pt          a state dict for a plain `nn.Module`
+.hydra/           the configuration, written by Hydra
+train.log         what was said on screen, with times
+history.csv       one row an epoch
+summary.json      one trial's final row; its presence says that the run ended
+environment.json  versions, device, threads, git commit, command line
+results.png       loss and accuracy curves
+model.pt          a state dict for a plain `nn.Module`
 """
 
 import csv
@@ -135,14 +135,12 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     return values
 
 
-_PACKAGES = (
-    "torch torchvision numpy hydra-core omegaconf optuna hydra-optuna-sweeper pandas matplotlib"
-).split()
+_PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "matplotlib")
 
 
 def environment(**training: Any) -> dict[str, Any]:
     """What a reader needs to judge or repeat a run; `training` adds device, threads and such."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
@@ -154,7 +152,9 @@ def environment(**training: Any) -> dict[str, Any]:
         "versions": versions,
         "platform": platform.platform(),
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         **_git_state(),
         "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
     }

@@ -40,5 +40,6 @@ class MLP(nn.Sequential):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Float32 images [batch, 1, 28, 28] in [-1, 1] to logits [batch, 10]."""
-        logits: torch.Tensor = super().forward(images)
-        return logits
+        for layer in self:
+            images = layer(images)
+        return images

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -10,8 +11,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from fmnist_sweep.record import Epoch
 
 # Okabe and Ito's blue and vermilion: apart for colour-blind eyes and, by marker, on grey paper.
-TRAINING = {"color": "#0072B2", "marker": "o"}
-VALIDATION = {"color": "#D55E00", "marker": "s"}
+TRAINING: dict[str, Any] = {"color": "#0072B2", "marker": "o"}
+VALIDATION: dict[str, Any] = {"color": "#D55E00", "marker": "s"}
 
 
 def curves(history: Sequence[Epoch], title: str) -> bytes:

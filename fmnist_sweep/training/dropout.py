@@ -23,8 +23,9 @@ class KeyedDropout(nn.Module):
     def __init__(self, rate: float, layer: int) -> None:
         super().__init__()
         self.layer = layer
-        self.register_buffer("rate", torch.tensor(rate))
-        self.register_buffer("key", torch.tensor(0))
+        # Not persistent: a saved state dict is that of the model with plain dropout.
+        self.register_buffer("rate", torch.tensor(rate), persistent=False)
+        self.register_buffer("key", torch.tensor(0), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
@@ -48,5 +49,7 @@ def with_keyed_dropout(model: nn.Module) -> list[str]:
     """Replaces every `nn.Dropout` of the model in place; returns the names of their keys."""
     plain = [name for name, module in model.named_modules() if type(module) is nn.Dropout]
     for layer, name in enumerate(plain):
-        model.set_submodule(name, KeyedDropout(model.get_submodule(name).p, layer))
+        dropout = model.get_submodule(name)
+        assert isinstance(dropout, nn.Dropout)
+        model.set_submodule(name, KeyedDropout(dropout.p, layer))
     return [f"{name}.key" for name in plain]

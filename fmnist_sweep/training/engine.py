@@ -131,7 +131,7 @@ class _Stack:
         self.batch_size = min(batch_size, len(images))
         self.batches = math.ceil(len(images) / batch_size)
         self.device = images.pixels.device
-        self.keys = [with_keyed_dropout(trial.model) for trial in trials][0]
+        self.keys = [with_keyed_dropout(trial.model) for trial in trials].pop()
         self.skeleton = _Skeleton(trials[0].model)
         self.weights = torch.stack([self.skeleton.flat(t.model) for t in trials]).to(self.device)
         self.buffers = {
@@ -143,9 +143,7 @@ class _Stack:
         self.foreign = None if self.rules else self._foreign_optimizer()
         moments = self.rules[0].moments if self.rules else 0
         self.moments = [torch.zeros_like(self.weights) for _ in range(moments)]
-        self.totals = torch.zeros(
-            2, len(trials), dtype=_accurate(self.device), device=self.device
-        )
+        self.totals = torch.zeros(2, len(trials), dtype=_accurate(self.device), device=self.device)
         self.counter = torch.zeros((), dtype=torch.int64, device=self.device)
         self.steps_done = 0
         self._eager = self._step_with(self.skeleton.gradients)
@@ -198,7 +196,9 @@ class _Stack:
         orders = torch.stack([order(trial.seed, epoch, size) for trial in self.trials])
         cut = whole * self.batch_size
         shape = (len(self.trials), whole, self.batch_size)
-        self.batches_whole = orders[:, :cut].view(shape).transpose(0, 1).contiguous().to(self.device)
+        self.batches_whole = (
+            orders[:, :cut].view(shape).transpose(0, 1).contiguous().to(self.device)
+        )
         self.batch_last = orders[:, cut:].unsqueeze(0).to(self.device)
         steps = np.arange(self.steps_done + 1, self.steps_done + self.batches + 1, dtype=float)
         self.steps_done += self.batches
@@ -282,7 +282,9 @@ class _Skeleton:
         self.shapes = {name: p.shape for name, p in model.named_parameters()}
         self.sizes = [math.prod(shape) for shape in self.shapes.values()]
         per_trial = (0, 0, 0, 0)
-        self._gradients = vmap(grad(self._train_loss, has_aux=True), per_trial, randomness="different")
+        self._gradients = vmap(
+            grad(self._train_loss, has_aux=True), per_trial, randomness="different"
+        )
         self._figures = vmap(self._evaluate, per_trial)
 
     def flat(self, model: nn.Module) -> torch.Tensor:
@@ -291,7 +293,7 @@ class _Skeleton:
 
     def named(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
         """Rows [..., P] as views [..., *shape] by parameter name."""
-        parts = rows.split(self.sizes, dim=-1)
+        parts = torch.split(rows, self.sizes, dim=-1)
         return {
             name: part.view(*rows.shape[:-1], *shape)
             for (name, shape), part in zip(self.shapes.items(), parts)

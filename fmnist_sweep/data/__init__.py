@@ -1,0 +1,1 @@
+"""The data set: found and verified, split, batched on the device."""

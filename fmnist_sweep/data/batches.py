@@ -1,0 +1,141 @@
+"""Images on the device, split once and batched by index."""
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fmnist_sweep.config import ConfigError, DataConfig
+from fmnist_sweep.data import source
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Images:
+    """Labelled images on one device.
+
+    pixels: uint8 [n, 1, 28, 28]; a quarter of float32's memory traffic, normalised per batch.
+    labels: int64 [n], in 0..9.
+    """
+
+    pixels: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The images of a trial: what it trains on, what selects, and, where opened, what tests."""
+
+    train: Images
+    validation: Images
+    test: Images | None
+
+
+def normalise(pixels: torch.Tensor) -> torch.Tensor:
+    """Uint8 pixels of any shape to float32 in [-1, 1], as Normalize((0.5,), (0.5,)) does."""
+    return pixels.float().mul(1 / 127.5).sub(1)
+
+
+def load(config: DataConfig, device: torch.device, test: bool) -> Protocol:
+    """Finds, verifies, splits and moves the data; logs one line on what was taken.
+
+    Args:
+        test: whether to open the test images; with `data.validation=test` they are opened anyway.
+
+    Raises:
+        source.DataError: no source has the files, or a file is damaged.
+        ConfigError: the data set is smaller than the sizes asked for.
+    """
+    opened = test or config.validation == "test"
+    splits = ("train", "test") if opened else ("train",)
+    files = source.locate(config.root, verify=config.verify, splits=splits)
+    pixels, labels = source.load(files, "train")
+    test_images = _to_device(*source.load(files, "test"), device) if opened else None
+    if config.validation == "test":
+        held_out, left = np.array([], dtype=np.int64), np.arange(len(labels))
+    else:
+        held_out, left = stratified(
+            labels, np.arange(len(labels)), config.val_size, config.split_seed
+        )
+    if config.train_size is not None:
+        left, _ = stratified(labels, left, config.train_size, config.split_seed)
+    train = _to_device(pixels[left], labels[left], device)
+    if config.validation == "test":
+        assert test_images is not None
+        validation = test_images
+    else:
+        validation = _to_device(pixels[held_out], labels[held_out], device)
+    log.info(
+        "Data: %s training, %s validation%s images from %s",
+        f"{len(train):,}",
+        f"{len(validation):,}",
+        f", {len(test_images):,} test" if test and test_images is not None else "",
+        files.origin,
+    )
+    if config.validation == "test":
+        log.warning(
+            "data.validation=test: the validation figures are those of the test images; "
+            "what is selected on them says nothing about new images"
+        )
+    return Protocol(train, validation, test_images if test else None)
+
+
+def stratified(
+    labels: np.ndarray, candidates: np.ndarray, size: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Takes `size` of the candidates, the same share of every class.
+
+    Args:
+        labels: uint8 [n], the class of every image.
+        candidates: int64 [m], indices into `labels`, ascending.
+        size: how many to take, 1 <= size <= m.
+        seed: fixes which.
+
+    Returns:
+        The indices taken and those left, each ascending. Shares that do not come out even are
+        rounded by largest remainder, so that exactly `size` are taken.
+
+    Raises:
+        ConfigError: fewer candidates than asked for.
+    """
+    if size > len(candidates):
+        raise ConfigError(
+            f"data.val_size and data.train_size ask for {size:,} images of {len(candidates):,}"
+        )
+    generator = np.random.default_rng(np.random.SeedSequence([seed, 0x5EED]))
+    classes, counts = np.unique(labels[candidates], return_counts=True)
+    shares = counts * size / len(candidates)
+    quota = np.floor(shares).astype(int)
+    short = size - quota.sum()
+    quota[np.argsort(quota - shares, kind="stable")[:short]] += 1
+    taken = np.concatenate(
+        [
+            generator.permutation(candidates[labels[candidates] == cls])[:n]
+            for cls, n in zip(classes, quota)
+        ]
+    )
+    taken.sort()
+    return taken, np.setdiff1d(candidates, taken, assume_unique=True)
+
+
+def order(seed: int, epoch: int, size: int) -> torch.Tensor:
+    """The order in which a trial sees its images: int64 [size], a permutation on the CPU.
+
+    Drawn from the seed and the epoch's number alone: neither neighbours in a stack nor an
+    interruption can change it.
+    """
+    state = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]
+    generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
+    return torch.randperm(size, generator=generator)
+
+
+def _to_device(pixels: np.ndarray, labels: np.ndarray, device: torch.device) -> Images:
+    return Images(
+        torch.from_numpy(pixels).unsqueeze(1).to(device),
+        torch.from_numpy(labels.astype(np.int64)).to(device),
+    )
