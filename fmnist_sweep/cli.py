@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,9 @@ class PrepareRun(Callback):
             sys.exit(str(error))
         except OSError as error:
             sys.exit(f"hydra.run.dir={config.hydra.run.dir}: {error.strerror}")
+        except Exception:
+            traceback.print_exc()
+            sys.exit(1)
 
     def _prepare(self, config: DictConfig) -> None:
         from fmnist_sweep import trial

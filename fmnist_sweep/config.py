@@ -117,7 +117,7 @@ def trusted_targets() -> tuple[str, ...]:
     """
     own = os.environ.get("FMNIST_SWEEP_TRUST", "")
     extra = tuple(pattern.strip() for pattern in own.split(",") if pattern.strip())
-    return ("fmnist_sweep.models.*", "torch.optim.*", *extra)
+    return ("fmnist_sweep.models.*", "torch.nn.modules.*", "torch.optim.*", *extra)
 
 
 def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
@@ -149,8 +149,9 @@ _MEANINGS = {
 def _line(detail: ErrorDetails) -> str:
     """Turns one of pydantic's errors into `key=value: what is allowed`."""
     # A union adds its member's name to the path ("model.hidden.list[...]"): not a key of ours.
+    # Nor are a list's positions.
     path = [str(part) for part in detail["loc"] if str(part).isidentifier()]
-    while len(path) > 1 and ".".join(path) not in set(known_keys()) and path[-1] in _UNION_NAMES:
+    if path[-1] in ("bool", "int", "float", "str"):
         path.pop()
     key = ".".join(path)
     kind = detail["type"]
@@ -159,15 +160,14 @@ def _line(detail: ErrorDetails) -> str:
     if kind == "missing":
         return f"{key}: is missing"
     said = detail["msg"].removeprefix("Input ").replace("should", "must", 1)
-    meaning = _MEANINGS.get(kind, said)
-    if kind == "string_pattern_mismatch":
-        meaning = _PATTERNS.get(key, said)
+    meaning = _SPECIAL.get(key) or _MEANINGS.get(kind, said)
     return f"{key}={detail['input']}: {meaning}{_range(key)}"
 
 
-_UNION_NAMES = {"bool", "int", "float", "str", "literal"}
-_PATTERNS = {
+# Where the type's own error would not say what is allowed.
+_SPECIAL = {
     "trainer.device": "must be auto, cpu, cuda, cuda:N or mps",
+    "trainer.compile": "must be auto, true or false",
     "name": "must be letters, digits and . _ + -, beginning with a letter or digit",
 }
 

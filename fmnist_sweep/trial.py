@@ -231,16 +231,18 @@ def _instantiate(group: str, target: str, arguments: Mapping[str, Any], **specia
     try:
         return instantiate(values, _execution_whitelist_=trusted_targets())
     except InstantiationException as error:
-        cause = error.__cause__
-        text = _first_line(cause if isinstance(cause, ValueError | TypeError) else error)
-        if text.startswith(f"{group}."):
-            raise ConfigError(text) from None
-        if "whitelist" in str(error):
+        text = _first_line(error)
+        if "execution whitelist" in " ".join(str(error).split()):
             text = (
                 f"not a trusted target ({', '.join(trusted_targets())}); the environment "
                 "variable FMNIST_SWEEP_TRUST=yourpackage.* adds your own"
             )
         raise ConfigError(f"{group}._target_={target}: {text}") from None
+    except (ValueError, TypeError) as error:
+        # What a class of ours says of its arguments names the key itself.
+        text = _first_line(error)
+        own = text.startswith(f"{group}.")
+        raise ConfigError(text if own else f"{group}._target_={target}: {text}") from None
 
 
 def _check_names(group: str, cls: type, arguments: Mapping[str, Any], given: set[str]) -> None:
