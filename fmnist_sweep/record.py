@@ -106,14 +106,17 @@ def read_history(folder: Path) -> list[Epoch]:
         ValueError: it is torn, or not a history.
     """
     with open(folder / "history.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+        reader = csv.DictReader(file)
+        rows = list(reader)
     try:
+        if reader.fieldnames != [field.name for field in fields(Epoch)]:
+            raise ValueError(f"its columns are {reader.fieldnames}")
         return [
             Epoch(int(row["epoch"]), *(float(row[f.name]) for f in fields(Epoch)[1:]))
             for row in rows
         ]
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder / 'history.csv'}: not a history: {error!r}") from None
+        raise ValueError(f"{folder / 'history.csv'}: not a history: {error}") from None
 
 
 def write_json(folder: Path, name: str, values: Mapping[str, Any]) -> None:

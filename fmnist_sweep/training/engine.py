@@ -80,7 +80,7 @@ def train(
 
     On return each trial's model holds its trained weights, on the CPU.
     """
-    stack = _Stack(trials, data.train, batch_size, compile)
+    stack = Stack(trials, data.train, batch_size, compile)
     active = list(range(len(trials)))
     epoch = 0
     while active:
@@ -120,7 +120,7 @@ def evaluate(model: nn.Module, images: Images) -> tuple[float, float]:
     return loss, accuracy
 
 
-class _Stack:
+class Stack:
     """The tensors of the trials in training, row by row, and the step over them."""
 
     def __init__(

@@ -1,0 +1,290 @@
+"""How fast, against what else, on this machine: `python -m fmnist_sweep.bench`.
+
+Every contender does the same work: the published network and optimizer, batches of 32, one epoch
+over the 60,000 training images, one evaluation of the 10,000 test images. They take turns, so
+that a machine whose speed drifts is the same to all, and ratios are taken round by round.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fmnist_sweep import record, trial
+from fmnist_sweep.config import parse
+from fmnist_sweep.data import batches, source
+from fmnist_sweep.training import engine
+
+BATCH = 32
+PUBLISHED = "published loop (torchvision + DataLoader)"
+OURS = "fmnist_sweep"
+
+
+@dataclass
+class Contender:
+    """One way to train an epoch and to evaluate; both run to completion before they return."""
+
+    name: str
+    train: Callable[[], None]
+    evaluate: Callable[[], None]
+
+
+def published_network() -> nn.Sequential:
+    """784-128-64-10 with ReLU, as published."""
+    layers = nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10)
+    return nn.Sequential(nn.Flatten(), *layers)
+
+
+def loader_loop(name: str, training: Any, validation: Any) -> Contender:
+    """The published loop over two data sets: `.item()` after every step, model.eval() between."""
+    train_loader = torch.utils.data.DataLoader(training, BATCH, shuffle=True)
+    val_loader = torch.utils.data.DataLoader(validation, BATCH)
+    model = published_network()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.001)
+    criterion = nn.CrossEntropyLoss()
+
+    def train() -> None:
+        model.train()
+        loss_sum, correct = 0.0, 0
+        for images, labels in train_loader:
+            optimizer.zero_grad()
+            outputs = model(images)
+            loss = criterion(outputs, labels)
+            loss.backward()
+            optimizer.step()
+            loss_sum += loss.item()
+            correct += (outputs.argmax(1) == labels).sum().item()
+
+    @torch.no_grad()
+    def evaluate() -> None:
+        model.eval()
+        loss_sum, correct = 0.0, 0
+        for images, labels in val_loader:
+            outputs = model(images)
+            loss_sum += criterion(outputs, labels).item()
+            correct += (outputs.argmax(1) == labels).sum().item()
+
+    return Contender(name, train, evaluate)
+
+
+def published(root: str) -> Contender:
+    """torchvision's data set with ToTensor and Normalize, as published."""
+    from torchvision import datasets, transforms
+
+    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,), (0.5,))])
+    training, validation = (
+        datasets.FashionMNIST(root, train=train, transform=transform) for train in (True, False)
+    )
+    return loader_loop(PUBLISHED, training, validation)
+
+
+def tensors(data: batches.Protocol) -> Contender:
+    """The same loop over images normalised once and held in memory."""
+    sets = (
+        torch.utils.data.TensorDataset(batches.normalise(images.pixels), images.labels)
+        for images in (data.train, data.validation)
+    )
+    return loader_loop("TensorDataset + DataLoader", *sets)
+
+
+def scikit_learn(data: batches.Protocol) -> Contender | None:
+    """MLPClassifier on the same images and network, if scikit-learn is installed."""
+    try:
+        from sklearn.neural_network import MLPClassifier
+    except ImportError:
+        return None
+    x, x_val = (
+        batches.normalise(i.pixels).flatten(1).numpy() for i in (data.train, data.validation)
+    )
+    y, y_val = data.train.labels.numpy(), data.validation.labels.numpy()
+    model = MLPClassifier((128, 64), batch_size=BATCH, alpha=0.0, learning_rate_init=0.001)
+    classes = list(range(10))
+    return Contender(
+        "scikit-learn MLPClassifier",
+        lambda: model.partial_fit(x, y, classes),
+        lambda: model.score(x_val, y_val),
+    )
+
+
+def ours(data: batches.Protocol, root: str) -> Contender:
+    """The engine as `python -m fmnist_sweep.train experiment=seed` drives it."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from fmnist_sweep.cli import conf_folder
+
+    with initialize_config_dir(conf_folder()):
+        composed = compose("config", ["experiment=seed", f"data.root={root}"])
+    values = OmegaConf.to_container(composed)
+    assert isinstance(values, dict)
+    config = parse({str(key): value for key, value in values.items()})
+    stack = engine.Stack([trial.build(config)], data.train, BATCH, compile=True)
+    epoch = 0
+
+    def train() -> None:
+        nonlocal epoch
+        epoch += 1
+        stack.begin_epoch(epoch)
+        for _ in range(stack.batches):
+            stack.step()
+        stack.running(0, stack.batches)
+
+    def evaluate() -> None:
+        stack.skeleton.evaluate(stack.weights, stack.buffers, data.validation)
+
+    return Contender(OURS, train, evaluate)
+
+
+def timed(work: Callable[[], Any]) -> float:
+    """Seconds that a piece of work takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def epochs(root: str, rounds: int, threads: dict[str, int]) -> dict[str, Any]:
+    """Seconds of training and evaluation, by contender and round.
+
+    Args:
+        threads: of PyTorch, "peers" and "ours".
+    """
+    folder = str(source.locate(root).folder.parent.parent)
+    config = parse_data(folder)
+    data = batches.load(config, torch.device("cpu"), test=False)
+    torch.set_flush_denormal(True)
+    candidates = [published(folder), tensors(data), scikit_learn(data), ours(data, folder)]
+    contenders = [c for c in candidates if c is not None]
+    seconds: dict[str, Any] = {c.name: {"train": [], "evaluate": []} for c in contenders}
+    for turn in range(-1, rounds):
+        for contender in contenders:
+            torch.set_num_threads(threads["ours" if contender.name == OURS else "peers"])
+            train, evaluate = timed(contender.train), timed(contender.evaluate)
+            # The first turn warms caches up and pays for the compile.
+            if turn >= 0:
+                seconds[contender.name]["train"].append(train)
+                seconds[contender.name]["evaluate"].append(evaluate)
+    return seconds
+
+
+def parse_data(root: str) -> Any:
+    """The published protocol's data section."""
+    from fmnist_sweep.config import DataConfig
+
+    return DataConfig(
+        root=root,
+        verify=True,
+        validation="test",
+        val_size=10_000,
+        train_size=None,
+        split_seed=0,
+        batch_size=BATCH,
+    )
+
+
+def whole_commands(root: str, rounds: int) -> dict[str, list[float]]:
+    """Seconds of whole processes over ten epochs: the published script's and ours."""
+    commands = {
+        PUBLISHED: ["-m", "fmnist_sweep.bench", "--published-script", "--root", root],
+        OURS: ["-m", "fmnist_sweep.train", "experiment=seed", f"data.root={root}"],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
+    with tempfile.TemporaryDirectory() as folder:
+
+        def run(name: str) -> None:
+            command = [sys.executable, *commands[name]]
+            subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+
+        run(OURS)  # fills the compile cache
+        for _ in range(rounds):
+            for name in commands:
+                seconds[name].append(timed(lambda name=name: run(name)))  # type: ignore[misc]
+    return seconds
+
+
+def published_script(root: str) -> None:
+    """What the publication's script does: ten epochs, each evaluated."""
+    loop = published(root)
+    for _ in range(10):
+        loop.train()
+        loop.evaluate()
+
+
+def ratio(theirs: list[float], mine: list[float]) -> str:
+    """The median of the rounds' ratios with their range, as text."""
+    ratios = [a / b for a, b in zip(theirs, mine)]
+    return f"{statistics.median(ratios):.1f} ({min(ratios):.1f}-{max(ratios):.1f})"
+
+
+def table(seconds: dict[str, Any]) -> str:
+    """Medians in seconds, and how many times as long as ours a contender takes."""
+    lines = [
+        "| one epoch | training s | evaluation s | training x ours | both x ours |",
+        "|---|---|---|---|---|",
+    ]
+
+    def both(name: str) -> list[float]:
+        return [a + b for a, b in zip(seconds[name]["train"], seconds[name]["evaluate"])]
+
+    for name, row in seconds.items():
+        medians = [f"{statistics.median(row[part]):.2f}" for part in ("train", "evaluate")]
+        against = ratio(row["train"], seconds[OURS]["train"]), ratio(both(name), both(OURS))
+        lines.append(f"| {' | '.join([name, *medians, *against])} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--root", default="data", help="data.root (default: data)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds, at least 3 (default: 3)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of the peers (default: 2)")
+    parser.add_argument(
+        "--whole", type=int, default=0, help="rounds of whole commands (default: 0)"
+    )
+    parser.add_argument("--out", type=Path, default=Path("outputs/bench.json"))
+    parser.add_argument("--published-script", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.rounds < 3 or arguments.threads < 1 or arguments.whole < 0:
+        sys.exit("--rounds must be at least 3, --threads at least 1, --whole at least 0")
+    try:
+        root = str(source.locate(arguments.root).folder.parent.parent.resolve())
+    except source.DataError as error:
+        sys.exit(str(error))
+    if arguments.published_script:
+        torch.set_num_threads(arguments.threads)
+        published_script(root)
+        return
+    threads = {"peers": arguments.threads, "ours": 1}
+    machine = record.environment(device="cpu", threads=threads)
+    print(f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']},")
+    print(
+        f"torch {machine['versions']['torch']}; n = {arguments.rounds} rounds; threads: {threads}"
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn's, on stopping before convergence
+        results: dict[str, Any] = {"epochs": epochs(root, arguments.rounds, threads)}
+    print(table(results["epochs"]))
+    if arguments.whole:
+        results["whole"] = whole_commands(root, arguments.whole)
+        print("\nTen epochs as a whole command, compile cache warm, seconds (median):")
+        for name, seconds in results["whole"].items():
+            print(f"{name}: {statistics.median(seconds):.1f}")
+        print(f"ratio: {ratio(results['whole'][PUBLISHED], results['whole'][OURS])}")
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    record.write_whole(arguments.out, json.dumps({**machine, **results}, indent=2) + "\n")
+    print(f"Saved to {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""Every configuration file composes, passes the checks and shows how to use it."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from fmnist_sweep import trial
+from fmnist_sweep.cli import conf_folder, parsed
+
+CONF = Path(conf_folder())
+FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
+
+
+def test_all_files_are_seen() -> None:
+    assert len(FILES) == 8
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_file_composes_and_passes_the_checks(file: Path) -> None:
+    GlobalHydra.instance().clear()
+    group, option = str(file.parent), file.stem
+    with initialize_config_dir(str(CONF)):
+        config = compose("config", [] if group == "." else [f"{group}={option}"])
+    trial.check(parsed(config))
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_header_has_a_command(file: Path) -> None:
+    header = [line for line in (CONF / file).read_text().splitlines() if line.startswith("#")]
+    assert any("#   python -m fmnist_sweep.train" in line for line in header)

@@ -1,0 +1,223 @@
+"""The training step against plain PyTorch, and a stack against its trials alone."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fmnist_sweep.data.batches import Images, Protocol, normalise, order
+from fmnist_sweep.models.mlp import MLP
+from fmnist_sweep.record import Epoch
+from fmnist_sweep.training import engine
+from fmnist_sweep.training.compiling import worth_compiling
+from fmnist_sweep.training.dropout import KeyedDropout
+
+BATCH = 32
+
+
+@pytest.fixture(scope="module")
+def data() -> Protocol:
+    """200 learnable images: seven batches, the last of eight."""
+    generator = torch.Generator().manual_seed(7)
+    pixels = torch.randint(0, 256, (300, 1, 28, 28), dtype=torch.uint8, generator=generator)
+    labels = pixels[:, 0, 0, 0].long() * 10 // 256
+    pixels[:, 0, :5] = (labels * 25).view(-1, 1, 1).byte()
+    return Protocol(Images(pixels[:200], labels[:200]), Images(pixels[200:], labels[200:]), None)
+
+
+def trial(
+    seed: int = 0,
+    optimizer: type[torch.optim.Optimizer] = torch.optim.Adam,
+    epochs: int = 2,
+    dropout: float = 0.0,
+    **arguments: Any,
+) -> engine.Trial:
+    torch.manual_seed(seed)
+    model = MLP(width=32, depth=2, hidden=None, dropout=dropout)
+    return engine.Trial(model, optimizer, {"lr": 0.003, **arguments}, seed, epochs)
+
+
+def train(
+    trials: Sequence[engine.Trial], data: Protocol, compile: bool = False
+) -> list[list[Epoch]]:
+    """Trains and returns each trial's history, without its seconds."""
+    histories: list[list[Epoch]] = [[] for _ in trials]
+
+    def on_epoch(index: int, row: Epoch) -> bool:
+        histories[index].append(replace(row, seconds=0))
+        return True
+
+    engine.train(
+        trials,
+        data,
+        batch_size=BATCH,
+        compile=compile,
+        on_epoch=on_epoch,
+        on_batches=lambda _: None,
+        log_every=1000,
+    )
+    return histories
+
+
+def reference(one: engine.Trial, data: Protocol) -> tuple[nn.Module, list[float]]:
+    """A plain float64 loop with PyTorch's own optimizer; the model and its training losses."""
+    model = one.model.double()
+    optimizer = one.optimizer(model.parameters(), **one.arguments)
+    images, labels = normalise(data.train.pixels).double(), data.train.labels
+    losses = []
+    for epoch in range(1, one.epochs + 1):
+        total = 0.0
+        for batch in order(one.seed, epoch, len(labels)).split(BATCH):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(images[batch]), labels[batch])
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(batch)
+        losses.append(total / len(labels))
+    return model, losses
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "arguments"),
+    [
+        (torch.optim.Adam, {}),
+        (torch.optim.Adam, {"betas": [0.8, 0.99], "eps": 1e-4, "weight_decay": 0.01}),
+        (torch.optim.AdamW, {"weight_decay": 0.1}),
+        (torch.optim.SGD, {"lr": 0.01}),
+        (torch.optim.SGD, {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.01}),
+        (torch.optim.SGD, {"lr": 0.01, "momentum": 0.9, "nesterov": True}),
+        (torch.optim.NAdam, {}),  # no stacked counterpart: PyTorch's own class
+        (torch.optim.Adam, {"amsgrad": True}),
+    ],
+)
+def test_training_is_that_of_plain_pytorch(optimizer, arguments: dict, data: Protocol) -> None:  # type: ignore[no-untyped-def, type-arg]
+    expected, losses = reference(trial(3, optimizer, **arguments), data)
+    ours = trial(3, optimizer, **arguments)
+    (history,) = train([ours], data)
+    assert [row.train_loss for row in history] == pytest.approx(losses, rel=1e-4)
+    for mine, theirs in zip(ours.model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(mine.double(), theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_figures_are_those_of_the_trained_model(data: Protocol) -> None:
+    one = trial()
+    (history,) = train([one], data)
+    with torch.no_grad():
+        logits = one.model(normalise(data.validation.pixels))
+    labels = data.validation.labels
+    assert history[-1].val_accuracy == (logits.argmax(1) == labels).double().mean().item()
+    loss = nn.functional.cross_entropy(logits, labels).item()
+    assert history[-1].val_loss == pytest.approx(loss, rel=1e-5)
+    assert engine.evaluate(one.model, data.validation)[1] == history[-1].val_accuracy
+
+
+def test_a_trial_is_the_same_in_any_stack(data: Protocol) -> None:
+    torch.set_num_threads(1)
+
+    def trials() -> list[engine.Trial]:
+        return [
+            trial(seed, epochs=epochs, lr=lr, dropout=dropout)
+            for seed, epochs, lr, dropout in [
+                (0, 3, 0.001, 0.1),
+                (1, 1, 0.01, 0.5),
+                (2, 2, 1e30, 0.2),  # diverges
+                (3, 3, 0.003, 0.3),
+            ]
+        ]
+
+    together = train(trials(), data)
+    for index, history in enumerate(together):
+        (alone,) = train([trials()[index]], data)
+        assert repr(alone) == repr(history)  # repr: NaN equals NaN
+    assert [len(history) for history in together] == [3, 1, 2, 3]
+    assert math.isnan(together[2][-1].train_loss)
+
+
+@pytest.mark.slow
+def test_compiled_steps_give_the_numbers_of_eager_ones(data: Protocol) -> None:
+    decision, _ = worth_compiling("auto", 10**6, torch.device("cpu"))
+    if not decision:
+        pytest.skip("no C++ compiler here")
+    (eager,) = train([trial(dropout=0.2)], data)
+    (compiled,) = train([trial(dropout=0.2)], data, compile=True)
+    assert [row.train_accuracy for row in compiled] == [row.train_accuracy for row in eager]
+    assert compiled[-1].val_loss == pytest.approx(eager[-1].val_loss, rel=1e-5)
+
+
+def test_on_epoch_ends_a_trial(data: Protocol) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def on_epoch(index: int, row: Epoch) -> bool:
+        seen.append((index, row.epoch))
+        return index != 0
+
+    engine.train(
+        [trial(0, epochs=3), trial(1, epochs=2)],
+        data,
+        batch_size=BATCH,
+        compile=False,
+        on_epoch=on_epoch,
+        on_batches=lambda _: None,
+        log_every=1000,
+    )
+    assert seen == [(0, 1), (1, 1), (1, 2)]
+
+
+def test_progress_is_a_running_mean(data: Protocol) -> None:
+    told: list[engine.Progress] = []
+    rows: list[Epoch] = []
+    engine.train(
+        [trial(epochs=1)],
+        data,
+        batch_size=BATCH,
+        compile=False,
+        on_epoch=lambda _, row: bool(rows.append(row)),
+        on_batches=told.append,
+        log_every=3,
+    )
+    assert [at.batch for at in told] == [3, 6]
+    assert told[0].loss > told[1].loss > rows[0].train_loss > 0
+
+
+def test_a_foreign_optimizer_does_not_stack(data: Protocol) -> None:
+    with pytest.raises(ValueError, match="stacks of one"):
+        train([trial(0, torch.optim.NAdam), trial(1, torch.optim.NAdam)], data)
+
+
+def test_keyed_dropout_drops_its_share_and_keeps_the_mean() -> None:
+    layer = KeyedDropout(0.3, layer=0)
+    ones = torch.ones(1000, 1000)
+    first = layer(ones)
+    assert (first == 0).double().mean().item() == pytest.approx(0.3, abs=0.002)
+    assert first.double().mean().item() == pytest.approx(1.0, abs=0.003)
+    assert torch.equal(layer(ones), first)
+    layer.key.fill_(123456789)
+    second = layer(ones)
+    both = ((first == 0) & (second == 0)).double().mean().item()
+    assert both == pytest.approx(0.09, abs=0.002)  # independent from key to key
+    assert torch.equal(layer.eval()(ones), ones)
+
+
+@pytest.mark.parametrize(
+    ("wish", "steps", "device", "expected"),
+    [
+        (False, 10**6, "cpu", False),
+        (True, 1, "cpu", True),
+        ("auto", 100, "cpu", False),
+        ("auto", 10**6, "mps", False),
+    ],
+)
+def test_when_steps_are_compiled(wish: Any, steps: int, device: str, expected: bool) -> None:
+    decision, reason = worth_compiling(wish, steps, torch.device(device))
+    assert decision is expected
+    assert reason.startswith("compiled" if expected else "eager")
+
+
+def test_without_a_compiler_steps_are_eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    decision, reason = worth_compiling("auto", 10**6, torch.device("cpu"))
+    assert not decision and "no C++ compiler" in reason
