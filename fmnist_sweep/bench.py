@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra import compose, initialize_config_dir
 from torch import nn
 
 from fmnist_sweep import record, trial
-from fmnist_sweep.config import parse
+from fmnist_sweep.cli import conf_folder, parsed
+from fmnist_sweep.config import Config
 from fmnist_sweep.data import batches, source
 from fmnist_sweep.training import engine
 
@@ -112,23 +114,19 @@ def scikit_learn(data: batches.Protocol) -> Contender | None:
     classes = list(range(10))
     return Contender(
         "scikit-learn MLPClassifier",
-        lambda: model.partial_fit(x, y, classes),
+        lambda: model.partial_fit(x, y, classes=classes),
         lambda: model.score(x_val, y_val),
     )
 
 
-def ours(data: batches.Protocol, root: str) -> Contender:
-    """The engine as `python -m fmnist_sweep.train experiment=seed` drives it."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
-    from fmnist_sweep.cli import conf_folder
-
+def published_protocol(root: str) -> Config:
+    """What `python -m fmnist_sweep.train experiment=seed` composes."""
     with initialize_config_dir(conf_folder()):
-        composed = compose("config", ["experiment=seed", f"data.root={root}"])
-    values = OmegaConf.to_container(composed)
-    assert isinstance(values, dict)
-    config = parse({str(key): value for key, value in values.items()})
+        return parsed(compose("config", ["experiment=seed", f"data.root={root}"]))
+
+
+def ours(data: batches.Protocol, config: Config) -> Contender:
+    """The engine as the command drives it."""
     stack = engine.Stack([trial.build(config)], data.train, BATCH, compile=True)
     epoch = 0
 
@@ -136,9 +134,8 @@ def ours(data: batches.Protocol, root: str) -> Contender:
         nonlocal epoch
         epoch += 1
         stack.begin_epoch(epoch)
-        for _ in range(stack.batches):
-            stack.step()
-        stack.running(0, stack.batches)
+        stack.run(stack.batches)
+        stack.running(0)
 
     def evaluate() -> None:
         stack.skeleton.evaluate(stack.weights, stack.buffers, data.validation)
@@ -160,10 +157,10 @@ def epochs(root: str, rounds: int, threads: dict[str, int]) -> dict[str, Any]:
         threads: of PyTorch, "peers" and "ours".
     """
     folder = str(source.locate(root).folder.parent.parent)
-    config = parse_data(folder)
-    data = batches.load(config, torch.device("cpu"), test=False)
+    config = published_protocol(folder)
+    data = batches.load(config.data, torch.device("cpu"), test=False)
     torch.set_flush_denormal(True)
-    candidates = [published(folder), tensors(data), scikit_learn(data), ours(data, folder)]
+    candidates = [published(folder), tensors(data), scikit_learn(data), ours(data, config)]
     contenders = [c for c in candidates if c is not None]
     seconds: dict[str, Any] = {c.name: {"train": [], "evaluate": []} for c in contenders}
     for turn in range(-1, rounds):
@@ -175,21 +172,6 @@ def epochs(root: str, rounds: int, threads: dict[str, int]) -> dict[str, Any]:
                 seconds[contender.name]["train"].append(train)
                 seconds[contender.name]["evaluate"].append(evaluate)
     return seconds
-
-
-def parse_data(root: str) -> Any:
-    """The published protocol's data section."""
-    from fmnist_sweep.config import DataConfig
-
-    return DataConfig(
-        root=root,
-        verify=True,
-        validation="test",
-        val_size=10_000,
-        train_size=None,
-        split_seed=0,
-        batch_size=BATCH,
-    )
 
 
 def whole_commands(root: str, rounds: int) -> dict[str, list[float]]:

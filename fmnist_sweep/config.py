@@ -161,9 +161,13 @@ def _line(detail: ErrorDetails) -> str:
         return f"{key}: is missing"
     said = detail["msg"].removeprefix("Input ").replace("should", "must", 1)
     meaning = _SPECIAL.get(key) or _MEANINGS.get(kind, said)
-    return f"{key}={detail['input']}: {meaning}{_range(key)}"
+    allowed = _range(key)
+    if kind in _RANGE_ERRORS and allowed:
+        return f"{key}={detail['input']}: must be {allowed}"
+    return f"{key}={detail['input']}: {meaning}{f' {allowed}' if allowed else ''}"
 
 
+_RANGE_ERRORS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
 # Where the type's own error would not say what is allowed.
 _SPECIAL = {
     "trainer.device": "must be auto, cpu, cuda, cuda:N or mps",
@@ -173,7 +177,7 @@ _SPECIAL = {
 
 
 def _range(key: str) -> str:
-    """The allowed range of a numeric key, read from the schema: ` (0 <= p < 1)`."""
+    """The allowed range of a numeric key, read from the schema: `>= 0 and < 1`."""
     section: type[BaseModel] = Config
     field = None
     for part in key.split("."):
@@ -186,7 +190,7 @@ def _range(key: str) -> str:
     bounds = {type(m).__name__: m for m in _metadata(field.metadata, field.annotation)}
     signs = {"Ge": ">=", "Gt": ">", "Le": "<=", "Lt": "<"}
     parts = [f"{sign} {getattr(bounds[n], n.lower())}" for n, sign in signs.items() if n in bounds]
-    return f" ({' and '.join(parts)})" if parts else ""
+    return " and ".join(parts)
 
 
 def _metadata(own: list[Any], annotation: Any) -> list[Any]:

@@ -22,7 +22,7 @@ from torch.func import functional_call, grad, vmap
 from fmnist_sweep.data.batches import Images, Protocol, normalise, order
 from fmnist_sweep.record import Epoch
 from fmnist_sweep.training import optim
-from fmnist_sweep.training.compiling import compiled
+from fmnist_sweep.training.compiling import compiled, settled
 from fmnist_sweep.training.dropout import with_keyed_dropout
 
 log = logging.getLogger(__name__)
@@ -87,13 +87,12 @@ def train(
         epoch += 1
         began = time.perf_counter()
         stack.begin_epoch(epoch)
-        for batch in range(1, stack.batches + 1):
-            stack.step()
-            if batch % log_every == 0:
+        while stack.batch < stack.batches:
+            stack.run(min(log_every, stack.batches - stack.batch))
+            if stack.batch % log_every == 0:
                 for row, trial in enumerate(active):
-                    loss, accuracy = stack.running(row, batch)
-                    on_batches(Progress(trial, epoch, batch, loss, accuracy))
-        train_figures = [stack.running(row, stack.batches) for row in range(len(active))]
+                    on_batches(Progress(trial, epoch, stack.batch, *stack.running(row)))
+        train_figures = [stack.running(row) for row in range(len(active))]
         val_figures = stack.skeleton.evaluate(stack.weights, stack.buffers, data.validation)
         seconds = time.perf_counter() - began
         going = []
@@ -148,7 +147,7 @@ class Stack:
         self.steps_done = 0
         self._eager = self._step_with(self.skeleton.gradients)
         self.compile = compile
-        self._step = compiled(self._eager) if compile else self._eager
+        self._prepare_step()
 
     def _foreign_optimizer(self) -> torch.optim.Optimizer:
         """An optimizer without a stacked counterpart: PyTorch's own class on views of our row."""
@@ -211,12 +210,26 @@ class Stack:
         ).to(self.device)
         self.totals.zero_()
         self.counter.zero_()
-        self.at = 0
+        self.batch = 0
 
-    def step(self) -> None:
-        """One batch of every trial."""
+    def _prepare_step(self) -> None:
+        """Takes a step for the number of rows there are now."""
+        self._step = compiled(self._eager, self.device) if self.compile else self._eager
+        self.proven = False
+
+    def run(self, batches: int) -> None:
+        """The next `batches` batches of every trial."""
+        if not self.proven:
+            self._one_batch()
+            self.proven = True
+            batches -= 1
+        with settled():
+            for _ in range(batches):
+                self._one_batch()
+
+    def _one_batch(self) -> None:
         # The last, shorter batch runs as it is: one step an epoch does not repay a compile.
-        whole = self.at < len(self.batches_whole)
+        whole = self.batch < len(self.batches_whole)
         step, batches, first = (
             (self._step, self.batches_whole, 0)
             if whole
@@ -242,11 +255,11 @@ class Stack:
             for parameter, view in zip(self.parameters, views, strict=True):
                 parameter.grad = view
             self.foreign.step()
-        self.at += 1
+        self.batch += 1
 
-    def running(self, row: int, batches: int) -> tuple[float, float]:
-        """Mean training loss and accuracy of the epoch's first `batches` batches."""
-        seen = min(batches * self.batch_size, len(self.images))
+    def running(self, row: int) -> tuple[float, float]:
+        """A row's mean training loss and accuracy over the epoch's batches so far."""
+        seen = min(self.batch * self.batch_size, len(self.images))
         loss, correct = (self.totals[:, row] / seen).tolist()
         return loss, correct
 
@@ -270,8 +283,7 @@ class Stack:
         self.moments = [moment[chosen] for moment in self.moments]
         self.buffers = {name: buffer[chosen] for name, buffer in self.buffers.items()}
         self.totals = self.totals[:, chosen]
-        if self.compile:
-            self._step = compiled(self._eager)
+        self._prepare_step()
 
 
 class _Skeleton:
