@@ -86,7 +86,7 @@ def reserve(folder: Path) -> Path:
 
 def holds_run(folder: Path) -> bool:
     """Whether something was trained here before."""
-    return any((folder / name).exists() for name in ("history.csv", "summary.json", "train.log"))
+    return any((folder / name).exists() for name in ("history.csv", "summary.json"))
 
 
 def write_history(folder: Path, history: Sequence[Epoch]) -> None:

@@ -96,10 +96,12 @@ def run(config: Config, folder: Path, *, test: bool) -> dict[str, Any]:
         What `summary.json` holds.
 
     Raises:
-        ConfigError, DataError: nothing was trained.
+        ConfigError, DataError: nothing was trained; a folder that holds a run is left alone.
         TrialFailed: the loss or a weight became NaN or infinite; history and summary are written.
     """
     started = time.time()
+    if record.holds_run(folder):
+        raise ConfigError(f"{folder}: holds a run already, which is never overwritten")
     where = device(config)
     torch.set_num_threads(config.trainer.threads)
     # Dead ReLU units let Adam's moments decay into denormals, which slow a step several times.

@@ -114,6 +114,15 @@ def test_no_run_is_overwritten(fmnist_train: Command, small: tuple[str, ...]) ->
     assert Path("run/history.csv").read_bytes() == before
 
 
+def test_no_run_of_a_sweep_is_overwritten(fmnist_train: Command, small: tuple[str, ...]) -> None:
+    sweep = ("-m", *small, "hydra.sweep.dir=sweep")
+    assert fmnist_train(*sweep, "seed=0").code == 0
+    before = Path("sweep/0/history.csv").read_bytes()
+    outcome = fmnist_train(*sweep, "seed=1")
+    assert outcome.code == 1 and "never overwritten" in outcome.err
+    assert Path("sweep/0/history.csv").read_bytes() == before
+
+
 BAD = {
     "optimizer.lr=-1": "optimizer.lr=-1: must be > 0",
     "optimizer.lr=fast": "optimizer.lr=fast: must be a number > 0",
