@@ -26,6 +26,7 @@ from fmnist_sweep import record, trial
 from fmnist_sweep.cli import conf_folder, parsed
 from fmnist_sweep.config import Config
 from fmnist_sweep.data import batches, source
+from fmnist_sweep.data.idx import DataError
 from fmnist_sweep.training import engine
 
 BATCH = 32
@@ -241,7 +242,7 @@ def main() -> None:
         sys.exit("--rounds must be at least 3, --threads at least 1, --whole at least 0")
     try:
         root = str(source.locate(arguments.root).folder.parent.parent.resolve())
-    except source.DataError as error:
+    except DataError as error:
         sys.exit(str(error))
     if arguments.published_script:
         torch.set_num_threads(arguments.threads)

@@ -22,15 +22,16 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from fmnist_sweep.data import source
-from fmnist_sweep.data.source import DataError, load, locate
+from fmnist_sweep.data import fetch, idx, source
+from fmnist_sweep.data.idx import DataError
+from fmnist_sweep.data.source import load, locate
 
 REPOSITORY = Path(__file__).parent.parent
-IMAGES, LABELS = source.SPLITS["train"]
-TEST_IMAGES, TEST_LABELS = source.SPLITS["test"]
+IMAGES, LABELS = idx.SPLITS["train"]
+TEST_IMAGES, TEST_LABELS = idx.SPLITS["test"]
 
 
-def idx(array: np.ndarray, shape: tuple[int, ...] | None = None) -> bytes:
+def idx_file(array: np.ndarray, shape: tuple[int, ...] | None = None) -> bytes:
     """An IDX file's bytes; `shape` is what the header says where that is not the truth."""
     shape = array.shape if shape is None else shape
     return bytes([0, 0, 8, len(shape)]) + struct.pack(f">{len(shape)}I", *shape) + array.tobytes()
@@ -45,10 +46,10 @@ def classes(n: int) -> np.ndarray:
 
 
 SMALL = {
-    IMAGES: idx(pictures(12)),
-    LABELS: idx(classes(12)),
-    TEST_IMAGES: idx(pictures(7)),
-    TEST_LABELS: idx(classes(7)),
+    IMAGES: idx_file(pictures(12)),
+    LABELS: idx_file(classes(12)),
+    TEST_IMAGES: idx_file(pictures(7)),
+    TEST_LABELS: idx_file(classes(7)),
 }
 SMALL_SHA256 = {name: hashlib.sha256(content).hexdigest() for name, content in SMALL.items()}
 
@@ -93,9 +94,9 @@ def mirrors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mirrors:
 @pytest.fixture(autouse=True)
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mirrors: Mirrors) -> None:
     """A machine without the data: no network, no package, no apt, no variable."""
-    for variable in (source.VARIABLE, "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+    for variable in (fetch.VARIABLE, "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(source, "DEBIAN_FOLDER", tmp_path / "absent")
+    monkeypatch.setattr(fetch, "DEBIAN_FOLDER", tmp_path / "absent")
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     with socket.socket() as taken:
@@ -107,7 +108,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mirrors: Mirrors) -> 
 def published(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes SMALL the data set that is published."""
     for name, digest in SMALL_SHA256.items():
-        monkeypatch.setitem(source.SHA256, name, digest)
+        monkeypatch.setitem(idx.SHA256, name, digest)
 
 
 @pytest.fixture
@@ -180,7 +181,7 @@ def test_the_real_files_verify_and_one_changed_byte_does_not(
 def test_the_variable_overrides_the_root(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(source.VARIABLE, str(tmp_path / "data"))
+    monkeypatch.setenv(fetch.VARIABLE, str(tmp_path / "data"))
     assert locate(tmp_path / "elsewhere").folder == raw
     assert not (tmp_path / "elsewhere").exists()
 
@@ -212,7 +213,7 @@ def test_damage_is_named_and_left_alone(
     if packed:
         path, content = raw / f"{IMAGES}.gz", gzip.compress(content)
     path.write_bytes(content)
-    pack(source.DEBIAN_FOLDER)  # a good copy at hand is no licence to replace
+    pack(fetch.DEBIAN_FOLDER)  # a good copy at hand is no licence to replace
     said = refusal(tmp_path / "data")
     assert said.startswith(f"{path}: {complaint}") and "delete it" in said
     assert path.read_bytes() == content and len(list(raw.iterdir())) == 4
@@ -236,7 +237,7 @@ def test_damaged_archive(damage: bytes, tmp_path: Path, published: None) -> None
 
 
 def test_gzip_bomb(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "LARGEST", 2**20)
+    monkeypatch.setattr(idx, "LARGEST", 2**20)
     written = 0
     replace = os.replace
 
@@ -260,18 +261,22 @@ def test_gzip_bomb(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     [
         (
             IMAGES,
-            idx(pictures(2), (2**32 - 1, 28, 28)),
+            idx_file(pictures(2), (2**32 - 1, 28, 28)),
             "is truncated: 1,584 bytes, expected 3,367",
         ),
-        (IMAGES, idx(pictures(2), (2, 2**32 - 1, 28)), "holds images of 4294967295 x 28 pixels"),
-        (IMAGES, idx(pictures(1), (1, 14, 56)), "holds images of 14 x 56 pixels, not 28 x 28"),
-        (IMAGES, idx(pictures(0)), "is empty"),
+        (
+            IMAGES,
+            idx_file(pictures(2), (2, 2**32 - 1, 28)),
+            "holds images of 4294967295 x 28 pixels",
+        ),
+        (IMAGES, idx_file(pictures(1), (1, 14, 56)), "holds images of 14 x 56 pixels, not 28 x 28"),
+        (IMAGES, idx_file(pictures(0)), "is empty"),
         (IMAGES, b"\0\0\x08\x03\0\0", "is truncated: 6 bytes are too few for a header"),
-        (IMAGES, idx(classes(50)), "is not an IDX file of bytes in 3 dimensions"),
+        (IMAGES, idx_file(classes(50)), "is not an IDX file of bytes in 3 dimensions"),
         (IMAGES, b"\0\0\x0d\x03" + SMALL[IMAGES][4:], "is not an IDX file of bytes"),
-        (LABELS, idx(np.full(12, 10, np.uint8)), "holds label 10; labels must be 0 to 9"),
-        (LABELS, idx(classes(11)), f"has 11 labels, {IMAGES} has 12 images"),
-        (LABELS, idx(pictures(1)), "is not an IDX file of bytes in 1 dimension;"),
+        (LABELS, idx_file(np.full(12, 10, np.uint8)), "holds label 10; labels must be 0 to 9"),
+        (LABELS, idx_file(classes(11)), f"has 11 labels, {IMAGES} has 12 images"),
+        (LABELS, idx_file(pictures(1)), "is not an IDX file of bytes in 1 dimension;"),
     ],
 )
 def test_a_header_is_not_believed(
@@ -284,7 +289,7 @@ def test_a_header_is_not_believed(
 
 @pytest.mark.parametrize("verify", [True, False])
 def test_what_has_no_end_is_not_read(verify: bool, raw: Path, tmp_path: Path) -> None:
-    os.truncate(raw / IMAGES, source.LARGEST + 1)
+    os.truncate(raw / IMAGES, idx.LARGEST + 1)
     assert "is too long: 67,108,865 bytes" in refusal(tmp_path / "data", verify)
     (raw / IMAGES).unlink()
     os.mkfifo(raw / IMAGES)
@@ -304,9 +309,9 @@ def test_files_that_change_after_they_were_found(raw: Path, tmp_path: Path) -> N
 def test_other_data_is_taken_but_never_completed_with_fashion_mnist(
     raw: Path, tmp_path: Path
 ) -> None:
-    pack(source.DEBIAN_FOLDER)
-    (raw / IMAGES).write_bytes(idx(pictures(3)))
-    (raw / LABELS).write_bytes(idx(classes(3)))
+    pack(fetch.DEBIAN_FOLDER)
+    (raw / IMAGES).write_bytes(idx_file(pictures(3)))
+    (raw / LABELS).write_bytes(idx_file(classes(3)))
     assert len(load(locate(tmp_path / "data", verify=False), "train")[1]) == 3
     for name in (TEST_LABELS, LABELS):
         (raw / name).unlink()
@@ -319,7 +324,7 @@ def test_other_data_is_taken_but_never_completed_with_fashion_mnist(
 
 
 def test_a_missing_file_is_fetched_beside_genuine_ones(raw: Path, tmp_path: Path) -> None:
-    pack(source.DEBIAN_FOLDER)
+    pack(fetch.DEBIAN_FOLDER)
     kept = (raw / IMAGES).stat().st_ino
     (raw / LABELS).unlink()
     assert locate(tmp_path / "data").origin == "Debian package dataset-fashion-mnist"
@@ -348,7 +353,7 @@ def apt(tmp_path: Path) -> Path:
     """An apt-get that has the package once its lists are in a folder of our own; its log."""
     package = pack(tmp_path / "package")
     log = tmp_path / "apt.log"
-    unpacked = f'"$3"{source.DEBIAN_FOLDER}'
+    unpacked = f'"$3"{fetch.DEBIAN_FOLDER}'
     scripts = {
         "apt-get": f"""echo "$@" >> {log}
             case "$*" in
@@ -375,7 +380,7 @@ def test_sources_are_tried_in_order_and_logged(
 ) -> None:
     caplog.set_level(logging.INFO)
 
-    def fetch(name: str) -> list[str]:
+    def lines_of(name: str) -> list[str]:
         caplog.clear()
         files = locate(tmp_path / name)
         assert is_complete(files.folder)
@@ -384,17 +389,17 @@ def test_sources_are_tried_in_order_and_logged(
         return [line.split(":")[1].strip() for line in caplog.messages[1:]]
 
     package, torchvision = "Debian package dataset-fashion-mnist", "torchvision download"
-    assert fetch("a") == [package, torchvision, "apt-get download dataset-fashion-mnist"]
+    assert lines_of("a") == [package, torchvision, "apt-get download dataset-fashion-mnist"]
     tried = [line.split()[-2:] for line in apt.read_text().splitlines()]
     assert [words[-1] for words in tried] == [
-        source.DEBIAN_PACKAGE,
+        fetch.DEBIAN_PACKAGE,
         "update",
-        source.DEBIAN_PACKAGE,
+        fetch.DEBIAN_PACKAGE,
     ]
     mirrors("http://127.0.0.1:1/", server)
-    assert fetch("b") == [package, torchvision]
-    pack(source.DEBIAN_FOLDER)
-    assert fetch("c") == [package]
+    assert lines_of("b") == [package, torchvision]
+    pack(fetch.DEBIAN_FOLDER)
+    assert lines_of("c") == [package]
     locate(tmp_path / "c")
     assert len(caplog.messages) == 2  # found: nothing to tell
 
@@ -404,7 +409,7 @@ def test_a_source_with_damaged_files_is_passed_over(
 ) -> None:
     caplog.set_level(logging.INFO)
     mirrors(server)
-    (pack(source.DEBIAN_FOLDER) / f"{TEST_LABELS}.gz").write_bytes(gzip.compress(SMALL[LABELS]))
+    (pack(fetch.DEBIAN_FOLDER) / f"{TEST_LABELS}.gz").write_bytes(gzip.compress(SMALL[LABELS]))
     assert locate(tmp_path / "data").origin == "torchvision download"
     assert f"{TEST_LABELS}.gz holds the content of {LABELS}" in caplog.text
 
@@ -422,7 +427,7 @@ def test_everything_failed(tmp_path: Path) -> None:
     assert lines[3].startswith("  torchvision download: 127.0.0.1: ") and "refused" in lines[3]
     assert lines[4].endswith("dataset-fashion-mnist: not a Debian or Ubuntu system")
     ways_out = " ".join(lines[5:])
-    for way in (str(root / "FashionMNIST/raw"), source.VARIABLE, "install Debian's", "network"):
+    for way in (str(root / "FashionMNIST/raw"), fetch.VARIABLE, "install Debian's", "network"):
         assert way in ways_out
     assert not list((root / "FashionMNIST" / "raw").iterdir())
 
@@ -443,8 +448,8 @@ def test_a_silent_network_is_soon_given_up(
     answers: bool, tmp_path: Path, mirrors: Mirrors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A host that takes connections and says nothing, or nothing after the first words."""
-    monkeypatch.setattr(source, "CONNECT_SECONDS", 0.5)
-    monkeypatch.setattr(source, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(fetch, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(fetch, "STALL_SECONDS", 0.5)
 
     def greet(listener: socket.socket) -> None:
         for _ in range(2):
@@ -470,7 +475,7 @@ def test_a_silent_network_is_soon_given_up(
 def test_a_download_without_end_is_ended(
     tmp_path: Path, apt: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source, "FETCH_SECONDS", 0.3)
+    monkeypatch.setattr(fetch, "FETCH_SECONDS", 0.3)
     (tmp_path / "bin" / "apt-get").write_text("#!/bin/sh\nexec /bin/sleep 30\n")
     assert "no end after 0.3 s" in refusal(tmp_path / "data")
 
@@ -479,9 +484,9 @@ def test_processes_that_fetch_at_once_do_no_harm(tmp_path: Path) -> None:
     program = """
 import json, os, sys, time
 from pathlib import Path
-from fmnist_sweep.data import source
-source.SHA256.update(json.loads(sys.argv[1]))
-source.DEBIAN_FOLDER = Path(sys.argv[2])
+from fmnist_sweep.data import fetch, idx, source
+idx.SHA256.update(json.loads(sys.argv[1]))
+fetch.DEBIAN_FOLDER = Path(sys.argv[2])
 replace = os.replace
 def slow(old, new):
     time.sleep(0.2)  # so that all of them meet a half laid set
@@ -509,7 +514,7 @@ assert len(source.load(files, "train")[1]) == 12
 
 
 def test_a_root_that_cannot_be_written(tmp_path: Path, published: None) -> None:
-    pack(source.DEBIAN_FOLDER)
+    pack(fetch.DEBIAN_FOLDER)
     (tmp_path / "file").touch()
     said = refusal(tmp_path / "file" / "data")
     assert said.startswith(f"data.root={tmp_path}/file/data: cannot be used: Not a directory: ")
@@ -519,11 +524,11 @@ def test_a_full_disk(tmp_path: Path, published: None, monkeypatch: pytest.Monkey
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    pack(source.DEBIAN_FOLDER)
+    pack(fetch.DEBIAN_FOLDER)
     monkeypatch.setattr(os, "fsync", full)
-    monkeypatch.setenv(source.VARIABLE, str(tmp_path / "data"))
+    monkeypatch.setenv(fetch.VARIABLE, str(tmp_path / "data"))
     said = refusal(tmp_path / "elsewhere")
-    assert said.startswith(f"{source.VARIABLE}={tmp_path}/data: cannot be used: No space left")
+    assert said.startswith(f"{fetch.VARIABLE}={tmp_path}/data: cannot be used: No space left")
     assert not list((tmp_path / "data/FashionMNIST/raw").iterdir())
 
 
@@ -540,7 +545,7 @@ def test_command_tells_where_the_data_is(
     assert lines[0].endswith("9,424 bytes  sha256 ok")
     assert last == f"Fashion-MNIST from {root}: verified"
 
-    (raw / LABELS).write_bytes(idx(classes(12)[::-1]))
+    (raw / LABELS).write_bytes(idx_file(classes(12)[::-1]))
     with pytest.raises(SystemExit) as stop:
         source.main(["--root", root])
     assert f"{raw / LABELS}: is altered" in str(stop.value.code)
@@ -568,9 +573,9 @@ def test_command_as_a_process(tmp_path: Path) -> None:
         "from fmnist_sweep.data import source; import sys; assert not sys.modules.keys() & "
         "{'torch', 'torchvision', 'matplotlib', 'optuna', 'hydra', 'omegaconf'}",
         # What FAKE_TORCHVISION stands for.
-        "from torchvision.datasets import FashionMNIST as f; from fmnist_sweep.data import source;"
+        "from torchvision.datasets import FashionMNIST as f; from fmnist_sweep.data import idx;"
         "assert all(m.startswith('http') and m.endswith('/') for m in f.mirrors);"
-        "assert [n for n, _ in f.resources] == [f'{n}.gz' for n in source.SHA256]",
+        "assert [n for n, _ in f.resources] == [f'{n}.gz' for n in idx.SHA256]",
     ],
 )
 def test_imports(program: str, monkeypatch: pytest.MonkeyPatch) -> None:

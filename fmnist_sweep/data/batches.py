@@ -48,7 +48,7 @@ def load(config: DataConfig, device: torch.device, test: bool) -> Protocol:
         test: whether to open the test images; with `data.validation=test` they are opened anyway.
 
     Raises:
-        source.DataError: no source has the files, or a file is damaged.
+        DataError: no source has the files, or a file is damaged.
         ConfigError: the data set is smaller than the sizes asked for.
     """
     opened = test or config.validation == "test"

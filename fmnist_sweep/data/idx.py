@@ -1,0 +1,124 @@
+"""The data set's four IDX files: which they are, and whether one is what its name says."""
+
+import gzip
+import hashlib
+import math
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+SHA256 = {
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+SPLITS = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+# No file of this data set, or of one of its shapes, needs more; a compressed file may claim it.
+LARGEST = 64 * 2**20
+
+
+class DataError(Exception):
+    """The data cannot be had or cannot be trusted; its message is what the user reads."""
+
+
+class Failure(Exception):
+    """What is wrong with one file or one source, in words that follow its name."""
+
+
+def read(path: Path) -> NDArray[np.uint8]:
+    try:
+        shape = shape_of(path)
+        array = np.fromfile(path, dtype=np.uint8, offset=_header_size(len(shape)))
+        if array.size != math.prod(shape):
+            raise Failure("changed while it was read")
+    except (Failure, OSError) as error:
+        raise DataError(f"{path}: {error}") from None
+    return array.reshape(shape)
+
+
+def _header_size(rank: int) -> int:
+    return 4 + 4 * rank
+
+
+def shape_of(path: Path) -> tuple[int, ...]:
+    """The shape in an IDX file's header, which fits the file's name and size.
+
+    The format: http://yann.lecun.com/exdb/mnist. Nothing is allocated on a header's word.
+    """
+    size = _size(path)
+    rank = 3 if "images" in path.name else 1
+    with open(path, "rb") as file:
+        header = file.read(_header_size(rank))
+    if len(header) < _header_size(rank):
+        raise Failure(f"is truncated: {size} bytes are too few for a header")
+    if header[:4] != bytes([0, 0, 8, rank]):
+        raise Failure(f"is not an IDX file of bytes in {rank} dimension{'s' * (rank > 1)}")
+    shape: tuple[int, ...] = struct.unpack(f">{rank}I", header[4:])
+    if shape[1:] not in ((), (28, 28)):
+        raise Failure(f"holds images of {shape[1]} x {shape[2]} pixels, not 28 x 28")
+    expected = len(header) + math.prod(shape)
+    if size != expected:
+        fault = "truncated" if size < expected else "too long"
+        raise Failure(f"is {fault}: {size:,} bytes, expected {expected:,}")
+    if shape[0] == 0:
+        raise Failure("is empty")
+    return shape
+
+
+def _size(path: Path) -> int:
+    size = path.stat().st_size
+    # A pipe or a device has no size and no end.
+    if not path.is_file():
+        raise Failure("is not a regular file")
+    if size > LARGEST:
+        raise Failure(f"is too long: {size:,} bytes, more than any file of this data set has")
+    return size
+
+
+def inspect(path: Path, verify: bool) -> None:
+    """Raises Failure unless the file holds what its name says."""
+    _size(path)
+    if verify:
+        found = sha256(path)
+        if found == SHA256[path.name]:
+            return
+        for name, known in SHA256.items():
+            if found == known:
+                raise Failure(f"holds the content of {name}")
+    shape = shape_of(path)
+    if verify:
+        raise Failure("is altered: its SHA-256 differs from Fashion-MNIST's")
+    if len(shape) == 1 and (label := read(path).max()) > 9:
+        raise Failure(f"holds label {label}; labels must be 0 to 9")
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def gunzip(packed: Path, target: Path) -> None:
+    """Decompresses a file, to disk and no further than any honest file would reach."""
+    size = 0
+    try:
+        with gzip.open(packed, "rb") as source, open(target, "wb") as file:
+            while piece := source.read(2**20):
+                size += len(piece)
+                if size > LARGEST:
+                    raise Failure(f"unpacks to more than {LARGEST:,} bytes")
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise Failure(f"is damaged: {error}") from None
