@@ -103,6 +103,26 @@ def test_training_is_that_of_plain_pytorch(optimizer, arguments: dict, data: Pro
         torch.testing.assert_close(mine.double(), theirs, rtol=1e-3, atol=1e-4)
 
 
+def test_batch_norm_and_frozen_layers_are_those_of_plain_pytorch(data: Protocol) -> None:
+    def one() -> engine.Trial:
+        torch.manual_seed(0)
+        layers = nn.Linear(784, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10)
+        model = nn.Sequential(nn.Flatten(), *layers)
+        model[1].requires_grad_(False)
+        return engine.Trial(model, torch.optim.Adam, {"lr": 0.003}, 0, 2)
+
+    ours = one()
+    frozen = ours.model[1].weight.clone()  # type: ignore[index]
+    (history,) = train([ours], data)
+    expected, losses = reference(one(), data)
+    assert [row.train_loss for row in history] == pytest.approx(losses, rel=1e-4)
+    assert torch.equal(ours.model[1].weight, frozen)  # type: ignore[index]
+    state = ours.model.state_dict()
+    for name, theirs in expected.state_dict().items():
+        torch.testing.assert_close(state[name].double(), theirs.double(), rtol=1e-3, atol=1e-3)
+    assert engine.evaluate(ours.model, data.validation)[1] == history[-1].val_accuracy
+
+
 def test_figures_are_those_of_the_trained_model(data: Protocol) -> None:
     one = trial()
     (history,) = train([one], data)

@@ -114,7 +114,7 @@ def evaluate(model: nn.Module, images: Images) -> tuple[float, float]:
     """Mean loss and accuracy of one model on images of its own device."""
     skeleton = _Skeleton(model)
     weights = skeleton.flat(model).unsqueeze(0)
-    buffers = {name: buffer.unsqueeze(0) for name, buffer in model.named_buffers()}
+    buffers = {name: tensor.unsqueeze(0) for name, tensor in _untrained(model).items()}
     ((loss, accuracy),) = skeleton.evaluate(weights, buffers, images)
     return loss, accuracy
 
@@ -133,9 +133,10 @@ class Stack:
         self.keys = [with_keyed_dropout(trial.model) for trial in trials].pop()
         self.skeleton = _Skeleton(trials[0].model)
         self.weights = torch.stack([self.skeleton.flat(t.model) for t in trials]).to(self.device)
+        untrained = [_untrained(trial.model) for trial in trials]
         self.buffers = {
-            name: torch.stack([t.model.get_buffer(name) for t in trials]).to(self.device)
-            for name, _ in trials[0].model.named_buffers()
+            name: torch.stack([tensors[name] for tensors in untrained]).to(self.device)
+            for name in untrained[0]
         }
         rules = [optim.rule(t.optimizer, t.arguments) for t in trials]
         self.rules = [rule for rule in rules if rule is not None]
@@ -268,11 +269,13 @@ class Stack:
         return float(self.trials[row].arguments["lr"])
 
     def unload(self, row: int) -> None:
-        """Puts a row's weights into its trial's model."""
-        named = self.skeleton.named(self.weights[row].cpu())
-        self.trials[row].model.load_state_dict(
-            {name: view.clone() for name, view in named.items()}, strict=False
-        )
+        """Puts a row's weights and buffers into its trial's model."""
+        model = self.trials[row].model
+        with torch.no_grad():
+            for name, view in self.skeleton.named(self.weights[row]).items():
+                model.get_parameter(name).copy_(view)
+            for name, tensor in _untrained(model).items():
+                tensor.copy_(self.buffers[name][row])
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drops all other rows, so that finished trials cost nothing."""
@@ -291,7 +294,7 @@ class _Skeleton:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.shapes = {name: p.shape for name, p in model.named_parameters()}
+        self.shapes = {n: p.shape for n, p in model.named_parameters() if p.requires_grad}
         self.sizes = [math.prod(shape) for shape in self.shapes.values()]
         per_trial = (0, 0, 0, 0)
         self._gradients = vmap(
@@ -300,8 +303,8 @@ class _Skeleton:
         self._figures = vmap(self._evaluate, per_trial)
 
     def flat(self, model: nn.Module) -> torch.Tensor:
-        """A model's parameters in one row [P]."""
-        return torch.cat([p.detach().flatten() for p in model.parameters()])
+        """A model's trainable parameters in one row [P]."""
+        return torch.cat([model.get_parameter(name).detach().flatten() for name in self.shapes])
 
     def named(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
         """Rows [..., P] as views [..., *shape] by parameter name."""
@@ -351,6 +354,12 @@ class _Skeleton:
         logits = functional_call(self.model, (weights, buffers), (images,))
         loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
         return loss, (logits.argmax(-1) == labels).sum().to(loss.dtype)
+
+
+def _untrained(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What a model needs beside its trainable parameters: buffers and frozen parameters."""
+    frozen = {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
+    return {**dict(model.named_buffers()), **frozen}
 
 
 def _accurate(device: torch.device) -> torch.dtype:
