@@ -18,7 +18,7 @@ check: .venv/installed
 	$(BIN)/mypy
 
 bench: .venv/installed
-	$(BIN)/python -m fmnist_sweep.bench
+	$(BIN)/python -m fmnist_sweep.bench --whole 3
 
 # The stamp is written last: an interrupted installation is done again.
 .venv/installed: pyproject.toml constraints.txt
