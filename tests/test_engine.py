@@ -158,14 +158,18 @@ def test_a_trial_is_the_same_in_any_stack(data: Protocol) -> None:
 
 
 @pytest.mark.slow
-def test_compiled_steps_give_the_numbers_of_eager_ones(data: Protocol) -> None:
+def test_compiled_steps_alone_and_in_a_stack(data: Protocol) -> None:
     decision, _ = worth_compiling("auto", 10**6, torch.device("cpu"))
     if not decision:
         pytest.skip("no C++ compiler here")
+    torch.set_num_threads(1)
     (eager,) = train([trial(dropout=0.2)], data)
     (compiled,) = train([trial(dropout=0.2)], data, compile=True)
     assert [row.train_accuracy for row in compiled] == [row.train_accuracy for row in eager]
     assert compiled[-1].val_loss == pytest.approx(eager[-1].val_loss, rel=1e-5)
+    neighbours = trial(1, lr=0.01, dropout=0.5), trial(2, lr=1e30)
+    stacked, *_ = train([trial(dropout=0.2), *neighbours], data, compile=True)
+    assert stacked == compiled
 
 
 def test_on_epoch_ends_a_trial(data: Protocol) -> None:

@@ -347,13 +347,26 @@ class _Skeleton:
         return [(loss, correct) for loss, correct in (totals / len(images)).T.tolist()]
 
     def _train_loss(self, weights: Any, buffers: Any, images: Any, labels: Any) -> Any:
-        loss, correct = self._evaluate(weights, buffers, images, labels)
-        return loss / len(labels), (loss.detach(), correct)
+        logits = functional_call(self.model, (weights, buffers), (images,))
+        losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+        return losses.mean(), _sums(losses.detach(), logits, labels)
 
     def _evaluate(self, weights: Any, buffers: Any, images: Any, labels: Any) -> Any:
         logits = functional_call(self.model, (weights, buffers), (images,))
-        loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
-        return loss, (logits.argmax(-1) == labels).sum().to(loss.dtype)
+        losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+        return _sums(losses, logits, labels)
+
+
+def _sums(
+    losses: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sum of a batch's losses and the number of its correct answers.
+
+    Summed in float64, where the order in which a compiled kernel adds float32 values up, which
+    depends on K, does not show.
+    """
+    wide = _accurate(losses.device)
+    return losses.to(wide).sum(), (logits.argmax(-1) == labels).to(wide).sum()
 
 
 def _untrained(model: nn.Module) -> dict[str, torch.Tensor]:
