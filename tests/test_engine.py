@@ -167,7 +167,7 @@ def test_compiled_steps_alone_and_in_a_stack(data: Protocol) -> None:
     (compiled,) = train([trial(dropout=0.2)], data, compile=True)
     assert [row.train_accuracy for row in compiled] == [row.train_accuracy for row in eager]
     assert compiled[-1].val_loss == pytest.approx(eager[-1].val_loss, rel=1e-5)
-    neighbours = trial(1, lr=0.01, dropout=0.5), trial(2, lr=1e30)
+    neighbours = trial(1, lr=0.01, dropout=0.5), trial(2, lr=1e30, dropout=0.1)
     stacked, *_ = train([trial(dropout=0.2), *neighbours], data, compile=True)
     assert stacked == compiled
 
