@@ -37,7 +37,11 @@ def check(config: Config) -> None:
         ConfigError: one line with the key, the value and what is allowed.
     """
     device(config)
-    build(config)
+    trial = build(config)
+    try:
+        engine.probe(trial.model)
+    except ValueError as error:
+        raise ConfigError(f"model._target_={config.model.target}: {error}") from None
 
 
 def build(config: Config) -> engine.Trial:

@@ -187,6 +187,36 @@ def test_a_model_of_ones_own(
     assert json.loads(Path("run/summary.json").read_text())["parameters"] == 7840
 
 
+@pytest.mark.parametrize(
+    ("layer", "what"),
+    [
+        ("nn.Linear(784, 7)", "returns [2, 7] for two images, not logits [2, 10]"),
+        ("nn.Linear(700, 10)", "cannot be trained under torch.func.vmap: mat1 and mat2"),
+        ("Branching(784, 10)", "cannot be trained under torch.func.vmap: "),
+    ],
+)
+def test_an_unfit_model_is_one_line(
+    layer: str, what: str, fmnist_train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "packages"
+    package.mkdir()
+    name = f"unfit_{abs(hash(layer))}"
+    package.joinpath(f"{name}.py").write_text(
+        "from torch import nn\n\n\n"
+        "class Branching(nn.Linear):\n"
+        "    def forward(self, x):\n"
+        "        y = super().forward(x)\n"
+        "        return y if y.sum().item() > 0 else -y\n\n\n"
+        f"def net():\n    return nn.Sequential(nn.Flatten(), {layer})\n"
+    )
+    monkeypatch.syspath_prepend(str(package))
+    monkeypatch.setenv("FMNIST_SWEEP_TRUST", f"{name}.*")
+    outcome = fmnist_train("~model", f"+model._target_={name}.net")
+    assert outcome.code == 1
+    (line,) = outcome.err.strip().splitlines()
+    assert line.startswith(f"model._target_={name}.net: ") and what in line
+
+
 def test_divergence_is_told_and_recorded(fmnist_train: Command, small: tuple[str, ...]) -> None:
     outcome = fmnist_train(*small, "optimizer=sgd", "optimizer.lr=1e30", "hydra.run.dir=run")
     assert outcome.code == 1

@@ -119,6 +119,25 @@ def evaluate(model: nn.Module, images: Images) -> tuple[float, float]:
     return loss, accuracy
 
 
+def probe(model: nn.Module) -> None:
+    """Tries one step's gradients on two blank images, on the CPU; changes no weight.
+
+    Raises:
+        ValueError: the model does not return logits [2, 10], or `torch.func` cannot run it.
+    """
+    images, labels = torch.zeros(1, 2, 1, 28, 28), torch.zeros(1, 2, dtype=torch.int64)
+    skeleton = _Skeleton(model)
+    buffers = {name: tensor.unsqueeze(0) for name, tensor in _untrained(model).items()}
+    try:
+        logits = model(images[0])
+        if logits.shape != (2, 10):
+            raise ValueError(f"returns {list(logits.shape)} for two images, not logits [2, 10]")
+        skeleton.gradients(skeleton.flat(model).unsqueeze(0), buffers, images, labels)
+    except (RuntimeError, TypeError) as error:
+        line = str(error).strip().splitlines()[0]
+        raise ValueError(f"cannot be trained under torch.func.vmap: {line}") from None
+
+
 class Stack:
     """The tensors of the trials in training, row by row, and the step over them."""
 
