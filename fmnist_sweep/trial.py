@@ -20,7 +20,7 @@ from fmnist_sweep.data import batches
 from fmnist_sweep.record import Epoch
 from fmnist_sweep.report import plots
 from fmnist_sweep.screen import Screen
-from fmnist_sweep.training import engine
+from fmnist_sweep.training import engine, skeleton
 from fmnist_sweep.training.compiling import worth_compiling
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def check(config: Config) -> None:
     device(config)
     trial = build(config)
     try:
-        engine.probe(trial.model)
+        skeleton.probe(trial.model)
     except ValueError as error:
         raise ConfigError(f"model._target_={config.model.target}: {error}") from None
 
@@ -177,7 +177,7 @@ def _train(
 
 def _test(trial: engine.Trial, data: batches.Protocol, where: torch.device) -> tuple[float, float]:
     assert data.test is not None
-    return engine.evaluate(trial.model.to(where), data.test)
+    return skeleton.evaluate(trial.model.to(where), data.test)
 
 
 def _summary(

@@ -12,7 +12,7 @@ from torch import nn
 from fmnist_sweep.data.batches import Images, Protocol, normalise, order
 from fmnist_sweep.models.mlp import MLP
 from fmnist_sweep.record import Epoch
-from fmnist_sweep.training import engine
+from fmnist_sweep.training import engine, skeleton
 from fmnist_sweep.training.compiling import worth_compiling
 from fmnist_sweep.training.dropout import KeyedDropout
 
@@ -120,7 +120,7 @@ def test_batch_norm_and_frozen_layers_are_those_of_plain_pytorch(data: Protocol)
     state = ours.model.state_dict()
     for name, theirs in expected.state_dict().items():
         torch.testing.assert_close(state[name].double(), theirs.double(), rtol=1e-3, atol=1e-3)
-    assert engine.evaluate(ours.model, data.validation)[1] == history[-1].val_accuracy
+    assert skeleton.evaluate(ours.model, data.validation)[1] == history[-1].val_accuracy
 
 
 def test_figures_are_those_of_the_trained_model(data: Protocol) -> None:
@@ -132,7 +132,7 @@ def test_figures_are_those_of_the_trained_model(data: Protocol) -> None:
     assert history[-1].val_accuracy == (logits.argmax(1) == labels).double().mean().item()
     loss = nn.functional.cross_entropy(logits, labels).item()
     assert history[-1].val_loss == pytest.approx(loss, rel=1e-5)
-    assert engine.evaluate(one.model, data.validation)[1] == history[-1].val_accuracy
+    assert skeleton.evaluate(one.model, data.validation)[1] == history[-1].val_accuracy
 
 
 def test_a_trial_is_the_same_in_any_stack(data: Protocol) -> None:

@@ -62,7 +62,9 @@ def test_weights_load_into_a_plain_network(fmnist_train: Command, small: tuple[s
     fmnist_train(*small, "hydra.run.dir=run", "model.hidden=[24]", "model.dropout=0.2")
     layers = nn.Flatten(), nn.Linear(784, 24), nn.ReLU(), nn.Dropout(0.2), nn.Linear(24, 10)
     network = nn.Sequential(*layers)
-    network.load_state_dict(torch.load("run/model.pt", weights_only=True))
+    saved = torch.load("run/model.pt", weights_only=True)
+    network.load_state_dict(saved)
+    assert torch.equal(network[1].weight, saved["1.weight"])
 
 
 def test_same_command_same_history(fmnist_train: Command, small: tuple[str, ...]) -> None:

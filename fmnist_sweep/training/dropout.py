@@ -38,7 +38,10 @@ class KeyedDropout(nn.Module):
 
 
 def _hash(x: torch.Tensor) -> torch.Tensor:
-    """Mixes 32-bit integers held in int64 (Wellons' low-bias constants, halved to fit 63 bits)."""
+    """Mixes 32-bit integers held in int64 as lowbias32 does (Wellons, hash-prospector).
+
+    The second constant lacks its top bit, so that products fit int64.
+    """
     x = x & _BITS32
     x = ((x ^ (x >> 16)) * 0x21F0AAAD) & _BITS32
     x = ((x ^ (x >> 15)) * 0x735A2D97) & _BITS32
