@@ -12,9 +12,14 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from fmnist_sweep import record
 from fmnist_sweep.config import Config, ConfigError, nearest_key, parse
+
+
+# A sweep's folder: its name, or the time.
+OmegaConf.register_resolver("either", lambda one, other: one or other, replace=True)
 
 
 def conf_folder() -> str:
@@ -88,14 +93,17 @@ def with_clear_errors(command: Callable[[], Any]) -> None:
 def _one_line(error: BaseException) -> str | None:
     """What to tell the user of an error, or None for a fault of ours."""
     if isinstance(error, HydraException | OmegaConfBaseException):
-        cause = error.__cause__
-        text = f"{error}\n{cause}" if isinstance(cause, OmegaConfBaseException) else str(error)
-        return _hydra_line(text)
+        return hydra_line(error)
+    if isinstance(error, YAMLError):
+        return "YAML: " + " ".join(str(error).split())
     known = {"ConfigError", "DataError", "TrialFailed"}
     return str(error) if type(error).__name__ in known else None
 
 
-def _hydra_line(text: str) -> str:
+def hydra_line(error: BaseException) -> str:
+    """An error of Hydra's or OmegaConf's in one line, with the nearest key for an unknown one."""
+    cause = error.__cause__
+    text = f"{error}\n{cause}" if isinstance(cause, OmegaConfBaseException) else str(error)
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown and "not in struct" in text:
         key = unknown[1]

@@ -2,8 +2,8 @@
 
 import difflib
 import os
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
@@ -16,13 +16,16 @@ class ConfigError(Exception):
     """A user's mistake; its message is the line that the user reads."""
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
     """Strict: no string for a number, no unknown key, nothing changed later."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class _Target(_Section):
+S = TypeVar("S", bound=Section)
+
+
+class _Target(Section):
     """A class by its dotted name and its arguments; the class itself judges keys not named here."""
 
     model_config = ConfigDict(extra="allow")
@@ -56,7 +59,7 @@ class OptimizerConfig(_Target):
     eps: Annotated[float, Field(gt=0)] | None = None
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     root: str = Field(min_length=1)
     verify: bool
     validation: Literal["held_out", "test"]
@@ -71,7 +74,7 @@ class DataConfig(_Section):
         return TRAIN_IMAGES - (self.val_size if self.validation == "held_out" else 0)
 
 
-class TrainerConfig(_Section):
+class TrainerConfig(Section):
     epochs: int = Field(ge=1)
     device: str = Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     threads: int = Field(ge=1, le=1024)
@@ -79,7 +82,7 @@ class TrainerConfig(_Section):
     log_every: int = Field(ge=1)
 
 
-class Config(_Section):
+class Config(Section):
     """One trial's whole configuration."""
 
     name: Annotated[str, Field(pattern=r"^[\w][\w.+-]*$")] | None
@@ -90,17 +93,26 @@ class Config(_Section):
     trainer: TrainerConfig
 
 
+def checked(section: type[S], values: Mapping[str, Any], prefix: str = "") -> S:
+    """Checks plain values against a schema; `prefix`, with its dot, stands before every key.
+
+    Raises:
+        ConfigError: one line for each wrong key, naming the key, its value and what is allowed.
+    """
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        lines = dict.fromkeys(_line(section, prefix, detail) for detail in error.errors())
+        raise ConfigError("\n".join(lines)) from None
+
+
 def parse(values: Mapping[str, Any]) -> Config:
     """Checks a composed configuration (plain containers, interpolations resolved).
 
     Raises:
         ConfigError: one line for each wrong key, naming the key, its value and what is allowed.
     """
-    try:
-        config = Config.model_validate(values)
-    except ValidationError as error:
-        lines = dict.fromkeys(_line(detail) for detail in error.errors())
-        raise ConfigError("\n".join(lines)) from None
+    config = checked(Config, values)
     if config.data.train_size is not None and config.data.train_size > config.data.available:
         raise ConfigError(
             f"data.train_size={config.data.train_size}: must be at most {config.data.available}, "
@@ -146,14 +158,15 @@ _MEANINGS = {
 }
 
 
-def _line(detail: ErrorDetails) -> str:
+def _line(section: type[BaseModel], prefix: str, detail: ErrorDetails) -> str:
     """Turns one of pydantic's errors into `key=value: what is allowed`."""
     # A union adds its member's name to the path ("model.hidden.list[...]"): not a key of ours.
     # Nor are a list's positions.
     path = [str(part) for part in detail["loc"] if str(part).isidentifier()]
     if path[-1] in ("bool", "int", "float", "str"):
         path.pop()
-    key = ".".join(path)
+    allowed = _range(section, path)
+    key = prefix + ".".join(path)
     kind = detail["type"]
     if kind == "extra_forbidden":
         return f"{key}: no such key{nearest_key(key)}"
@@ -161,7 +174,6 @@ def _line(detail: ErrorDetails) -> str:
         return f"{key}: is missing"
     said = detail["msg"].removeprefix("Input ").replace("should", "must", 1)
     meaning = _SPECIAL.get(key) or _MEANINGS.get(kind, said)
-    allowed = _range(key)
     if kind in _RANGE_ERRORS and allowed:
         return f"{key}={detail['input']}: must be {allowed}"
     return f"{key}={detail['input']}: {meaning}{f' {allowed}' if allowed else ''}"
@@ -176,11 +188,10 @@ _SPECIAL = {
 }
 
 
-def _range(key: str) -> str:
+def _range(section: type[BaseModel], path: Sequence[str]) -> str:
     """The allowed range of a numeric key, read from the schema: `>= 0 and < 1`."""
-    section: type[BaseModel] = Config
     field = None
-    for part in key.split("."):
+    for part in path:
         field = section.model_fields.get(part)
         if field is None:
             return ""

@@ -4,6 +4,7 @@
 train.log         what was said on screen, with times
 history.csv       one row an epoch
 summary.json      one trial's final row; its presence says that the run ended
+trial.json        in a sweep: which trial of it this is, and with what values
 environment.json  versions, device, threads, git commit, command line
 results.png       loss and accuracy curves
 model.pt          a state dict for a plain `nn.Module`
@@ -15,6 +16,7 @@ import io
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -40,6 +42,11 @@ class Epoch:
     val_loss: float
     val_accuracy: float
     seconds: float
+
+
+# What a trial's summary holds that a sweep can optimise; the first ones each epoch has.
+EPOCH_METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
+METRICS = (*EPOCH_METRICS, "best_val_accuracy", "seconds", "images_per_second", "parameters")
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -89,6 +96,16 @@ def holds_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in ("history.csv", "summary.json"))
 
 
+def attempts(sweep: Path) -> dict[int, list[Path]]:
+    """A sweep's run folders by trial, in order: `3`, `3-2`, ... are the attempts at trial 3."""
+    found: dict[int, list[tuple[int, Path]]] = {}
+    for folder in sweep.iterdir():
+        name = re.fullmatch(r"(\d+)(?:-(\d+))?", folder.name)
+        if name and folder.is_dir():
+            found.setdefault(int(name[1]), []).append((int(name[2] or 1), folder))
+    return {trial: [f for _, f in sorted(found[trial])] for trial in sorted(found)}
+
+
 def write_history(folder: Path, history: Sequence[Epoch]) -> None:
     """Writes `history.csv`, with every digit of its numbers."""
     text = io.StringIO()
@@ -119,6 +136,35 @@ def read_history(folder: Path) -> list[Epoch]:
         raise ValueError(f"{folder / 'history.csv'}: not a history: {error}") from None
 
 
+def finish(folder: Path, state: str, reason: str | None = None, **more: Any) -> dict[str, Any]:
+    """Writes a run's final row, or changes what the training has written.
+
+    Args:
+        state: COMPLETE, PRUNED or FAILED.
+        reason: one line that says why it is not complete.
+
+    Returns:
+        What `summary.json` then holds.
+    """
+    known = summary(folder) or {}
+    values = {**known, **more, "state": state, "reason": reason}
+    if values != known:
+        write_json(folder, "summary.json", values)
+    return values
+
+
+def summary(folder: Path) -> dict[str, Any] | None:
+    """A run's final row, or None for a run that has not ended.
+
+    Raises:
+        ValueError: the file is not a summary.
+    """
+    try:
+        return read_json(folder, "summary.json")
+    except FileNotFoundError:
+        return None
+
+
 def write_json(folder: Path, name: str, values: Mapping[str, Any]) -> None:
     """Writes a JSON object, keys in the order given. NaN becomes null: JSON has none."""
     finite = {k: None if isinstance(v, float) and v != v else v for k, v in values.items()}
@@ -132,7 +178,10 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
         OSError: there is none.
         ValueError: it is not a JSON object.
     """
-    values = json.loads((folder / name).read_text())
+    try:
+        values = json.loads((folder / name).read_text())
+    except ValueError as error:
+        raise ValueError(f"{folder / name}: not JSON: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{folder / name}: not a JSON object")
     return values

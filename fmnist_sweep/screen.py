@@ -15,13 +15,13 @@ log = logging.getLogger(__name__)
 class Screen:
     """Tells of one run's progress, through `logging`, so that train.log holds every line.
 
-    On a terminal the batches within an epoch move a bar instead of adding lines.
+    With `bar` the batches within an epoch move a bar on the terminal instead of adding lines.
     """
 
-    def __init__(self, epochs: int, batches: int) -> None:
+    def __init__(self, epochs: int, batches: int, bar: bool) -> None:
         self.epochs = epochs
         self.batches = batches
-        self.bar = _bar() if sys.stdout.isatty() else None
+        self.bar = _bar() if bar else None
         self.task = self.bar.add_task("", total=batches) if self.bar else None
 
     def begin_epoch(self, epoch: int) -> None:

@@ -5,10 +5,14 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from fmnist_sweep.cli import conf_folder, parsed, with_clear_errors
+from fmnist_sweep.sweep.sweeper import StudySweeper
+
+Plugins.instance().register(StudySweeper)
 
 
 @hydra.main(
@@ -16,12 +20,16 @@ from fmnist_sweep.cli import conf_folder, parsed, with_clear_errors
 )
 def task(config: DictConfig) -> Any:
     """One trial: a composed configuration in, its objective out."""
-    from fmnist_sweep import trial  # imports torch, which --help and --cfg do without
+    # These import torch and optuna, which --help and --cfg do without.
+    from fmnist_sweep import trial
+    from fmnist_sweep.sweep.job import reporter
 
     hydra_config = HydraConfig.get()
     single = hydra_config.mode == RunMode.RUN
     folder = Path(hydra_config.runtime.output_dir)
-    return trial.run(parsed(config), folder, test=single)["val_accuracy"]
+    summary = trial.run(parsed(config), folder, test=single, on_epoch=reporter())
+    objective = hydra_config.sweeper.get("objective", "val_accuracy")
+    return summary[objective] if isinstance(objective, str) else [summary[o] for o in objective]
 
 
 def main() -> None:

@@ -4,8 +4,9 @@ import inspect
 import io
 import logging
 import math
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +90,15 @@ def device(config: Config) -> torch.device:
     return found
 
 
-def run(config: Config, folder: Path, *, test: bool) -> dict[str, Any]:
+def run(
+    config: Config, folder: Path, *, test: bool, on_epoch: Callable[[Epoch], bool] | None = None
+) -> dict[str, Any]:
     """Trains a trial and leaves a complete run folder.
 
     Args:
         folder: exists; Hydra has put its log and configuration there.
         test: whether to open the test images after the last epoch. A sweep never does.
+        on_epoch: a sweep's, told of each finished epoch; False prunes the trial.
 
     Returns:
         What `summary.json` holds.
@@ -127,18 +131,34 @@ def run(config: Config, folder: Path, *, test: bool) -> dict[str, Any]:
             steps=how,
         ),
     )
-    history = _train(config, trial, data, folder, compile)
+    screen = Screen(
+        trial.epochs,
+        math.ceil(len(data.train) / config.data.batch_size),
+        bar=on_epoch is None and sys.stdout.isatty(),
+    )
+    history = _train(config, trial, data, folder, compile, screen, on_epoch)
     last = history[-1]
-    finite = math.isfinite(last.train_loss) and math.isfinite(last.val_loss)
+    finite = _finite(last)
     reason = None if finite else f"the loss became {last.train_loss} in epoch {last.epoch}"
+    if finite and last.epoch < trial.epochs:
+        reason = f"pruned after epoch {last.epoch} of {trial.epochs}"
     tested = _test(trial, data, where) if test and finite else None
-    summary = _summary(config, history, parameters, len(data.train), started, reason, tested)
+    state = ("PRUNED" if reason else "COMPLETE") if finite else "FAILED"
+    summary = {
+        "state": state,
+        "reason": reason,
+        **_figures(config, history, parameters, len(data.train), tested),
+        "started": started,
+        "ended": time.time(),
+    }
     record.write_whole(folder / "results.png", plots.curves(history, _title(config)))
     if finite:
         record.write_whole(folder / "model.pt", _saved(trial.model))
     record.write_json(folder, "summary.json", summary)
-    if reason:
+    if reason and not finite:
         raise TrialFailed(reason)
+    if reason:
+        log.info("%s", reason.capitalize())
     if tested:
         log.info("Final Test Accuracy: %.2f%%", 100 * tested[1])
     log.info("Run folder: %s", folder)
@@ -146,18 +166,25 @@ def run(config: Config, folder: Path, *, test: bool) -> dict[str, Any]:
 
 
 def _train(
-    config: Config, trial: engine.Trial, data: batches.Protocol, folder: Path, compile: bool
+    config: Config,
+    trial: engine.Trial,
+    data: batches.Protocol,
+    folder: Path,
+    compile: bool,
+    screen: Screen,
+    wanted: Callable[[Epoch], bool] | None,
 ) -> list[Epoch]:
-    """Trains, keeping `history.csv` up to date, and stops at a loss that is no number."""
+    """Trains, keeping `history.csv` up to date, until the end, a bad loss or a pruner's word."""
     history: list[Epoch] = []
-    screen = Screen(trial.epochs, math.ceil(len(data.train) / config.data.batch_size))
 
     def on_epoch(_: int, row: Epoch) -> bool:
         history.append(row)
         record.write_history(folder, history)
         screen.end_epoch(row)
-        screen.begin_epoch(row.epoch + 1)
-        return math.isfinite(row.train_loss) and math.isfinite(row.val_loss)
+        going = _finite(row) and (wanted is None or wanted(row))
+        if going:
+            screen.begin_epoch(row.epoch + 1)
+        return going
 
     screen.begin_epoch(1)
     try:
@@ -175,26 +202,26 @@ def _train(
     return history
 
 
+def _finite(row: Epoch) -> bool:
+    return math.isfinite(row.train_loss) and math.isfinite(row.val_loss)
+
+
 def _test(trial: engine.Trial, data: batches.Protocol, where: torch.device) -> tuple[float, float]:
     assert data.test is not None
     return skeleton.evaluate(trial.model.to(where), data.test)
 
 
-def _summary(
+def _figures(
     config: Config,
     history: list[Epoch],
     parameters: int,
     train_size: int,
-    started: float,
-    reason: str | None,
     tested: tuple[float, float] | None,
 ) -> dict[str, Any]:
     last = history[-1]
     best = max(history, key=lambda row: row.val_accuracy)
     seconds = sum(row.seconds for row in history)
     return {
-        "state": "FAILED" if reason else "COMPLETE",
-        "reason": reason,
         "name": config.name,
         "seed": config.seed,
         "epochs": len(history),
@@ -211,8 +238,6 @@ def _summary(
         "parameters": parameters,
         "seconds": seconds,
         "images_per_second": train_size * len(history) / seconds,
-        "started": started,
-        "ended": time.time(),
     }
 
 

@@ -1,0 +1,200 @@
+"""A sweep's tables, made from its run folders alone: `sweep.csv` and `curves.csv`."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from fmnist_sweep import record
+from fmnist_sweep.record import Epoch
+
+METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "best_val_accuracy")
+INTEGERS = ("best_epoch", "epochs", "seed")
+TAIL = (*METRICS, "best_epoch", "epochs", "seconds", "images_per_second", "seed", "run", "reason")
+
+
+class ReportError(Exception):
+    """A folder that is no sweep, or a torn file; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run of a sweep.
+
+    state: COMPLETE, PRUNED or FAILED.
+    params: the swept keys' values.
+    default: whether these are what the keys have without the sweep.
+    objective: names of the columns that the sweep optimises, and with them `direction`.
+    """
+
+    trial: int
+    state: str
+    params: Mapping[str, Any]
+    default: bool
+    objective: list[str]
+    direction: list[str]
+    summary: Mapping[str, Any]
+    history: list[Epoch]
+    folder: Path
+
+    @property
+    def values(self) -> list[Any]:
+        """The objectives' values; a failed or pruned run's may be None."""
+        return [self.summary.get(name) for name in self.objective]
+
+    @property
+    def label(self) -> str:
+        """The swept values as a line."""
+        return " ".join(f"{key}={value}" for key, value in self.params.items())
+
+
+class Sweep:
+    """The finished runs of a sweep folder; each is read once.
+
+    Raises:
+        ReportError: the folder is not there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.runs: dict[int, Run] = {}
+        if not folder.is_dir():
+            raise ReportError(f"{folder}: no such folder")
+
+    def update(self) -> list[Run]:
+        """Reads runs that have finished since the last time.
+
+        Returns:
+            The new ones, by trial.
+
+        Raises:
+            ReportError: a file of theirs is torn.
+        """
+        new = []
+        for trial, folders in record.attempts(self.folder).items():
+            latest = self.runs.get(trial)
+            for folder in reversed(folders):
+                if latest and latest.folder == folder:
+                    break
+                try:
+                    run = read_run(trial, folder)
+                except (ValueError, KeyError, TypeError) as error:
+                    raise ReportError(f"{folder}: not a run: {error}") from None
+                if run:
+                    self.runs[trial] = run
+                    new.append(run)
+                    break
+        if any(not (run.folder / "trial.json").exists() for run in new):
+            self.runs = _without_shared(self.runs)
+        return new
+
+    def sweep_table(self) -> pd.DataFrame:
+        """One row a trial, by trial; accuracies in [0, 1], losses in nats, times in seconds."""
+        runs = [self.runs[trial] for trial in sorted(self.runs)]
+        keys = dict.fromkeys(key for run in runs for key in run.params)
+        names = dict.fromkeys(name for run in runs for name in _objective_columns(run))
+        rows = [
+            {
+                **{column: run.summary.get(column) for column in TAIL},
+                "trial": run.trial,
+                "state": run.state,
+                **run.params,
+                **_objective_columns(run),
+                "epochs": len(run.history),
+                "run": run.folder.name,
+            }
+            for run in runs
+        ]
+        columns = dict.fromkeys(["trial", "state", *keys, *names, *TAIL])
+        table = pd.DataFrame(rows, columns=list(columns))
+        return table.astype({name: "Int64" for name in INTEGERS if name not in keys})
+
+    def curves_table(self) -> pd.DataFrame:
+        """One row a trial and epoch, by trial."""
+        rows = [
+            {"trial": trial, **asdict(epoch)}
+            for trial in sorted(self.runs)
+            for epoch in self.runs[trial].history
+        ]
+        return pd.DataFrame(rows, columns=["trial", *(field.name for field in fields(Epoch))])
+
+    def write(self) -> None:
+        """Writes `sweep.csv` and `curves.csv` into the sweep's folder, with every digit."""
+        for name, table in (("sweep", self.sweep_table()), ("curves", self.curves_table())):
+            text = table.to_csv(index=False, lineterminator="\n")
+            record.write_whole(self.folder / f"{name}.csv", text)
+
+
+def read_run(trial: int, folder: Path) -> Run | None:
+    """Reads a run folder; None for one that has not finished.
+
+    Raises:
+        ValueError, KeyError, TypeError: a file is torn or not what it should be.
+    """
+    summary = record.summary(folder)
+    if summary is None:
+        return None
+    try:
+        note = record.read_json(folder, "trial.json")
+    except FileNotFoundError:
+        note = _stock_note(folder)
+    try:
+        history = record.read_history(folder)
+    except FileNotFoundError:
+        history = []
+    return Run(
+        trial=trial,
+        state=str(summary["state"]),
+        params=note["params"],
+        default=bool(note["default"]),
+        objective=list(note["objective"]),
+        direction=list(note["direction"]),
+        summary=summary,
+        history=history,
+        folder=folder,
+    )
+
+
+def _stock_note(folder: Path) -> dict[str, Any]:
+    """What `trial.json` would say, for a run of a sweeper that writes none."""
+    lines = yaml.safe_load((folder / ".hydra/overrides.yaml").read_text()) or []
+    pairs = [line.lstrip("+~").partition("=") for line in lines]
+    return {
+        "params": {key: _typed(text) for key, _, text in pairs},
+        "default": False,
+        "objective": ["val_accuracy"],
+        "direction": ["maximize"],
+    }
+
+
+def _typed(text: str) -> Any:
+    """An override's value; `yaml` would take 1e-4 for text."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def _without_shared(runs: Mapping[int, Run]) -> dict[int, Run]:
+    """Stock sweepers do not say which overrides were swept: those that differ between runs."""
+    values: dict[str, set[str]] = {}
+    for run in runs.values():
+        for key, value in run.params.items():
+            values.setdefault(key, set()).add(str(value))
+    swept = {key for key, some in values.items() if len(some) > 1 or len(runs) == 1}
+    return {
+        trial: replace(run, params={k: v for k, v in run.params.items() if k in swept})
+        for trial, run in runs.items()
+    }
+
+
+def _objective_columns(run: Run) -> dict[str, Any]:
+    """`objective`, or `objective_seconds` and such where there are several."""
+    if len(run.objective) == 1:
+        return {"objective": run.values[0]}
+    return {f"objective_{name}": value for name, value in zip(run.objective, run.values)}

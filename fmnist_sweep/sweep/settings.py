@@ -1,0 +1,126 @@
+"""What a sweep may be told: `hydra.sweeper` of a study, whose defaults are in conf/hydra/sweeper."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import optuna
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from pydantic import BeforeValidator, Field
+
+from fmnist_sweep import record
+from fmnist_sweep.config import ConfigError, Section, checked
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+class Settings(Section):
+    """The keys of `hydra.sweeper`; what they mean stands in conf/hydra/sweeper/study.yaml."""
+
+    objective: Annotated[list[str], Field(min_length=1), BeforeValidator(_listed)]
+    direction: Annotated[list[Literal["minimize", "maximize"]], BeforeValidator(_listed)]
+    n_trials: Annotated[int, Field(ge=1)] | None
+    n_jobs: Annotated[int, Field(ge=1)] | None
+    max_failures: Annotated[int, Field(ge=1)] | None
+    baseline: bool
+    params: dict[str, Any]
+    custom_search_space: str | None
+    storage: str | None
+    accept_changes: bool
+    sampler: dict[str, Any]
+    pruner: dict[str, Any]
+
+    @property
+    def prunes(self) -> bool:
+        return not self.pruner["_target_"].endswith(".NopPruner")
+
+    @property
+    def grid_sampler(self) -> bool:
+        return bool(self.sampler["_target_"].endswith(".GridSampler"))
+
+
+def read(values: Mapping[str, Any]) -> Settings:
+    """Checks `hydra.sweeper`.
+
+    Raises:
+        ConfigError: one line with the key, its value and what is allowed.
+    """
+    given = {key: value for key, value in values.items() if key != "_target_"}
+    settings = checked(Settings, given, "hydra.sweeper.")
+    for name in settings.objective:
+        if name not in record.METRICS:
+            raise ConfigError(
+                f"hydra.sweeper.objective={name}: must be of {', '.join(record.METRICS)}"
+            )
+    if len(settings.direction) != len(settings.objective):
+        raise ConfigError(
+            f"hydra.sweeper.direction={settings.direction}: must be one for each of "
+            f"hydra.sweeper.objective={settings.objective}"
+        )
+    if settings.prunes:
+        _check_pruning(settings)
+    make_pruner(settings.pruner)
+    return settings
+
+
+def _check_pruning(settings: Settings) -> None:
+    way_out = "hydra/sweeper/pruner=none prunes nothing"
+    if len(settings.objective) > 1:
+        raise ConfigError(f"hydra/sweeper/pruner: decides on one objective only; {way_out}")
+    per_epoch = record.EPOCH_METRICS
+    if settings.objective[0] not in per_epoch:
+        raise ConfigError(
+            f"hydra/sweeper/pruner: needs an objective that each epoch has "
+            f"({', '.join(per_epoch)}), not {settings.objective[0]}; {way_out}"
+        )
+
+
+def make_pruner(values: Mapping[str, Any]) -> optuna.pruners.BasePruner:
+    """Makes the pruner that a configuration names.
+
+    Raises:
+        ConfigError: no such pruner, or it refuses its arguments.
+    """
+    made = _make("hydra.sweeper.pruner", values, "optuna.pruners.*")
+    assert isinstance(made, optuna.pruners.BasePruner)
+    return made
+
+
+def make_sampler(settings: Settings, seed: int, starts: int) -> optuna.samplers.BaseSampler:
+    """Makes the sampler that `hydra/sweeper/sampler` names.
+
+    Args:
+        seed: the sampler's, where it is given none of its own.
+        starts: how often the sweep was begun or resumed before. Each start draws from a stream of
+            its own: a stream drawn again from its beginning would suggest the same values again.
+
+    Raises:
+        ConfigError: no such sampler, or it refuses its arguments.
+    """
+    values = dict(settings.sampler)
+    if settings.grid_sampler:  # its points are known from the start
+        return optuna.samplers.RandomSampler(seed)
+    if values.get("seed") is None:
+        values["seed"] = seed
+    # A quasi-random sequence counts its points in the study and must stay the same one.
+    if starts and not values["_target_"].endswith(".QMCSampler"):
+        values["seed"] = int(np.random.SeedSequence([values["seed"], starts]).generate_state(1)[0])
+    patterns = ("hydra_plugins.hydra_optuna_sweeper.*", "optuna.samplers.*")
+    made = _make("hydra.sweeper.sampler", values, *patterns)
+    assert isinstance(made, optuna.samplers.BaseSampler)
+    return made
+
+
+def _make(key: str, values: Mapping[str, Any], *patterns: str) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return instantiate(dict(values), _execution_whitelist_=patterns)
+    except (InstantiationException, ValueError, TypeError, ImportError) as error:
+        cause = error.__cause__ or error
+        text = " ".join((str(cause).strip() or type(cause).__name__).split())
+        raise ConfigError(f"{key}._target_={values.get('_target_')}: {text}") from None

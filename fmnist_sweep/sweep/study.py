@@ -1,0 +1,313 @@
+"""Optuna's record of a sweep: opened, agreed with, asked and told.
+
+Several processes may work on one study, on SQLite or a server, as long as they share the sweep's
+folder. A trial belongs to the process that holds the worker's lock named in its `trial.json`; the
+operating system lets go of the lock when that process dies, however it dies.
+"""
+
+import functools
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import optuna
+import sqlalchemy
+from filelock import FileLock, Timeout
+from optuna.exceptions import StorageInternalError
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from fmnist_sweep import record
+from fmnist_sweep.config import ConfigError
+from fmnist_sweep.sweep import agreement
+from fmnist_sweep.sweep.settings import Settings, make_sampler
+from fmnist_sweep.sweep.space import Space
+
+T = TypeVar("T")
+PATIENCE = 60.0  # seconds that a locked or restarting database is waited for
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a study is. A worker process opens it anew."""
+
+    url: str
+    name: str
+
+
+@functools.cache
+def storage(url: str) -> RDBStorage:
+    """Opens a database, creating its tables where there are none.
+
+    Raises:
+        sqlalchemy.exc.SQLAlchemyError, ImportError: no such server, driver or file.
+    """
+    is_file = url.startswith("sqlite")
+    arguments = {"connect_args": {"timeout": PATIENCE}} if is_file else {"pool_pre_ping": True}
+    opened = RDBStorage(url, engine_kwargs=arguments)
+    if is_file:
+        # By default SQLite takes its lock at the first write: of two processes that have read the
+        # same waiting trial both would get it.
+        engine = opened.engine
+        sqlalchemy.event.listen(engine, "connect", _leave_transactions_to_us)
+        sqlalchemy.event.listen(engine, "begin", _begin_immediate)
+        engine.dispose()
+    return opened
+
+
+def _leave_transactions_to_us(connection: Any, _: Any) -> None:
+    connection.isolation_level = None
+
+
+def _begin_immediate(connection: sqlalchemy.Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def reachable(url: str) -> RDBStorage:
+    """Opens a database.
+
+    Raises:
+        ConfigError: its server, driver, file or scheme is not there.
+    """
+    try:
+        try:
+            return storage(url)
+        except (StorageInternalError, sqlalchemy.exc.DBAPIError):
+            time.sleep(1)  # two processes that create the tables at once
+            return storage(url)
+    except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError, ImportError, ValueError) as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise ConfigError(
+            f"hydra.sweeper.storage={_shown(url)}: {reason}; it takes an SQLAlchemy URL such as "
+            "sqlite:////folder/study.db or postgresql://user@host/database"
+        ) from None
+
+
+def _shown(url: str) -> str:
+    """A URL without its password."""
+    try:
+        return sqlalchemy.make_url(url).render_as_string(hide_password=True)
+    except sqlalchemy.exc.ArgumentError:
+        return url
+
+
+def _url(folder: Path, settings: Settings) -> str:
+    return settings.storage or f"sqlite:///{folder / 'study.db'}"
+
+
+def _noted(folder: Path, name: str) -> dict[str, Any]:
+    """`study.json`: which study is this folder's; its first start writes it.
+
+    A server holds the studies of many folders; the id tells ours from another of that name.
+    """
+    try:
+        return record.read_json(folder, "study.json")
+    except FileNotFoundError:
+        noted = {"name": name, "id": uuid.uuid4().hex}
+        record.write_json(folder, "study.json", noted)
+        return noted
+
+
+def persist(call: Callable[[], T]) -> T:
+    """Repeats a call that may safely be repeated until the database takes it.
+
+    A result is good even if the database is locked or its server restarts just now.
+    """
+    wait, until = 0.05, time.monotonic() + PATIENCE
+    while True:
+        try:
+            return call()
+        except (StorageInternalError, sqlalchemy.exc.DBAPIError):
+            if time.monotonic() > until:
+                raise
+        time.sleep(wait)
+        wait = min(2 * wait, 2.0)
+
+
+@functools.cache
+def load(address: Address) -> optuna.Study:
+    """Opens a study that exists, to be told of trials and not to be asked for any."""
+    sampler = optuna.samplers.RandomSampler()
+    return optuna.load_study(
+        study_name=address.name, storage=storage(address.url), sampler=sampler
+    )
+
+
+def tell(address: Address, number: int, run: Path, objectives: Sequence[str]) -> None:
+    """Tells the study how a trial ended, from its finished run folder.
+
+    Does nothing for a trial that is told already or that another attempt has taken over.
+    """
+    summary = record.summary(run)
+    assert summary is not None
+    study, backend = load(address), storage(address.url)
+
+    def once() -> None:
+        trial = study.get_trials(deepcopy=False)[number]
+        if trial.state.is_finished() or trial.user_attrs.get("run") != run.name:
+            return
+        if summary["reason"]:
+            backend.set_trial_user_attr(trial._trial_id, "reason", summary["reason"])
+        if trial.state == TrialState.WAITING:
+            backend.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
+        if summary["state"] == "COMPLETE":
+            values = [summary[name] for name in objectives]
+            study.tell(number, values, skip_if_finished=True)
+        else:
+            failed = summary["state"] == "FAILED"
+            state = TrialState.FAIL if failed else TrialState.PRUNED
+            study.tell(number, state=state, skip_if_finished=True)
+
+    persist(once)
+
+
+class SweepStudy:
+    """The study of one sweep folder, as the process sees it that drives the sweep.
+
+    Raises:
+        ConfigError: the database cannot be opened, or its study is not the one to be continued.
+    """
+
+    def __init__(
+        self, folder: Path, name: str, space: Space, settings: Settings, seed: int
+    ) -> None:
+        self.folder = folder
+        self.space = space
+        self.objectives = settings.objective
+        self.worker = uuid.uuid4().hex[:12]
+        self.lock = FileLock(folder / ".study.lock")
+        with self.lock:
+            self.study = self._open(name, settings, seed)
+        self.address = Address(_url(folder, settings), self.study.study_name)
+        self._alive = FileLock(self._worker_lock(self.worker))
+        self._alive.acquire()
+
+    def _open(self, name: str, settings: Settings, seed: int) -> optuna.Study:
+        """Creates the study, or makes sure that it is the one to be continued."""
+        backend = reachable(_url(self.folder, settings))
+        noted = _noted(self.folder, name)
+        name = noted["name"]
+        study = (
+            optuna.load_study(study_name=name, storage=backend)
+            if name in optuna.get_all_study_names(backend)
+            else optuna.create_study(
+                study_name=name, storage=backend, directions=settings.direction
+            )
+        )
+        if study.user_attrs.setdefault("folder", noted["id"]) != noted["id"]:
+            raise ConfigError(
+                f"hydra.sweeper.storage: its study {name} belongs to another folder; "
+                "name=another begins a new one"
+            )
+        agreement.agree(study, self.space, settings)
+        starts = study.user_attrs.get("starts", 0)
+        study.set_user_attr("folder", noted["id"])
+        study.set_user_attr("starts", starts + 1)
+        study.sampler = make_sampler(settings, seed, starts)
+        return study
+
+    def close(self) -> None:
+        """Says that this process works on the sweep no longer."""
+        self._alive.release()
+        self._worker_lock(self.worker).unlink(missing_ok=True)
+
+    def trials(self) -> list[FrozenTrial]:
+        """All trials by number; not to be changed."""
+        return persist(lambda: self.study.get_trials(deepcopy=False))
+
+    def ask(
+        self, extend: Callable[[optuna.Trial], None] | None
+    ) -> tuple[optuna.Trial, Path] | None:
+        """Takes the next trial and makes its run folder.
+
+        Waiting trials come first, those of an interrupted sweep among them, then the space's
+        points, then what the sampler suggests.
+
+        Args:
+            extend: suggests further, conditional parameters.
+
+        Returns:
+            None if as many trials have been begun as the sweep is to have.
+        """
+        space = self.space
+        with self.lock:
+            trials = self.trials()
+            if not any(trial.state == TrialState.WAITING for trial in trials):
+                if len(trials) >= space.n_trials:
+                    return None
+                if len(trials) < len(space.points):
+                    self.study.enqueue_trial(space.points[len(trials)])
+            trial = self.study.ask(space.distributions)
+            if extend:
+                extend(trial)
+            for key, value in space.fixed.items():
+                trial.set_user_attr(key, value)
+            run = record.reserve(self.folder / str(trial.number))
+            note = {
+                "trial": trial.number,
+                "params": trial.params,
+                "default": space.is_default(trial.params),
+                "objective": self.objectives,
+                "direction": [direction.name.lower() for direction in self.study.directions],
+                "worker": self.worker,
+            }
+            record.write_json(run, "trial.json", note)
+            trial.set_user_attr("run", run.name)
+            return trial, run
+
+    def settle(self, trial: FrozenTrial) -> bool:
+        """Ends an interrupted trial: told if its run had finished, else put back in the queue.
+
+        Returns:
+            Whether its run had finished.
+        """
+        run = self.folder / str(trial.user_attrs.get("run", ""))
+        if "run" in trial.user_attrs and record.summary(run) is not None:
+            tell(self.address, trial.number, run, self.objectives)
+            return True
+        backend = storage(self.address.url)
+        persist(lambda: backend.set_trial_state_values(trial._trial_id, TrialState.WAITING))
+        return False
+
+    def take_over(self) -> tuple[int, int]:
+        """Settles the trials of processes that are gone.
+
+        Returns:
+            How many had finished, and how many are to be run again.
+        """
+        counts = [0, 0]
+        with self.lock:
+            for trial in self.trials():
+                if trial.state == TrialState.RUNNING and not self._is_alive(self._worker(trial)):
+                    counts[0 if self.settle(trial) else 1] += 1
+        return counts[0], counts[1]
+
+    def is_mine(self, trial: FrozenTrial) -> bool:
+        """Whether this process has asked for a trial."""
+        return self._worker(trial) == self.worker
+
+    def _worker(self, trial: FrozenTrial) -> str | None:
+        """The process that has a trial; None if it died before it could say so."""
+        if "run" not in trial.user_attrs:
+            return None
+        run = self.folder / trial.user_attrs["run"]
+        return str(record.read_json(run, "trial.json")["worker"])
+
+    def _is_alive(self, worker: str | None) -> bool:
+        if worker is None or worker == self.worker:
+            return worker is not None
+        path = self._worker_lock(worker)
+        if not path.exists():
+            return False
+        try:
+            with FileLock(path, timeout=0):
+                path.unlink()
+            return False
+        except Timeout:
+            return True
+
+    def _worker_lock(self, worker: str) -> Path:
+        return self.folder / f".worker-{worker}.lock"

@@ -1,0 +1,33 @@
+"""Hydra's plugin `hydra/sweeper=study`. Light to import: single runs load it too."""
+
+from typing import Any
+
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+class StudySweeper(Sweeper):
+    """Turns a `-m` command line into a study: a grid or an Optuna search.
+
+    Its settings are the keys of conf/hydra/sweeper/study.yaml.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Hydra's hook before `sweep`."""
+        self.hydra_context = hydra_context
+        self.task_function = task_function
+        self.config = config
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Runs the sweep to its end; see `loop.sweep`."""
+        from fmnist_sweep.sweep import loop
+
+        loop.sweep(
+            arguments, self.settings, self.config, self.hydra_context, self.task_function
+        )
