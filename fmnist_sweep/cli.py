@@ -17,7 +17,6 @@ from yaml import YAMLError
 from fmnist_sweep import record
 from fmnist_sweep.config import Config, ConfigError, nearest_key, parse
 
-
 # A sweep's folder: its name, or the time.
 OmegaConf.register_resolver("either", lambda one, other: one or other, replace=True)
 

@@ -9,6 +9,8 @@ import pytest
 
 from fmnist_sweep import train
 from fmnist_sweep.data import source
+from fmnist_sweep.report import __main__ as report_command
+from tests import tiny_task
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,32 +34,53 @@ Command = Callable[..., Outcome]
 
 
 @pytest.fixture
-def fmnist_train(
+def in_process(
     tmp_path: Path,
     data_root: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
-) -> Command:
-    """Runs `python -m fmnist_sweep.train` in an empty folder, on a small real subset."""
+) -> Callable[[Callable[[], None]], Command]:
+    """Turns a command's `main` into a function of its arguments, run in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FMNIST_SWEEP_DATA", str(data_root))
 
-    def run(*arguments: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["train", *arguments])
-        code: object = 0
-        message = ""
-        capfd.readouterr()
-        try:
-            train.main()
-        except SystemExit as stop:
-            code = stop.code
-            if isinstance(code, str):
-                code, message = 1, code + "\n"
-        out, err = capfd.readouterr()
-        assert isinstance(code, int | None)
-        return Outcome(code or 0, out, err + message)
+    def command(main: Callable[[], None]) -> Command:
+        def run(*arguments: str) -> Outcome:
+            monkeypatch.setattr(sys, "argv", ["command", *arguments])
+            code: object = 0
+            message = ""
+            capfd.readouterr()
+            try:
+                main()
+            except SystemExit as stop:
+                code = stop.code
+                if isinstance(code, str):
+                    code, message = 1, code + "\n"
+            out, err = capfd.readouterr()
+            assert isinstance(code, int | None)
+            return Outcome(code or 0, out, err + message)
 
-    return run
+        return run
+
+    return command
+
+
+@pytest.fixture
+def fmnist_train(in_process: Callable[[Callable[[], None]], Command]) -> Command:
+    """`python -m fmnist_sweep.train`; `small` makes it a run of a second."""
+    return in_process(train.main)
+
+
+@pytest.fixture
+def tiny(in_process: Callable[[Callable[[], None]], Command]) -> Command:
+    """The same command around a task that trains nothing."""
+    return in_process(tiny_task.main)
+
+
+@pytest.fixture
+def report(in_process: Callable[[Callable[[], None]], Command]) -> Command:
+    """`python -m fmnist_sweep.report`."""
+    return in_process(report_command.main)
 
 
 SMALL = ("data.train_size=640", "trainer.epochs=2", "trainer.log_every=10")

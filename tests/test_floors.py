@@ -19,8 +19,9 @@ FLOORS = {
     "training": 3,
     "trial.py": 4,
     "cli.py": 5,
-    "train.py": 6,
-    "bench.py": 6,
+    "sweep": 6,
+    "train.py": 7,
+    "bench": 7,
 }
 FORBIDDEN = {
     "config.py": {"torch", "hydra", "optuna", "matplotlib"},

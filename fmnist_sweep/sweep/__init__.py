@@ -1,1 +1,1 @@
-"""A sweep drives trials: what to try (space), what was tried (study), one of them (job), all (loop)."""
+"""A sweep drives trials: space, study, one job, and the loop over all."""

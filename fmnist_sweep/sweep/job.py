@@ -79,7 +79,8 @@ class Job:
         for name, number in zip(self.objectives, numbers):
             if not math.isfinite(number):
                 raise JobFailed(f"{name} became {number}")
-        record.finish(run, "COMPLETE", **dict(zip(self.objectives, numbers)))
+        named: dict[str, Any] = dict(zip(self.objectives, numbers))
+        record.finish(run, "COMPLETE", **named)
 
 
 class Reporter:

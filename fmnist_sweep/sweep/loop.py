@@ -22,7 +22,7 @@ from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from optuna.trial import TrialState
+
 from fmnist_sweep import record
 from fmnist_sweep.cli import hydra_line
 from fmnist_sweep.config import ConfigError, trusted_targets
@@ -101,9 +101,7 @@ def sweep(
         study.close()
 
 
-def _custom_space(
-    settings: Settings, config: DictConfig
-) -> Callable[[optuna.Trial], None] | None:
+def _custom_space(settings: Settings, config: DictConfig) -> Callable[[optuna.Trial], None] | None:
     """The user's function that adds conditional keys."""
     target = settings.custom_search_space
     if target is None:
@@ -117,7 +115,7 @@ def _custom_space(
             f"hydra.sweeper.custom_search_space={target}: {hydra_line(error)}; the environment "
             "variable FMNIST_SWEEP_TRUST=yourpackage.* lets a package of your own be called"
         ) from None
-    return lambda trial: function(config, trial)  # type: ignore[no-any-return]
+    return lambda trial: function(config, trial)
 
 
 def _rehearse(settings: Settings, space: Space) -> None:
@@ -221,7 +219,7 @@ class Loop:
             except TooManyFailures as stop:
                 code, stopped = 1, str(stop)
             finally:
-                self._settle()
+                self.study.settle_mine()
                 self._refresh(final=True)
         runs = list(self.table.runs.values())
         if runs:
@@ -236,7 +234,7 @@ class Loop:
 
     def _greet(self) -> None:
         """Says what is about to happen, after settling what an earlier process left."""
-        finished, again = self.study.take_over()
+        again = self.study.take_over()
         self.table.update()
         folder, done = _relative(self.study.folder), len(self.table.runs)
         kind = "Grid" if self.space.is_grid else "Search"
@@ -305,12 +303,6 @@ class Loop:
     def _last_reason(self) -> str:
         failed = [run for run in self.table.runs.values() if run.state == "FAILED"]
         return str(failed[-1].summary["reason"])
-
-    def _settle(self) -> None:
-        """Leaves none of this process's trials RUNNING."""
-        for trial in self.study.trials():
-            if trial.state == TrialState.RUNNING and self.study.is_mine(trial):
-                self.study.settle(trial)
 
     def _refresh(self, final: bool = False) -> None:
         """Reads what has finished, shows it, and writes the tables."""

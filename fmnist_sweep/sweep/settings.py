@@ -1,4 +1,4 @@
-"""What a sweep may be told: `hydra.sweeper` of a study, whose defaults are in conf/hydra/sweeper."""
+"""What a sweep may be told: `hydra.sweeper`, whose defaults stand in conf/hydra/sweeper."""
 
 import warnings
 from collections.abc import Mapping

@@ -4,7 +4,7 @@ import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Transformer
@@ -16,6 +16,7 @@ from hydra_plugins.hydra_optuna_sweeper._impl import (
 from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import (
     BaseDistribution,
+    CategoricalChoiceType,
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
@@ -150,13 +151,13 @@ def _distribution(override: Override) -> BaseDistribution:
             distribution = create_optuna_distribution_from_override(override)
             assert isinstance(distribution, BaseDistribution)
             return distribution
-        if override.is_range_sweep() and isinstance(override.value().start, int):
+        if override.is_range_sweep():
             distribution = create_optuna_distribution_from_override(override)
             if isinstance(distribution, IntDistribution):
                 return distribution
         # The same value twice is the same trial twice.
-        values = list(dict.fromkeys(override.sweep_iterator(transformer=Transformer.encode)))
-        return CategoricalDistribution(values)
+        values = dict.fromkeys(override.sweep_iterator(transformer=Transformer.encode))
+        return CategoricalDistribution(cast(list[CategoricalChoiceType], list(values)))
     except (ValueError, HydraException, AssertionError) as error:
         text = " ".join(str(error).split())
         raise ConfigError(f"{_line(override)}: {text}") from None
@@ -201,9 +202,10 @@ def _ends(distribution: BaseDistribution) -> list[Any]:
     if isinstance(distribution, IntDistribution | FloatDistribution):
         return [distribution.low, distribution.high]
     assert isinstance(distribution, CategoricalDistribution)
-    choices = list(distribution.choices)
-    numbers = all(type(choice) is int for choice in choices)
-    return [min(choices), max(choices)] if numbers and len(choices) > 2 else choices
+    numbers = [choice for choice in distribution.choices if type(choice) is int]
+    if len(numbers) == len(distribution.choices):
+        return sorted({min(numbers), max(numbers)})
+    return list(distribution.choices)
 
 
 def _as_integers(distribution: BaseDistribution) -> IntDistribution | None:
@@ -260,7 +262,7 @@ def _default(config: DictConfig, override: Override) -> Any:
         return choices[override.key_or_group]
     value = OmegaConf.select(config, override.key_or_group)
     if OmegaConf.is_config(value):
-        return Transformer.str(OmegaConf.to_container(value))
+        return Transformer.str(cast(Any, OmegaConf.to_container(value)))
     return value
 
 

@@ -38,13 +38,17 @@ class Address:
     name: str
 
 
-@functools.cache
+_opened: dict[str, RDBStorage] = {}
+
+
 def storage(url: str) -> RDBStorage:
-    """Opens a database, creating its tables where there are none.
+    """Opens a database once in a process, creating its tables where there are none.
 
     Raises:
         sqlalchemy.exc.SQLAlchemyError, ImportError: no such server, driver or file.
     """
+    if url in _opened:
+        return _opened[url]
     is_file = url.startswith("sqlite")
     arguments = {"connect_args": {"timeout": PATIENCE}} if is_file else {"pool_pre_ping": True}
     opened = RDBStorage(url, engine_kwargs=arguments)
@@ -55,7 +59,17 @@ def storage(url: str) -> RDBStorage:
         sqlalchemy.event.listen(engine, "connect", _leave_transactions_to_us)
         sqlalchemy.event.listen(engine, "begin", _begin_immediate)
         engine.dispose()
+    _opened[url] = opened
     return opened
+
+
+def disconnect() -> None:
+    """Closes what this process has opened."""
+    load.cache_clear()
+    for opened in _opened.values():
+        opened.remove_session()
+        opened.engine.dispose()
+    _opened.clear()
 
 
 def _leave_transactions_to_us(connection: Any, _: Any) -> None:
@@ -131,9 +145,7 @@ def persist(call: Callable[[], T]) -> T:
 def load(address: Address) -> optuna.Study:
     """Opens a study that exists, to be told of trials and not to be asked for any."""
     sampler = optuna.samplers.RandomSampler()
-    return optuna.load_study(
-        study_name=address.name, storage=storage(address.url), sampler=sampler
-    )
+    return optuna.load_study(study_name=address.name, storage=storage(address.url), sampler=sampler)
 
 
 def tell(address: Address, number: int, run: Path, objectives: Sequence[str]) -> None:
@@ -213,6 +225,7 @@ class SweepStudy:
         """Says that this process works on the sweep no longer."""
         self._alive.release()
         self._worker_lock(self.worker).unlink(missing_ok=True)
+        disconnect()
 
     def trials(self) -> list[FrozenTrial]:
         """All trials by number; not to be changed."""
@@ -232,65 +245,75 @@ class SweepStudy:
         Returns:
             None if as many trials have been begun as the sweep is to have.
         """
-        space = self.space
         with self.lock:
-            trials = self.trials()
-            if not any(trial.state == TrialState.WAITING for trial in trials):
-                if len(trials) >= space.n_trials:
-                    return None
-                if len(trials) < len(space.points):
-                    self.study.enqueue_trial(space.points[len(trials)])
-            trial = self.study.ask(space.distributions)
-            if extend:
-                extend(trial)
-            for key, value in space.fixed.items():
-                trial.set_user_attr(key, value)
-            run = record.reserve(self.folder / str(trial.number))
-            note = {
-                "trial": trial.number,
-                "params": trial.params,
-                "default": space.is_default(trial.params),
-                "objective": self.objectives,
-                "direction": [direction.name.lower() for direction in self.study.directions],
-                "worker": self.worker,
-            }
-            record.write_json(run, "trial.json", note)
-            trial.set_user_attr("run", run.name)
-            return trial, run
+            return persist(lambda: self._ask(extend))
 
-    def settle(self, trial: FrozenTrial) -> bool:
-        """Ends an interrupted trial: told if its run had finished, else put back in the queue.
+    def _ask(
+        self, extend: Callable[[optuna.Trial], None] | None
+    ) -> tuple[optuna.Trial, Path] | None:
+        space, trials = self.space, self.trials()
+        for known in trials:
+            # Asked for by a process that stopped, or lost the database, before it could say so.
+            if known.state == TrialState.RUNNING and self._worker(known) is None:
+                self._put_back(known)
+                return self._ask(extend)
+        if not any(trial.state == TrialState.WAITING for trial in trials):
+            if len(trials) >= space.n_trials:
+                return None
+            point = space.points[len(trials)] if len(trials) < len(space.points) else {}
+            self.study.enqueue_trial(point, user_attrs=space.fixed)
+        trial = self.study.ask(space.distributions)
+        if extend:
+            extend(trial)
+        run = record.reserve(self.folder / str(trial.number))
+        note = {
+            "trial": trial.number,
+            "params": trial.params,
+            "default": space.is_default(trial.params),
+            "objective": self.objectives,
+            "direction": [direction.name.lower() for direction in self.study.directions],
+            "worker": self.worker,
+        }
+        record.write_json(run, "trial.json", note)
+        trial.set_user_attr("run", run.name)
+        return trial, run
 
-        Returns:
-            Whether its run had finished.
-        """
-        run = self.folder / str(trial.user_attrs.get("run", ""))
-        if "run" in trial.user_attrs and record.summary(run) is not None:
-            tell(self.address, trial.number, run, self.objectives)
-            return True
-        backend = storage(self.address.url)
-        persist(lambda: backend.set_trial_state_values(trial._trial_id, TrialState.WAITING))
-        return False
+    def settle_mine(self) -> None:
+        """Leaves none of this process's trials RUNNING."""
+        self._settle(lambda worker: worker in (None, self.worker))
 
-    def take_over(self) -> tuple[int, int]:
+    def take_over(self) -> int:
         """Settles the trials of processes that are gone.
 
         Returns:
-            How many had finished, and how many are to be run again.
+            How many are to be run again.
         """
-        counts = [0, 0]
+        return self._settle(lambda worker: not self._is_alive(worker))
+
+    def _settle(self, ours: Callable[[str | None], bool]) -> int:
+        """Ends interrupted trials: told if the run had finished, else put back into the queue."""
+        again = 0
         with self.lock:
             for trial in self.trials():
-                if trial.state == TrialState.RUNNING and not self._is_alive(self._worker(trial)):
-                    counts[0 if self.settle(trial) else 1] += 1
-        return counts[0], counts[1]
+                if trial.state != TrialState.RUNNING or not ours(self._worker(trial)):
+                    continue
+                run = self.folder / str(trial.user_attrs.get("run"))
+                if record.summary(run) is not None:
+                    tell(self.address, trial.number, run, self.objectives)
+                else:
+                    self._put_back(trial)
+                    again += 1
+        return again
 
-    def is_mine(self, trial: FrozenTrial) -> bool:
-        """Whether this process has asked for a trial."""
-        return self._worker(trial) == self.worker
+    def _put_back(self, trial: FrozenTrial) -> None:
+        backend = storage(self.address.url)
+        persist(lambda: backend.set_trial_state_values(trial._trial_id, TrialState.WAITING))
 
     def _worker(self, trial: FrozenTrial) -> str | None:
-        """The process that has a trial; None if it died before it could say so."""
+        """The process that has a trial; None if it stopped before it could say so.
+
+        To be asked with the lock held: a process that is about to say so holds it.
+        """
         if "run" not in trial.user_attrs:
             return None
         run = self.folder / trial.user_attrs["run"]

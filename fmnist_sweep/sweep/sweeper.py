@@ -20,14 +20,10 @@ class StudySweeper(Sweeper):
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         """Hydra's hook before `sweep`."""
-        self.hydra_context = hydra_context
-        self.task_function = task_function
-        self.config = config
+        self.surroundings = config, hydra_context, task_function
 
     def sweep(self, arguments: list[str]) -> None:
         """Runs the sweep to its end; see `loop.sweep`."""
         from fmnist_sweep.sweep import loop
 
-        loop.sweep(
-            arguments, self.settings, self.config, self.hydra_context, self.task_function
-        )
+        loop.sweep(arguments, self.settings, *self.surroundings)

@@ -1,0 +1,201 @@
+"""What every storage and launcher must do alike, on SQLite and on a PostgreSQL server."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+import pandas as pd
+import pytest
+
+from fmnist_sweep.sweep import study as study_file
+from tests import postgres
+from tests.conftest import ROOT, Command, Outcome
+
+JOBLIB = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+SEARCH = ("optimizer.lr=tag(log,interval(1e-4,1e-1))", "trainer.epochs=1")
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[postgres.Server]:
+    try:
+        with postgres.server() as running:
+            yield running
+    except LookupError as error:
+        pytest.skip(str(error))
+
+
+@dataclass
+class Backend:
+    """A command line on one storage and launcher, and the study that it makes."""
+
+    command: Command
+    storage: str | None
+    launcher: tuple[str, ...]
+
+    def sweep(self, *arguments: str) -> Outcome:
+        return self.command("-m", *self.options, *arguments)
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        storage = (f"hydra.sweeper.storage='{self.storage}'",) if self.storage else ()
+        return ("name=a", *storage, *self.launcher)
+
+    def study(self) -> optuna.Study:
+        url = self.storage or f"sqlite:///{Path('multirun/a/study.db').absolute()}"
+        return study_file.load(study_file.Address(url, "a"))
+
+    def states(self) -> list[str]:
+        return [trial.state.name for trial in self.study().trials]
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def storage(request: pytest.FixtureRequest) -> Iterator[str | None]:
+    is_server = request.param == "postgresql"
+    yield request.getfixturevalue("server").new_database() if is_server else None
+    study_file.disconnect()
+
+
+@pytest.fixture(params=["basic", "joblib"])
+def backend(request: pytest.FixtureRequest, tiny: Command, storage: str | None) -> Backend:
+    return Backend(tiny, storage, JOBLIB if request.param == "joblib" else ())
+
+
+def table() -> pd.DataFrame:
+    return pd.read_csv("multirun/a/sweep.csv")
+
+
+def test_grid_runs_in_order_and_is_told(backend: Backend) -> None:
+    outcome = backend.sweep("optimizer.lr=0.1,0.001,0.01", "trainer.epochs=1,2")
+    assert outcome.code == 0, outcome.err
+    expected = [(lr, epochs) for lr in (0.1, 0.001, 0.01) for epochs in (1, 2)]
+    trials = backend.study().trials
+    assert [(t.params["optimizer.lr"], t.params["trainer.epochs"]) for t in trials] == expected
+    assert list(table()["objective"]) == [trial.value for trial in trials]
+    assert list(table()["trial"]) == list(range(6))
+
+
+def test_n_trials_is_a_total_and_nothing_repeats(backend: Backend) -> None:
+    for total in (3, 3, 6):
+        outcome = backend.sweep(*SEARCH, f"hydra.sweeper.n_trials={total}")
+        assert outcome.code == 0, outcome.err
+        assert backend.states() == ["COMPLETE"] * total
+    rates = [trial.params["optimizer.lr"] for trial in backend.study().trials]
+    assert rates[0] == 0.001 and len(set(rates)) == 6
+    before = {path: path.read_bytes() for path in Path("multirun/a").rglob("*.json")}
+    again = backend.sweep(*SEARCH, "hydra.sweeper.n_trials=6")
+    assert again.code == 0 and "is complete" in again.out and "baseline" in again.out
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_failures_have_their_reason(backend: Backend) -> None:
+    outcome = backend.sweep("seed=1,100,2,400,3", "trainer.epochs=1")
+    assert outcome.code == 0, outcome.err
+    assert backend.states() == ["COMPLETE", "FAIL", "COMPLETE", "FAIL", "COMPLETE"]
+    reasons = ["RuntimeError: the task raised", "sys.exit(3)"]
+    assert list(table()["reason"].dropna()) == reasons
+    assert [t.user_attrs["reason"] for t in backend.study().trials[1:4:2]] == reasons
+
+
+def test_pruning_works_where_the_trial_runs(backend: Backend) -> None:
+    outcome = backend.sweep(
+        "optimizer.lr=0.001,0.0011,0.1,0.00001",
+        "trainer.epochs=4",
+        "hydra/sweeper/pruner=median",
+        "hydra.sweeper.pruner.n_startup_trials=2",
+    )
+    assert outcome.code == 0, outcome.err
+    assert backend.states() == ["COMPLETE", "COMPLETE", "PRUNED", "PRUNED"]
+    pruned = backend.study().trials[2]
+    assert list(pruned.intermediate_values) == [1]
+    assert table()["reason"][2] == "pruned after epoch 1"
+
+
+def test_two_objectives(backend: Backend) -> None:
+    outcome = backend.sweep("search=two_objectives", "trainer.epochs=1", "hydra.sweeper.n_trials=4")
+    assert outcome.code == 0, outcome.err
+    rows = table()
+    assert [trial.values for trial in backend.study().trials] == [
+        list(pair) for pair in rows[["objective_val_accuracy", "objective_seconds"]].values
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("optimizer.lr=0.01,0.1", "trainer.epochs=1"), "optimizer.lr"),
+        (("optimizer.lr=0.001,0.1", "trainer.epochs=2"), "trainer.epochs: 1 -> 2"),
+        (("optimizer.lr=0.001,0.1", "trainer.epochs=1", "model.depth=3"), "model.depth: 2 -> 3"),
+        (
+            ("optimizer.lr=0.001,0.1", "trainer.epochs=1", "hydra.sweeper.direction=minimize"),
+            "direction: ['maximize'] -> ['minimize']",
+        ),
+        (
+            ("optimizer.lr=0.001,0.1", "trainer.epochs=1", "hydra.sweeper.objective=val_loss"),
+            "objective: ['val_accuracy'] -> ['val_loss']",
+        ),
+    ],
+)
+def test_changes_are_refused(
+    tiny: Command, storage: str | None, change: tuple[str, ...], said: str
+) -> None:
+    backend = Backend(tiny, storage, ())
+    assert backend.sweep("optimizer.lr=0.001,0.1", "trainer.epochs=1").code == 0
+    before = sorted((path, path.stat().st_mtime_ns) for path in Path("multirun").rglob("*.csv"))
+    outcome = backend.sweep(*change)
+    assert outcome.code == 1 and said in outcome.err
+    assert "name=" in outcome.err and "accept_changes" in outcome.err
+    assert len(outcome.err.splitlines()) <= 6
+    assert backend.states() == ["COMPLETE"] * 2
+    after = sorted((path, path.stat().st_mtime_ns) for path in Path("multirun").rglob("*.csv"))
+    assert after == before
+
+
+def test_changes_are_accepted_when_told(tiny: Command, storage: str | None) -> None:
+    backend = Backend(tiny, storage, ())
+    search = ("hydra.sweeper.n_trials=2", "trainer.epochs=1")
+    assert backend.sweep(*search, "optimizer.lr=interval(0.001,0.01)").code == 0
+    wider = ("hydra.sweeper.n_trials=4", "trainer.epochs=1", "optimizer.lr=interval(0.01,0.1)")
+    assert backend.sweep(*wider).code == 1
+    assert backend.sweep(*wider, "hydra.sweeper.accept_changes=true").code == 0
+    rates = [trial.params["optimizer.lr"] for trial in backend.study().trials]
+    assert max(rates[:2]) <= 0.01 <= min(rates[2:])
+
+
+def test_another_folders_study_is_not_joined(tiny: Command, server: postgres.Server) -> None:
+    backend = Backend(tiny, server.new_database(), ())
+    assert backend.sweep("seed=1,2", "trainer.epochs=1").code == 0
+    Path("multirun/a").rename("multirun/moved")
+    outcome = backend.sweep("seed=1,2", "trainer.epochs=1")
+    assert outcome.code == 1 and "another folder" in outcome.err
+    assert not Path("multirun/a").exists()
+    study_file.disconnect()
+
+
+def test_two_processes_share_a_sweep(tiny: Command, storage: str | None) -> None:
+    backend = Backend(tiny, storage, ())
+    command = [sys.executable, "-m", "tests.tiny_task", "-m", *backend.options]
+    search = (*SEARCH, "hydra.sweeper.n_trials=24", "hydra/sweeper/sampler=random")
+    processes = [
+        subprocess.Popen(
+            [*command, *search],
+            env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "TINY_TASK_MS": "50"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert backend.states() == ["COMPLETE"] * 24
+    assert len({trial.params["optimizer.lr"] for trial in backend.study().trials}) == 24
+    folders = {path.name for path in Path("multirun/a").iterdir() if path.is_dir()}
+    assert folders == {str(number) for number in range(24)}
+    assert len(table()) == 24
+    workers = {
+        path.read_text().split('"worker": ')[1][:14]
+        for path in Path("multirun/a").glob("*/trial.json")
+    }
+    assert len(workers) == 2

@@ -1,0 +1,65 @@
+"""A task that trains nothing: `python -m tests.tiny_task -m ...` sweeps like the real command.
+
+Its value depends on the learning rate alone; some seeds make it end in other ways.
+"""
+
+import math
+import os
+import sys
+import time
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from omegaconf import DictConfig
+
+from fmnist_sweep.cli import conf_folder, with_clear_errors
+from fmnist_sweep.record import Epoch
+from fmnist_sweep.sweep.job import reporter
+from fmnist_sweep.sweep.sweeper import StudySweeper
+
+Plugins.instance().register(StudySweeper)
+
+# Seeds from here to 99 more.
+RAISES, RETURNS_NONE, RETURNS_NAN, EXITS, RETURNS_TEXT = 100, 200, 300, 400, 500
+
+
+def value(lr: float) -> float:
+    """Best at 0.001."""
+    return 1 / (1 + (math.log10(lr) + 3) ** 2)
+
+
+@hydra.main(
+    config_path=conf_folder(), config_name="config", execution_whitelist=("fmnist_sweep.*",)
+)
+def task(config: DictConfig) -> object:
+    """Reports `trainer.epochs` epochs, each of as many milliseconds as TINY_TASK_MS says."""
+    kind = config.seed // 100 * 100
+    if kind == RAISES:
+        raise RuntimeError("the task\nraised")
+    if kind == EXITS:
+        sys.exit(3)
+    best = value(config.optimizer.lr)
+    tell = reporter()
+    for epoch in range(1, config.trainer.epochs + 1):
+        time.sleep(float(os.environ.get("TINY_TASK_MS", "0")) / 1000)
+        reached = best * epoch / config.trainer.epochs
+        row = Epoch(epoch, config.optimizer.lr, 1 - reached, reached, 1 - reached, reached, 0.0)
+        if tell and epoch < config.trainer.epochs and not tell(row):
+            import optuna
+
+            raise optuna.TrialPruned(f"pruned after epoch {epoch}")
+    wrong = {RETURNS_NONE: None, RETURNS_NAN: math.nan, RETURNS_TEXT: "good"}
+    if kind in wrong:
+        return wrong[kind]
+    both = len(HydraConfig.get().sweeper.direction) == 2
+    return [best, config.optimizer.lr] if both else best
+
+
+def main() -> None:
+    """The command."""
+    with_clear_errors(task)
+
+
+if __name__ == "__main__":
+    main()
