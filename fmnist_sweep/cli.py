@@ -107,5 +107,6 @@ def hydra_line(error: BaseException) -> str:
     if unknown and "not in struct" in text:
         key = unknown[1]
         return f"{key}: no such key{nearest_key(key)}"
+    text = text.partition("Config search path:")[0]
     lines = (line.strip() for line in text.splitlines())
     return " ".join(line for line in lines if line and not line.startswith(("object_type", "full")))

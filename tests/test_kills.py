@@ -1,0 +1,113 @@
+"""Nothing is lost to a kill, and a polite request to stop is followed politely."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from fmnist_sweep.sweep import study
+from tests.conftest import ROOT
+
+SEARCH = (
+    "-m",
+    "name=a",
+    "optimizer.lr=tag(log,interval(1e-4,1e-1))",
+    "trainer.epochs=3",
+    "hydra/sweeper/sampler=random",
+)
+N_TRIALS = 60
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    yield
+    study.disconnect()
+
+
+def check_complete(n_trials: int) -> None:
+    """Exactly so many finished trials, each run to its end exactly once."""
+    url = f"sqlite:///{Path('multirun/a/study.db').absolute()}"
+    trials = study.load(study.Address(url, "a")).trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * n_trials
+    assert len({trial.params["optimizer.lr"] for trial in trials}) == n_trials
+    rows = pd.read_csv("multirun/a/sweep.csv", dtype={"run": str})
+    assert list(rows["trial"]) == list(range(n_trials))
+    assert list(rows["objective"]) == [trial.value for trial in trials]
+    assert list(rows["run"]) == [trial.user_attrs["run"] for trial in trials]
+    ended = [path.parent.name.split("-")[0] for path in Path("multirun/a").glob("*/summary.json")]
+    assert sorted(ended, key=int) == [str(number) for number in range(n_trials)]
+    left = [path.name for path in Path("multirun/a").iterdir() if ".tmp" in path.name]
+    assert not left
+
+
+def no_process_is_left(group: int) -> bool:
+    """Whether a process group ends within seconds."""
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.slow
+def test_twenty_kills_lose_nothing() -> None:
+    command = [sys.executable, "-m", "tests.kill_repeatedly", "20"]
+    outcome = subprocess.run(
+        [*command, *SEARCH, f"hydra.sweeper.n_trials={N_TRIALS}"],
+        env={**os.environ, "TINY_TASK_MS": "20"},
+        capture_output=True,
+        text=True,
+    )
+    assert outcome.returncode == 0, outcome.stderr[-3000:]
+    assert outcome.stdout.startswith("20 kills")
+    check_complete(N_TRIALS)
+    again = [path for path in Path("multirun/a").iterdir() if "-" in path.name]
+    assert again, "no trial was caught at work"
+
+
+@pytest.mark.parametrize(
+    ("launcher", "number", "code"),
+    [
+        (("hydra/launcher=basic",), signal.SIGINT, 130),
+        (("hydra/launcher=basic",), signal.SIGTERM, 143),
+        (("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"), signal.SIGTERM, 143),
+    ],
+)
+def test_a_request_to_stop(launcher: tuple[str, ...], number: int, code: int) -> None:
+    command = [sys.executable, "-m", "tests.tiny_task", *SEARCH, *launcher]
+    process = subprocess.Popen(
+        [*command, "hydra.sweeper.n_trials=8"],
+        env={**os.environ, "TINY_TASK_MS": "400"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    until = time.monotonic() + 60
+    while not Path("multirun/a/2/.hydra").exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == code, err
+    assert err.strip().splitlines()[-1].endswith("The same command goes on.")
+    assert "rank" in out and "Traceback" not in err
+    assert no_process_is_left(process.pid)
+    url = f"sqlite:///{Path('multirun/a/study.db').absolute()}"
+    states = [trial.state.name for trial in study.load(study.Address(url, "a")).trials]
+    assert set(states) == {"COMPLETE", "WAITING"}
+    assert len(pd.read_csv("multirun/a/sweep.csv")) == states.count("COMPLETE")
+    study.disconnect()
+    done = subprocess.run([*command, "hydra.sweeper.n_trials=8"], capture_output=True, text=True)
+    assert done.returncode == 0 and "goes on" in done.stdout, done.stderr
+    check_complete(8)
