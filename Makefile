@@ -3,14 +3,20 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test check bench
+.PHONY: train test check postgres bench
 
 train: .venv/installed
 	$(BIN)/python -m fmnist_sweep.train
 
-test: check
+test: check postgres
 	$(BIN)/python -m fmnist_sweep.data.source
 	$(BIN)/pytest
+
+# The server that the tests run sweeps on; without one those tests are skipped.
+postgres:
+	@command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || \
+	  { test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -qq postgresql; } || \
+	  echo "No PostgreSQL: its tests are skipped (Debian's package is postgresql)"
 
 check: .venv/installed
 	$(BIN)/ruff check .
@@ -18,7 +24,7 @@ check: .venv/installed
 	$(BIN)/mypy
 
 bench: .venv/installed
-	$(BIN)/python -m fmnist_sweep.bench --whole 3
+	$(BIN)/python -m fmnist_sweep.bench --whole 3 --sweep 3
 
 # The stamp is written last: an interrupted installation is done again.
 .venv/installed: pyproject.toml constraints.txt

@@ -1,32 +1,27 @@
-"""How fast, against what else, on this machine: `python -m fmnist_sweep.bench`.
+"""Training by the epoch and by the whole command, beside what else there is.
 
 Every contender does the same work: the published network and optimizer, batches of 32, one epoch
 over the 60,000 training images, one evaluation of the 10,000 test images. They take turns, so
 that a machine whose speed drifts is the same to all, and ratios are taken round by round.
 """
 
-import argparse
-import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
 from torch import nn
 
-from fmnist_sweep import record, trial
+from fmnist_sweep import trial
 from fmnist_sweep.cli import conf_folder, parsed
 from fmnist_sweep.config import Config
 from fmnist_sweep.data import batches, source
-from fmnist_sweep.data.idx import DataError
 from fmnist_sweep.training import engine
 
 BATCH = 32
@@ -224,50 +219,3 @@ def table(seconds: dict[str, Any]) -> str:
         against = ratio(row["train"], seconds[OURS]["train"]), ratio(both(name), both(OURS))
         lines.append(f"| {' | '.join([name, *medians, *against])} |")
     return "\n".join(lines)
-
-
-def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--root", default="data", help="data.root (default: data)")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds, at least 3 (default: 3)")
-    parser.add_argument("--threads", type=int, default=2, help="threads of the peers (default: 2)")
-    parser.add_argument(
-        "--whole", type=int, default=0, help="rounds of whole commands (default: 0)"
-    )
-    parser.add_argument("--out", type=Path, default=Path("outputs/bench.json"))
-    parser.add_argument("--published-script", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.rounds < 3 or arguments.threads < 1 or arguments.whole < 0:
-        sys.exit("--rounds must be at least 3, --threads at least 1, --whole at least 0")
-    try:
-        root = str(source.locate(arguments.root).folder.parent.parent.resolve())
-    except DataError as error:
-        sys.exit(str(error))
-    if arguments.published_script:
-        torch.set_num_threads(arguments.threads)
-        published_script(root)
-        return
-    threads = {"peers": arguments.threads, "ours": 1}
-    machine = record.environment(device="cpu", threads=threads)
-    print(f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']},")
-    print(
-        f"torch {machine['versions']['torch']}; n = {arguments.rounds} rounds; threads: {threads}"
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scikit-learn's, on stopping before convergence
-        results: dict[str, Any] = {"epochs": epochs(root, arguments.rounds, threads)}
-    print(table(results["epochs"]))
-    if arguments.whole:
-        results["whole"] = whole_commands(root, arguments.whole)
-        print("\nTen epochs as a whole command, compile cache warm, seconds (median):")
-        for name, seconds in results["whole"].items():
-            print(f"{name}: {statistics.median(seconds):.1f}")
-        print(f"ratio: {ratio(results['whole'][PUBLISHED], results['whole'][OURS])}")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    record.write_whole(arguments.out, json.dumps({**machine, **results}, indent=2) + "\n")
-    print(f"Saved to {arguments.out}")
-
-
-if __name__ == "__main__":
-    main()

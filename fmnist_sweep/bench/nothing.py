@@ -1,0 +1,55 @@
+"""Trials that do nothing, to see what a sweep costs beside them.
+
+With `hydra.sweeper._target_=fmnist_sweep.bench.nothing.Bare` nothing but Hydra's launcher is at
+work: it composes each trial's configuration, makes its folder and sets up its log.
+"""
+
+import sys
+from typing import Any
+
+import hydra
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from fmnist_sweep.cli import conf_folder, with_clear_errors
+from fmnist_sweep.sweep.sweeper import StudySweeper
+
+TRIALS = 500
+
+
+class Bare(Sweeper):
+    """Launches `seed=0`, `seed=1`, ... one by one, up to the number in `hydra.sweeper.n_trials`."""
+
+    def __init__(self, n_trials: int, **_: Any) -> None:
+        self.n_trials = n_trials
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        assert self.launcher is not None
+        for number in range(self.n_trials):
+            self.launcher.launch([[*arguments, f"seed={number}"]], initial_job_idx=number)
+
+
+for plugin in (StudySweeper, Bare):
+    Plugins.instance().register(plugin)
+
+
+@hydra.main(
+    config_path=conf_folder(), config_name="config", execution_whitelist=("fmnist_sweep.*",)
+)
+def task(config: DictConfig) -> float:
+    """Returns the seed as if it were an accuracy."""
+    return float(config.seed) / TRIALS
+
+
+if __name__ == "__main__":
+    with_clear_errors(task)
+    sys.exit(0)
