@@ -117,7 +117,7 @@ def test_no_run_is_overwritten(fmnist_train: Command, small: tuple[str, ...]) ->
 
 
 def test_no_run_of_a_sweep_is_overwritten(fmnist_train: Command, small: tuple[str, ...]) -> None:
-    sweep = ("-m", *small, "hydra.sweep.dir=sweep")
+    sweep = ("-m", *small, "hydra.sweep.dir=sweep", "hydra/sweeper=basic")
     assert fmnist_train(*sweep, "seed=0").code == 0
     before = Path("sweep/0/history.csv").read_bytes()
     outcome = fmnist_train(*sweep, "seed=1")

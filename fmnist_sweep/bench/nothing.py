@@ -4,7 +4,6 @@ With `hydra.sweeper._target_=fmnist_sweep.bench.nothing.Bare` nothing but Hydra'
 work: it composes each trial's configuration, makes its folder and sets up its log.
 """
 
-import sys
 from typing import Any
 
 import hydra
@@ -50,6 +49,6 @@ def task(config: DictConfig) -> float:
     return float(config.seed) / TRIALS
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """The command; imported, not run as a module, so that Hydra finds `Bare` by its name."""
     with_clear_errors(task)
-    sys.exit(0)

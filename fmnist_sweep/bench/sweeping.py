@@ -16,7 +16,7 @@ from fmnist_sweep.record import Epoch
 from fmnist_sweep.report.tables import Sweep
 
 EPOCHS = 50
-NOTHING = [sys.executable, "-m", "fmnist_sweep.bench.nothing", "-m"]
+NOTHING = [sys.executable, "-c", "from fmnist_sweep.bench import nothing; nothing.main()", "-m"]
 N_TRIALS = "hydra.sweeper.n_trials"
 BARE = ["hydra.sweeper._target_=fmnist_sweep.bench.nothing.Bare"]
 
