@@ -24,7 +24,7 @@ check: .venv/installed
 	$(BIN)/mypy
 
 bench: .venv/installed
-	$(BIN)/python -m fmnist_sweep.bench --whole 3 --sweep 3
+	$(BIN)/python -m fmnist_sweep.bench
 
 # The stamp is written last: an interrupted installation is done again.
 .venv/installed: pyproject.toml constraints.txt

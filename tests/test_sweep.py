@@ -1,14 +1,19 @@
 """Sweeps as a user meets them, most with a task that trains nothing."""
 
+import io
 import json
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
 import pandas as pd
 import pytest
+from rich.console import Console
 
+from fmnist_sweep.report.tables import Run
 from fmnist_sweep.sweep import study as study_file
+from fmnist_sweep.sweep.display import Display
 from tests import tiny_task
 from tests.conftest import Command
 
@@ -171,6 +176,66 @@ def test_conditional_space(tiny: Command, monkeypatch: pytest.MonkeyPatch) -> No
     assert list(rows["optimizer.momentum"].notna()) == list(rows["optimizer"] == "sgd")
 
 
+def test_tables_are_derived_again_to_the_byte(tiny: Command, report: Command) -> None:
+    outcome = tiny("-m", "seed=1,100,2", "optimizer=adam,sgd", "trainer.epochs=2", "name=a")
+    assert outcome.code == 0, outcome.err
+    paths = [Path("multirun/a", name) for name in ("sweep.csv", "curves.csv")]
+    before = [path.read_bytes() for path in paths]
+    for path in paths:
+        path.unlink()
+    Path("multirun/a/study.db").unlink()
+    outcome = report("multirun/a")
+    assert outcome.code == 0 and "rank" in outcome.out, outcome.err
+    assert [path.read_bytes() for path in paths] == before
+
+
+def test_resume_tells_of_a_finished_run_that_the_study_has_not_heard_of(tiny: Command) -> None:
+    assert tiny("-m", *FAST, "seed=1,2,3", "name=a").code == 0
+    run = Path("multirun/a/1")
+    before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    with sqlite3.connect("multirun/a/study.db") as database:
+        database.execute("UPDATE trials SET state = 'RUNNING' WHERE number = 1")
+        database.execute("DELETE FROM trial_values WHERE trial_id = 2")
+    database.close()
+    study_file.disconnect()
+    assert states("a") == ["COMPLETE", "RUNNING", "COMPLETE"]
+    outcome = tiny("-m", *FAST, "seed=1,2,3", "name=a")
+    assert outcome.code == 0 and "is complete" in outcome.out, outcome.err
+    assert states("a") == ["COMPLETE"] * 3 and runs("a") == ["0", "1", "2"]
+    assert study("a").trials[1].value == table("a")["objective"][1]
+    assert {path: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+
+
+def test_display_on_a_terminal() -> None:
+    screen = Console(file=io.StringIO(), force_terminal=True, width=100)
+    done, pruned, failed = (
+        Run(
+            trial=number,
+            state=state,
+            params={"optimizer.lr": 0.1},
+            default=False,
+            objective=["val_accuracy"],
+            direction=["maximize"],
+            summary={"val_accuracy": 0.8 + number / 100, "reason": "why", "seconds": 2.0},
+            history=[],
+            folder=Path(str(number)),
+        )
+        for number, state in enumerate(("COMPLETE", "PRUNED", "FAILED"))
+    )
+    with Display(screen, 6, [done]) as display:
+        for number in (1, 2, 3):
+            display.started(number)
+        display.finished(pruned)
+        display.finished(failed)
+        line = display.line()
+    assert line.startswith(
+        "3 of 6 trials | running 3 | 1 pruned | 1 failed | best val_accuracy 0.8"
+    )
+    assert "(trial 0)" in line and line.endswith(" left")
+    shown = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert "[3/6] Trial 2 FAILED: why, 2.0 s; optimizer.lr=0.1" in shown
+
+
 def test_unnamed_sweeps_share_no_folder(tiny: Command) -> None:
     first = tiny("-m", *FAST, "seed=1,2")
     second = tiny("-m", *FAST, "seed=1,2")
@@ -258,14 +323,14 @@ def test_stock_sweepers_leave_the_same_runs(
     fmnist_train: Command, report: Command, small: tuple[str, ...]
 ) -> None:
     for sweeper in ("basic", "optuna"):
-        extra = ["hydra.sweeper.n_trials=3", "hydra.sweeper.direction=maximize"]
+        extra = ["n_trials=3", "direction=maximize", "sampler.seed=1"]
         outcome = fmnist_train(
             "-m",
             *small,
             f"hydra/sweeper={sweeper}",
             f"name={sweeper}",
             "optimizer.lr=1e-4,0.001,0.01",
-            *(extra if sweeper == "optuna" else []),
+            *(f"hydra.sweeper.{key}" for key in extra if sweeper == "optuna"),
         )
         assert outcome.code == 0, outcome.err
         assert runs(sweeper) == ["0", "1", "2"]

@@ -1,4 +1,4 @@
-"""The command: `python -m fmnist_sweep.bench`."""
+"""Measures on this machine how fast training and sweeps are: `python -m fmnist_sweep.bench`."""
 
 import argparse
 import json
@@ -15,24 +15,30 @@ from fmnist_sweep.bench import sweeping, training
 from fmnist_sweep.data import source
 from fmnist_sweep.data.idx import DataError
 
+ROWS = {
+    "epochs": "an epoch of training, beside what else there is",
+    "whole": "ten epochs as a whole command",
+    "sweep": "what a sweep of 500 trials costs beside its trials",
+}
+
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--root", default="data", help="data.root (default: data)")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds, at least 3 (default: 3)")
+    parser.add_argument(
+        "rows", nargs="*", metavar="row", help="; ".join(f"{k}: {v}" for k, v in ROWS.items())
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each (default: 3)")
     parser.add_argument("--threads", type=int, default=2, help="threads of the peers (default: 2)")
-    parser.add_argument(
-        "--whole", type=int, default=0, help="rounds of whole commands (default: 0)"
-    )
-    parser.add_argument(
-        "--sweep", type=int, default=0, help="rounds of 500 trials that do nothing (default: 0)"
-    )
     parser.add_argument("--out", type=Path, default=Path("outputs/bench.json"))
     parser.add_argument("--published-script", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.rounds < 3 or arguments.threads < 1 or min(arguments.whole, arguments.sweep) < 0:
-        sys.exit("--rounds at least 3, --threads at least 1, --whole and --sweep at least 0")
+    if arguments.rounds < 1 or arguments.threads < 1:
+        sys.exit("--rounds and --threads: must be at least 1")
+    rows = arguments.rows or list(ROWS)
+    if unknown := set(rows) - set(ROWS):
+        sys.exit(f"{', '.join(sorted(unknown))}: no such row; there are {', '.join(ROWS)}")
     try:
         root = str(source.locate(arguments.root).folder.parent.parent.resolve())
     except DataError as error:
@@ -47,19 +53,20 @@ def main() -> None:
     print(
         f"torch {machine['versions']['torch']}; n = {arguments.rounds} rounds; threads: {threads}"
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scikit-learn's, on stopping before convergence
-        results: dict[str, Any] = {"epochs": training.epochs(root, arguments.rounds, threads)}
-    print(training.table(results["epochs"]))
-    if arguments.whole:
-        results["whole"] = training.whole_commands(root, arguments.whole)
+    results: dict[str, Any] = {}
+    if "epochs" in rows:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # scikit-learn's, on stopping before convergence
+            results["epochs"] = training.epochs(root, arguments.rounds, threads)
+        print("\n" + training.table(results["epochs"]))
+    if "whole" in rows:
+        results["whole"] = whole = training.whole_commands(root, arguments.rounds)
         print("\nTen epochs as a whole command, compile cache warm, seconds (median):")
-        whole = results["whole"]
         for name, seconds in whole.items():
             print(f"{name}: {statistics.median(seconds):.1f}")
         print(f"ratio: {training.ratio(whole[training.PUBLISHED], whole[training.OURS])}")
-    if arguments.sweep:
-        results["sweep"] = sweeping.measure(root, arguments.sweep)
+    if "sweep" in rows:
+        results["sweep"] = sweeping.measure(root, arguments.rounds)
         print("\n" + sweeping.table(results["sweep"]))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     record.write_whole(arguments.out, json.dumps({**machine, **results}, indent=2) + "\n")

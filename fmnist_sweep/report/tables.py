@@ -181,12 +181,15 @@ def _typed(text: str) -> Any:
 
 
 def _without_shared(runs: Mapping[int, Run]) -> dict[int, Run]:
-    """Stock sweepers do not say which overrides were swept: those that differ between runs."""
+    """Stock sweepers do not say which overrides were swept: those that differ between runs.
+
+    Where none does, as when a sampler drew the same choice each time, all are kept.
+    """
     values: dict[str, set[str]] = {}
     for run in runs.values():
         for key, value in run.params.items():
             values.setdefault(key, set()).add(str(value))
-    swept = {key for key, some in values.items() if len(some) > 1 or len(runs) == 1}
+    swept = {key for key, some in values.items() if len(some) > 1} or set(values)
     return {
         trial: replace(run, params={k: v for k, v in run.params.items() if k in swept})
         for trial, run in runs.items()
