@@ -87,6 +87,7 @@ class Config(Section):
 
     name: Annotated[str, Field(pattern=r"^[\w][\w.+-]*$")] | None
     seed: int = Field(ge=0, lt=2**63)
+    repeats: int = Field(ge=1, le=1000)
     model: ModelConfig
     optimizer: OptimizerConfig
     data: DataConfig

@@ -83,7 +83,12 @@ def report(in_process: Callable[[Callable[[], None]], Command]) -> Command:
     return in_process(report_command.main)
 
 
-SMALL = ("data.train_size=640", "trainer.epochs=2", "trainer.log_every=10")
+SMALL = (
+    "data.train_size=640",
+    "trainer.epochs=2",
+    "trainer.log_every=10",
+    "hydra.launcher.workers=1",
+)
 
 
 @pytest.fixture

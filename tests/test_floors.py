@@ -17,11 +17,12 @@ FLOORS = {
     "report": 2,
     "screen.py": 2,
     "training": 3,
-    "trial.py": 4,
-    "cli.py": 5,
-    "sweep": 6,
-    "train.py": 7,
-    "bench": 7,
+    "build.py": 4,
+    "trial.py": 5,
+    "cli.py": 6,
+    "sweep": 7,
+    "train.py": 8,
+    "bench": 8,
 }
 FORBIDDEN = {
     "config.py": {"torch", "hydra", "optuna", "matplotlib"},

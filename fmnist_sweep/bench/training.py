@@ -18,7 +18,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import nn
 
-from fmnist_sweep import trial
+from fmnist_sweep import build
 from fmnist_sweep.cli import conf_folder, parsed
 from fmnist_sweep.config import Config
 from fmnist_sweep.data import batches, source
@@ -123,18 +123,18 @@ def published_protocol(root: str) -> Config:
 
 def ours(data: batches.Protocol, config: Config) -> Contender:
     """The engine as the command drives it."""
-    stack = engine.Stack([trial.build(config)], data.train, BATCH, compile=True)
-    epoch = 0
+    one = build.build(config)
+    steps = engine.Steps(one, True, torch.device("cpu"))
+    row = engine.Row(0, one, steps.skeleton, torch.device("cpu"))
+    chunk = engine.Chunk([row], steps, data.train, BATCH)
 
     def train() -> None:
-        nonlocal epoch
-        epoch += 1
-        stack.begin_epoch(epoch)
-        stack.run(stack.batches)
-        stack.running(0)
+        chunk.begin_epoch()
+        chunk.run(chunk.batches)
+        chunk.running()
 
     def evaluate() -> None:
-        stack.skeleton.evaluate(stack.weights, stack.buffers, data.validation)
+        chunk.evaluate(data.validation)
 
     return Contender(OURS, train, evaluate)
 

@@ -49,8 +49,9 @@ def compiled(step: Callable[..., Any], device: torch.device) -> Callable[..., An
     """Compiles a step of fixed shapes, or returns it as it is where that fails, with a line."""
     # Would warn of a missing CUDA runtime where only its tools are installed.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    # Steps of earlier stacks are of no more use, and count against a limit.
-    torch.compiler.reset()
+    # What was compiled is kept by code object, of which a number of versions is allowed: a step of
+    # another kind gets a code object of its own.
+    step.__code__ = step.__code__.replace()
     # A wrapper in C++ rather than Python takes a tenth off the baseline's step on a CPU.
     options: dict[str, Any] | None = {"cpp_wrapper": True} if device.type == "cpu" else None
     fast = torch.compile(step, fullgraph=True, dynamic=False, options=options)
