@@ -20,7 +20,9 @@ def check(config: Config) -> None:
     Raises:
         ConfigError: one line with the key, the value and what is allowed.
     """
-    device(config)
+    where = device(config)
+    if config.trainer.precision == "bf16" and not has_bf16(where):
+        raise ConfigError(f"trainer.precision=bf16: {where} has no bfloat16; float32 is there")
     trial = build(config)
     try:
         skeleton.check(trial.model)
@@ -51,6 +53,14 @@ def build(config: Config) -> Trial:
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"optimizer: {_first_line(error)}") from None
     return Trial(model, cls, dict(arguments), config.seed, config.trainer.epochs)
+
+
+def has_bf16(where: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 itself."""
+    if where.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    able = torch.cpu.get_capabilities()
+    return where.type == "cpu" and bool(able.get("avx512_bf16") or able.get("bf16"))
 
 
 def device(config: Config) -> torch.device:

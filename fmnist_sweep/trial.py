@@ -3,6 +3,7 @@
 import io
 import logging
 import math
+import os
 import statistics
 import sys
 import time
@@ -55,13 +56,20 @@ def run(
     if record.holds_run(folder):
         raise ConfigError(f"{folder}: holds a run already, which is never overwritten")
     where = build.device(config)
-    torch.set_num_threads(config.trainer.threads)
+    threads = _threads(config)
+    torch.set_num_threads(threads)
     # Dead ReLU units let Adam's moments decay into denormals, which slow a step several times.
     torch.set_flush_denormal(True)
     data = batches.load(config.data, where, test)
-    training = _Training(config, folder, data, where, on_epoch)
+    training = _Training(config, folder, data, where, threads, on_epoch)
     train(training.requests)
     return training.finish(started, test)
+
+
+def _threads(config: Config) -> int:
+    """`trainer.threads`, or the share that a launcher of several processes left to this one."""
+    share = os.environ.get("OMP_NUM_THREADS", "")
+    return min(config.trainer.threads, int(share)) if share.isdigit() else config.trainer.threads
 
 
 class _Training:
@@ -73,12 +81,14 @@ class _Training:
         folder: Path,
         data: batches.Protocol,
         where: torch.device,
+        threads: int,
         wanted: Callable[[Epoch], bool] | None,
     ) -> None:
         self.config = config
         self.folder = folder
         self.data = data
         self.where = where
+        self.threads = threads
         self.wanted = wanted
         self.history: list[Epoch] = []
         seeds = [config.seed + repeat for repeat in range(config.repeats)]
@@ -101,6 +111,7 @@ class _Training:
             self.data,
             config.data.batch_size,
             compile,
+            config.trainer.precision == "bf16",
             config.trainer.log_every,
             on_epoch=lambda row: self._epoch_ended(repeat, row),
             # Of several repeats the first one speaks for all.
@@ -110,10 +121,9 @@ class _Training:
         )
 
     def _tell(self, how: str) -> None:
-        threads = self.config.trainer.threads
         model = self.requests[0].trial.model
         self.parameters = sum(p.numel() for p in model.parameters())
-        log.info("Device: %s, %d thread(s), %s", self.where, threads, how)
+        log.info("Device: %s, %d thread(s), %s", self.where, self.threads, how)
         log.info("Model: %s with %s parameters", type(model).__name__, f"{self.parameters:,}")
         why = skeleton.unstackable(model)
         if why:
@@ -128,7 +138,7 @@ class _Training:
             self.folder,
             "environment.json",
             record.environment(
-                device=str(self.where), device_name=device_name, threads=threads, steps=how
+                device=str(self.where), device_name=device_name, threads=self.threads, steps=how
             ),
         )
         self.screen.begin_epoch(1)

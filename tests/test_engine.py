@@ -52,7 +52,7 @@ def request(
     log_every: int = 1000,
     compile: bool = False,
 ) -> Request:
-    return Request(one, data, BATCH, compile, log_every, on_epoch, on_batches)
+    return Request(one, data, BATCH, compile, False, log_every, on_epoch, on_batches)
 
 
 def train(

@@ -124,7 +124,7 @@ def published_protocol(root: str) -> Config:
 def ours(data: batches.Protocol, config: Config) -> Contender:
     """The engine as the command drives it."""
     one = build.build(config)
-    steps = engine.Steps(one, True, torch.device("cpu"))
+    steps = engine.Steps(one, True, False, torch.device("cpu"))
     row = engine.Row(0, one, steps.skeleton, torch.device("cpu"))
     chunk = engine.Chunk([row], steps, data.train, BATCH)
 

@@ -31,6 +31,7 @@ from fmnist_sweep.report import ranking
 from fmnist_sweep.report.tables import Run, Sweep
 from fmnist_sweep.sweep import settings as settings_file
 from fmnist_sweep.sweep import space as space_file
+from fmnist_sweep.sweep import together
 from fmnist_sweep.sweep.display import Display
 from fmnist_sweep.sweep.job import SweepJob
 from fmnist_sweep.sweep.launcher import Job, StackedLauncher
@@ -90,6 +91,9 @@ def sweep(
     space = space_file.read(arguments, settings, compose, config.seed)
     extend = _custom_space(settings, config)
     _rehearse(settings, space)
+    is_stacked = config.hydra.launcher._target_.endswith(".StackedLauncher")
+    if is_stacked:
+        together.read(config.hydra.launcher)
     with _folder(config, settings) as folder:
         name = config.name or "/".join(folder.parts[-2:])
         study = SweepStudy(folder, name, space, settings, config.seed)
@@ -98,7 +102,10 @@ def sweep(
     launcher = Plugins.instance().instantiate_launcher(
         hydra_context=context, task_function=job, config=config
     )
-    at_once = settings.n_jobs or _side_by_side(config, space)
+    if is_stacked:
+        at_once = settings.n_jobs or (space.n_trials if space.is_grid else AHEAD)
+    else:
+        at_once = settings.n_jobs or _side_by_side(config)
     try:
         Loop(study, settings, launcher, at_once, extend).run(config.name)
     finally:
@@ -170,10 +177,8 @@ def _folder(config: DictConfig, settings: Settings) -> Iterator[Path]:
         raise
 
 
-def _side_by_side(config: DictConfig, space: Space) -> int:
+def _side_by_side(config: DictConfig) -> int:
     """How many trials run at once, as far as the launcher's configuration says."""
-    if config.hydra.launcher._target_.endswith(".StackedLauncher"):
-        return space.n_trials if space.is_grid else AHEAD
     jobs = OmegaConf.select(config, "hydra.launcher.n_jobs")
     if not isinstance(jobs, int) or jobs == 0:
         return 1

@@ -33,13 +33,13 @@ class Settings(Section):
     workers: Annotated[int, Field(ge=1)] | None
 
 
-def read(values: Mapping[str, Any]) -> Settings:
+def read(values: Mapping[Any, Any]) -> Settings:
     """Checks `hydra.launcher`.
 
     Raises:
         ConfigError: one line with the key, its value and what is allowed.
     """
-    given = {key: value for key, value in values.items() if key != "_target_"}
+    given = {str(key): value for key, value in values.items() if key != "_target_"}
     return checked(Settings, given, "hydra.launcher.")
 
 

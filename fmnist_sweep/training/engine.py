@@ -88,12 +88,13 @@ class Steps:
     Args:
         trial: one of its kind; its `nn.Dropout` are replaced by dropout of its own stream.
         compile: run the step under `torch.compile`.
+        bf16: see `Skeleton`.
     """
 
-    def __init__(self, trial: Trial, compile: bool, device: torch.device) -> None:
+    def __init__(self, trial: Trial, compile: bool, bf16: bool, device: torch.device) -> None:
         self.keys = with_keyed_dropout(trial.model)
         stacked = unstackable(trial.model) is None
-        self.skeleton = Skeleton(trial.model, stacked)
+        self.skeleton = Skeleton(trial.model, stacked, bf16)
         self.rule = optim.rule(trial.optimizer, trial.arguments)
         self.compile = compile and stacked
         self.device = device

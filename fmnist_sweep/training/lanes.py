@@ -46,7 +46,7 @@ class Trainer:
         if kind not in self.steps:
             if len(self.steps) >= KINDS_KEPT:
                 del self.steps[next(iter(self.steps))]
-            self.steps[kind] = Steps(first, kind.compile, device)
+            self.steps[kind] = Steps(first, kind.compile, kind.bf16, device)
         chunk = CHUNK[device.type]
         self.stack = Stack(self.steps[kind], self.data, kind.batch_size, kind.log_every, chunk)
 

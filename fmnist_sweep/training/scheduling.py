@@ -33,6 +33,7 @@ class Request:
     data: Protocol
     batch_size: int
     compile: bool
+    bf16: bool
     log_every: int
     on_epoch: Callable[[Epoch], None]
     on_batches: Callable[[Progress], None]
@@ -42,7 +43,8 @@ class Request:
     kind: Kind = field(init=False)
 
     def __post_init__(self) -> None:
-        self.kind = stack.kind(self.trial, self.data, self.batch_size, self.compile, self.log_every)
+        setting = self.batch_size, self.compile, self.bf16, self.log_every
+        self.kind = stack.kind(self.trial, self.data, *setting)
 
 
 class Scheduler:

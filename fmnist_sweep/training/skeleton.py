@@ -18,10 +18,12 @@ class Skeleton:
     Args:
         stacked: run all rows at once with `torch.func.vmap`; else there is one row only, and plain
             autograd takes its gradients.
+        bf16: products in bfloat16, as `torch.autocast` has it; losses are float32 all the same.
     """
 
-    def __init__(self, model: nn.Module, stacked: bool = True) -> None:
+    def __init__(self, model: nn.Module, stacked: bool = True, bf16: bool = False) -> None:
         self.model = model
+        self.bf16 = bf16
         self.shapes = {n: p.shape for n, p in model.named_parameters() if p.requires_grad}
         self.sizes = [math.prod(shape) for shape in self.shapes.values()]
         if stacked:
@@ -79,13 +81,21 @@ class Skeleton:
             totals += torch.stack(figures)
         return [(loss, correct) for loss, correct in (totals / len(images)).T.tolist()]
 
+    def _logits(self, weights: Any, buffers: Any, images: torch.Tensor) -> Any:
+        if not self.bf16:
+            return functional_call(self.model, (weights, buffers), (images,))
+        # Casts are not cached: a cached one would be of another call's weights.
+        with torch.autocast(images.device.type, torch.bfloat16, cache_enabled=False):
+            logits = functional_call(self.model, (weights, buffers), (images,))
+        return logits.float()
+
     def _train_loss(self, weights: Any, buffers: Any, images: Any, labels: Any) -> Any:
-        logits = functional_call(self.model, (weights, buffers), (images,))
+        logits = self._logits(weights, buffers, images)
         losses = nn.functional.cross_entropy(logits, labels, reduction="none")
         return losses.mean(), _sums(losses.detach(), logits, labels)
 
     def _evaluate(self, weights: Any, buffers: Any, images: Any, labels: Any) -> Any:
-        logits = functional_call(self.model, (weights, buffers), (images,))
+        logits = self._logits(weights, buffers, images)
         losses = nn.functional.cross_entropy(logits, labels, reduction="none")
         return _sums(losses, logits, labels)
 

@@ -52,19 +52,21 @@ class Kind:
     data: int
     batch_size: int
     compile: bool
+    bf16: bool
     log_every: int
 
 
 _alone = count()
 
 
-def kind(trial: Trial, data: Protocol, batch_size: int, compile: bool, log_every: int) -> Kind:
+def kind(
+    trial: Trial, data: Protocol, batch_size: int, compile: bool, bf16: bool, log_every: int
+) -> Kind:
     """Says which trials a trial can share a step with; replaces its `nn.Dropout` for that."""
     with_keyed_dropout(trial.model)
-    shared = _signature(trial.model) if stacks(trial, data.train.pixels.device) else None
-    return Kind(
-        shared or f"alone {next(_alone)}", id(data.train.pixels), batch_size, compile, log_every
-    )
+    shared = _signature(trial) if stacks(trial, data.train.pixels.device) else None
+    signature = shared or f"alone {next(_alone)}"
+    return Kind(signature, id(data.train.pixels), batch_size, compile, bf16, log_every)
 
 
 def stacks(trial: Trial, device: torch.device) -> bool:
@@ -76,8 +78,9 @@ def stacks(trial: Trial, device: torch.device) -> bool:
     return not (convolves and device.type == "cpu")
 
 
-def _signature(model: nn.Module) -> Hashable:
-    """All of a model's structure: what two models must agree in to differ in tensors alone."""
+def _signature(trial: Trial) -> Hashable:
+    """All of a trial's structure: what two must agree in to differ in tensors alone."""
+    model = trial.model
     common = set(nn.Module().__dict__)
     structure = [
         (name, type(module), {k: v for k, v in vars(module).items() if k not in common})
@@ -88,7 +91,7 @@ def _signature(model: nn.Module) -> Hashable:
         for name, tensor in (*model.named_parameters(), *model.named_buffers())
     ]
     try:
-        return pickle.dumps((structure, tensors))
+        return pickle.dumps((trial.optimizer, structure, tensors))
     except (pickle.PicklingError, TypeError, AttributeError):
         return None
 
