@@ -198,10 +198,13 @@ def published_script(root: str) -> None:
         loop.evaluate()
 
 
-def ratio(theirs: list[float], mine: list[float]) -> str:
+def ratio(theirs: list[float], mine: list[float], digits: int = 1) -> str:
     """The median of the rounds' ratios with their range, as text."""
     ratios = [a / b for a, b in zip(theirs, mine)]
-    return f"{statistics.median(ratios):.1f} ({min(ratios):.1f}-{max(ratios):.1f})"
+    median, least, most = (
+        f"{value:.{digits}f}" for value in (statistics.median(ratios), min(ratios), max(ratios))
+    )
+    return f"{median} ({least}-{most})"
 
 
 def table(seconds: dict[str, Any]) -> str:

@@ -167,7 +167,10 @@ def _serve(connection: Connection, threads: int) -> None:
     trainer = Trainer()
 
     def send(kind: str, value: Any) -> None:
-        connection.send_bytes(pickle.dumps((kind, value)))
+        try:
+            connection.send_bytes(pickle.dumps((kind, value)))
+        except OSError:  # nobody listens any longer
+            os._exit(0)
 
     while True:
         try:
