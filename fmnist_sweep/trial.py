@@ -23,6 +23,7 @@ from fmnist_sweep.report import plots
 from fmnist_sweep.screen import Screen
 from fmnist_sweep.training import skeleton
 from fmnist_sweep.training.compiling import worth_compiling
+from fmnist_sweep.training.engine import Trial
 from fmnist_sweep.training.scheduling import Request, train
 
 log = logging.getLogger(__name__)
@@ -95,24 +96,26 @@ class _Training:
         self.configs = [config.model_copy(update={"seed": seed}) for seed in seeds]
         self.histories: list[list[Epoch]] = [[] for _ in seeds]
         steps = math.ceil(len(data.train) / config.data.batch_size)
-        compile, how = worth_compiling(config.trainer.compile, config.trainer.epochs * steps, where)
         self.screen = Screen(
             config.trainer.epochs, steps, bar=wanted is None and sys.stdout.isatty()
         )
-        self.requests = [
-            self._request(repeat, one, compile) for repeat, one in enumerate(self.configs)
-        ]
+        trials = [build.build(one) for one in self.configs]
+        self.parameters = sum(p.numel() for p in trials[0].model.parameters())
+        compile, how = worth_compiling(
+            config.trainer.compile, config.trainer.epochs * steps, self.parameters, where
+        )
+        self.requests = [self._request(at, one, compile) for at, one in enumerate(trials)]
         self._tell(how)
 
-    def _request(self, repeat: int, config: Config, compile: bool) -> Request:
+    def _request(self, repeat: int, trial: Trial, compile: bool) -> Request:
         first = repeat == 0
         return Request(
-            build.build(config),
+            trial,
             self.data,
-            config.data.batch_size,
+            self.config.data.batch_size,
             compile,
-            config.trainer.precision == "bf16",
-            config.trainer.log_every,
+            self.config.trainer.precision == "bf16",
+            self.config.trainer.log_every,
             on_epoch=lambda row: self._epoch_ended(repeat, row),
             # Of several repeats the first one speaks for all.
             on_batches=lambda at: (
@@ -122,7 +125,6 @@ class _Training:
 
     def _tell(self, how: str) -> None:
         model = self.requests[0].trial.model
-        self.parameters = sum(p.numel() for p in model.parameters())
         log.info("Device: %s, %d thread(s), %s", self.where, self.threads, how)
         log.info("Model: %s with %s parameters", type(model).__name__, f"{self.parameters:,}")
         why = skeleton.unstackable(model)

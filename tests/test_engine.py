@@ -164,7 +164,7 @@ def test_a_trial_is_the_same_in_any_stack(data: Protocol) -> None:
 
 @pytest.mark.slow
 def test_compiled_steps_alone_and_in_a_stack(data: Protocol) -> None:
-    decision, _ = worth_compiling("auto", 10**6, torch.device("cpu"))
+    decision, _ = worth_compiling("auto", 10**6, 10**5, torch.device("cpu"))
     if not decision:
         pytest.skip("no C++ compiler here")
     torch.set_num_threads(1)
@@ -232,12 +232,12 @@ def test_keyed_dropout_drops_its_share_and_keeps_the_mean() -> None:
     ],
 )
 def test_when_steps_are_compiled(wish: Any, steps: int, device: str, expected: bool) -> None:
-    decision, reason = worth_compiling(wish, steps, torch.device(device))
+    decision, reason = worth_compiling(wish, steps, 10**5, torch.device(device))
     assert decision is expected
     assert reason.startswith("compiled" if expected else "eager")
 
 
 def test_without_a_compiler_steps_are_eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    decision, reason = worth_compiling("auto", 10**6, torch.device("cpu"))
+    decision, reason = worth_compiling("auto", 10**6, 10**5, torch.device("cpu"))
     assert not decision and "no C++ compiler" in reason

@@ -145,7 +145,7 @@ def test_shapes(width: int, batch: int, data: Protocol) -> None:
 def test_compiled_steps(
     width: int, batch: int, dropout: float, optimizer: Any, data: Protocol
 ) -> None:
-    if not worth_compiling("auto", 10**6, torch.device("cpu"))[0]:
+    if not worth_compiling("auto", 10**6, 10**5, torch.device("cpu"))[0]:
         pytest.skip("no C++ compiler here")
     cases = [
         Case(

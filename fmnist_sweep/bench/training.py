@@ -44,10 +44,10 @@ def published_network() -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), *layers)
 
 
-def loader_loop(name: str, training: Any, validation: Any) -> Contender:
+def loader_loop(name: str, training: Any, validation: Any, batch: int = BATCH) -> Contender:
     """The published loop over two data sets: `.item()` after every step, model.eval() between."""
-    train_loader = torch.utils.data.DataLoader(training, BATCH, shuffle=True)
-    val_loader = torch.utils.data.DataLoader(validation, BATCH)
+    train_loader = torch.utils.data.DataLoader(training, batch, shuffle=True)
+    val_loader = torch.utils.data.DataLoader(validation, batch)
     model = published_network()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.001)
     criterion = nn.CrossEntropyLoss()
@@ -76,7 +76,7 @@ def loader_loop(name: str, training: Any, validation: Any) -> Contender:
     return Contender(name, train, evaluate)
 
 
-def published(root: str) -> Contender:
+def published(root: str, batch: int = BATCH) -> Contender:
     """torchvision's data set with ToTensor and Normalize, as published."""
     from torchvision import datasets, transforms
 
@@ -84,16 +84,16 @@ def published(root: str) -> Contender:
     training, validation = (
         datasets.FashionMNIST(root, train=train, transform=transform) for train in (True, False)
     )
-    return loader_loop(PUBLISHED, training, validation)
+    return loader_loop(PUBLISHED, training, validation, batch)
 
 
 def tensors(data: batches.Protocol) -> Contender:
     """The same loop over images normalised once and held in memory."""
-    sets = (
+    training, validation = (
         torch.utils.data.TensorDataset(batches.normalise(images.pixels), images.labels)
         for images in (data.train, data.validation)
     )
-    return loader_loop("TensorDataset + DataLoader", *sets)
+    return loader_loop("TensorDataset + DataLoader", training, validation)
 
 
 def scikit_learn(data: batches.Protocol) -> Contender | None:
