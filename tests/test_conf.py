@@ -6,7 +6,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from fmnist_sweep import trial
+from fmnist_sweep import build
 from fmnist_sweep.cli import conf_folder, parsed
 
 CONF = Path(conf_folder())
@@ -14,7 +14,7 @@ FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
 
 
 def test_all_files_are_seen() -> None:
-    assert len(FILES) == 18
+    assert len(FILES) == 19
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)
@@ -23,7 +23,7 @@ def test_file_composes_and_passes_the_checks(file: Path) -> None:
     group, option = str(file.parent), file.stem
     with initialize_config_dir(str(CONF)):
         config = compose("config", [] if group == "." else [f"{group}={option}"])
-    trial.check(parsed(config))
+    build.check(parsed(config))
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)
