@@ -10,18 +10,20 @@ from typing import Any
 from fmnist_sweep.report.series import Axis, axes, objective
 from fmnist_sweep.report.tables import Run
 
-FEWEST = 10  # complete trials; below that the best tenth is a single one
+# Of fewer complete trials the best quarter, set against all, is noise.
+FEWEST = 20
+BEST = 0.25
 
 
 def importances(runs: Sequence[Run]) -> dict[str, float]:
-    """Each key's share in what separates the best tenth of the complete trials from all of them.
+    """Each key's share in what separates the best quarter of the complete trials from all of them.
 
     Returns:
-        Shares that add up to 1, greatest first; empty for fewer than two keys or ten complete
-        trials, for several objectives, and where all trials are equally good.
+        Shares that add up to 1, greatest first; empty for fewer than two keys or 20 complete
+        trials, for several objectives, and where all trials are equally good. A seed is no key.
     """
     complete = [run for run in runs if run.state == "COMPLETE" and objective(run) is not None]
-    keys = axes(complete)
+    keys = [axis for axis in axes(complete) if axis.key != "seed"]
     values = {objective(run) for run in complete}
     if len(keys) < 2 or len(complete) < FEWEST or len(values) < 2:
         return {}
@@ -59,9 +61,13 @@ def importances(runs: Sequence[Run]) -> dict[str, float]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study = optuna.create_study(directions=list(runs[0].direction))
+            study = optuna.create_study(
+                direction=optuna.study.StudyDirection[runs[0].direction[0].upper()]
+            )
             study.add_trials([trial(run) for run in complete])
-            found = optuna.importance.get_param_importances(study)
+            found = optuna.importance.get_param_importances(
+                study, evaluator=optuna.importance.PedAnovaImportanceEvaluator(target_quantile=BEST)
+            )
     finally:
         optuna.logging.set_verbosity(level)
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))

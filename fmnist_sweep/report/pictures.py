@@ -148,7 +148,7 @@ def importances(shares: Mapping[str, float]) -> Figure:
     bars = axes.barh(names, [100 * shares[name] for name in names], color=BLUE)
     axes.bar_label(bars, fmt="%.0f %%", padding=3)
     axes.set_xlim(0, 115 * max(shares.values()))
-    axes.set_xlabel("Share of what separates the best tenth of the trials from all (%)")
+    axes.set_xlabel("Share of what separates the best quarter of the trials from all (%)")
     axes.grid(visible=False, axis="y")
     return figure
 
@@ -250,9 +250,10 @@ def _heat(keys: Sequence[Axis], cells: Sequence[series.Cell], measure: Measure) 
 
 def parallel(uprights: Sequence[Upright], lines: Sequence[Line]) -> Figure:
     """A line a trial over all keys, the best tenth and the better half told apart."""
-    figure, axes = _figure(2.2 * len(uprights) + 1.6, 4.6)
-    axes.grid(visible=False)
+    figure = Figure(figsize=(2.2 * len(uprights) + 1.2, 4.8), dpi=110)
+    axes = figure.add_axes((0.08, 0.1, 0.82, 0.76))
     axes.set_axis_off()
+    axes.set_ylim(0, 1)
     kinds: tuple[tuple[float, float, dict[str, Any], str], ...] = (
         (MIDDLE, 1.0, {"color": GREY, "alpha": 0.5, "linewidth": 0.9}, "others"),
         (TOP, MIDDLE, {"color": BLUE, "alpha": 0.7, "linewidth": 1.1}, "better half"),

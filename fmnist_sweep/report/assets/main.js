@@ -74,7 +74,7 @@ function pictures() {
   legend(history, [["best so far", "best-line"], ...stateEntries(), ["ringed: best, baseline", "ring"]]);
   drawHistory(history, data);
   if (data.importances.length) {
-    const part = section("Which keys mattered", `Share of what separates the best tenth of the complete trials from all (PED-ANOVA), from ${data.runs.filter((r) => r.state === "COMPLETE").length} complete trials; with few trials or a narrow range a small share proves nothing.`);
+    const part = section("Which keys mattered", `Share of what separates the best quarter of the complete trials from all (PED-ANOVA), from ${data.runs.filter((r) => r.state === "COMPLETE").length} complete trials; with few trials or a narrow range a small share proves nothing.`);
     drawImportances(element("div", { class: "plots" }, part), data);
   }
   if (data.axes.length) {

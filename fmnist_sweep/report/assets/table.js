@@ -2,7 +2,6 @@
 // The ranked table: sorted by a click on a column's head, filtered by words and by state.
 
 function columns(data) {
-  const several = data.goals.length > 1;
   const per = (v) => (typeof v === "number" ? (100 * v).toFixed(2) : "-");
   const withSpread = (run, name, show) => show(run[name]) + (run.spread[name] === undefined ? "" : ` ± ${show(run.spread[name])}`);
   const failed = data.runs.some((r) => r.state !== "COMPLETE");
@@ -17,10 +16,9 @@ function columns(data) {
     { name: "val loss", value: (r) => r.val_loss, show: (r) => withSpread(r, "val_loss", (v) => (typeof v === "number" ? v.toFixed(4) : "-")), up: true },
     { name: "train acc %", value: (r) => r.train_accuracy, show: (r) => per(r.train_accuracy) },
     { name: "epochs", value: (r) => r.epochs, up: true },
-    { name: "seconds", value: (r) => r.seconds, show: (r) => (typeof r.seconds === "number" ? r.seconds.toFixed(1) : "-"), up: true },
+    ...(data.goals.some((g) => g.name === "seconds") ? [] : [{ name: "seconds", value: (r) => r.seconds, show: (r) => (typeof r.seconds === "number" ? r.seconds.toFixed(1) : "-"), up: true }]),
     ...(data.runs.some((r) => r.repeats) ? [{ name: "repeats", value: (r) => r.repeats, up: true }] : []),
     ...(failed ? [{ name: "reason", value: (r) => r.reason || "", text: true, up: true, wide: true }] : []),
-    ...(several ? [{ name: "front", value: (r) => (r.front ? "Pareto front" : ""), text: true, up: true }] : []),
   ];
 }
 
@@ -79,12 +77,13 @@ function drawTable(parent, data) {
 }
 
 function tableRow(all, run, data) {
-  const best = run.trial === data.best;
-  const row = element("tr", { class: [run.state, best && "best", run.baseline && "baseline"].filter(Boolean).join(" "), "data-trial": run.trial });
+  const best = run.trial === data.best && data.goals.length === 1;
+  const row = element("tr", { class: [run.state, (best || run.front) && "best", run.baseline && "baseline"].filter(Boolean).join(" "), "data-trial": run.trial });
   for (const column of all) {
     const cell = element("td", { class: [column.text && "text", column.wide && "reason"].filter(Boolean).join(" ") }, row);
     if (column.name === "state") {
       if (best) element("span", { class: "badge best" }, cell, "best");
+      if (run.front) element("span", { class: "badge best" }, cell, "Pareto front");
       if (run.baseline) element("span", { class: "badge baseline" }, cell, "baseline");
     }
     const value = column.show ? column.show(run) : column.value(run);
@@ -98,7 +97,7 @@ function parse(text, all) {
   return text.toLowerCase().split(/\s+/).filter(Boolean).map((word) => {
     const parts = /^([^=<>]+)([=<>])(.+)$/.exec(word);
     const column = parts && all.find((c) => c.name.toLowerCase().replace(/ /g, "_").includes(parts[1]));
-    if (!column) return (run) => all.some((c) => String(c.show ? c.show(run) : c.value(run)).toLowerCase().includes(word)) || (run.baseline && "baseline".includes(word));
+    if (!column) return (run) => all.some((c) => String(c.show ? c.show(run) : c.value(run)).toLowerCase().includes(word)) || [run.baseline && "baseline", run.front && "pareto front"].some((m) => m && m.includes(word));
     const [, , sign, value] = parts, number = Number(value);
     return (run) => {
       const own = column.value(run);
