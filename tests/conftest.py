@@ -10,6 +10,7 @@ import pytest
 from fmnist_sweep import train
 from fmnist_sweep.data import source
 from fmnist_sweep.report import __main__ as report_command
+from fmnist_sweep.sweep import loop
 from tests import tiny_task
 
 ROOT = Path(__file__).parent.parent
@@ -72,8 +73,11 @@ def fmnist_train(in_process: Callable[[Callable[[], None]], Command]) -> Command
 
 
 @pytest.fixture
-def tiny(in_process: Callable[[Callable[[], None]], Command]) -> Command:
-    """The same command around a task that trains nothing."""
+def tiny(
+    in_process: Callable[[Callable[[], None]], Command], monkeypatch: pytest.MonkeyPatch
+) -> Command:
+    """The same command around a task that trains nothing, without pictures of it."""
+    monkeypatch.setattr(loop, "publish", lambda folder, runs: None)
     return in_process(tiny_task.main)
 
 

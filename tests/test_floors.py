@@ -17,6 +17,7 @@ FLOORS = {
     "report": 2,
     "screen.py": 2,
     "training": 3,
+    "compare": 3,
     "trial.py": 4,
     "cli.py": 5,
     "sweep": 6,
@@ -30,6 +31,7 @@ FORBIDDEN = {
     "report": {"torch", "optuna"},
     # Importances are Optuna's, of a study made from the tables; nothing else there needs it.
     "report/importance.py": {"torch"},
+    "compare": {"torch", "hydra", "optuna"},
     "training": {"hydra", "omegaconf", "optuna"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

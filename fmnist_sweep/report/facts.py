@@ -31,6 +31,12 @@ def configuration(run: Path) -> dict[str, Any]:
     return _yaml(run / ".hydra/config.yaml")
 
 
+def choices(run: Path) -> dict[str, str]:
+    """Which option of each group a run was composed of, as `optimizer: adam`."""
+    found = pick(_yaml(run / ".hydra/hydra.yaml"), "hydra.runtime.choices") or {}
+    return {group: option for group, option in found.items() if option and "/" not in group}
+
+
 def pick(values: Mapping[str, Any], key: str) -> Any:
     """What stands below a dotted key, or None."""
     found: Any = values
