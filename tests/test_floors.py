@@ -21,6 +21,7 @@ FLOORS = {
     "trial.py": 4,
     "cli.py": 5,
     "sweep": 6,
+    "confirm": 7,
     "train.py": 7,
     "bench": 7,
 }
@@ -32,6 +33,7 @@ FORBIDDEN = {
     # Importances are Optuna's, of a study made from the tables; nothing else there needs it.
     "report/importance.py": {"torch"},
     "compare": {"torch", "hydra", "optuna"},
+    "confirm": {"hydra", "optuna"},
     "training": {"hydra", "omegaconf", "optuna"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

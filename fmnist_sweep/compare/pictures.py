@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from fmnist_sweep.compare import statistics
 from fmnist_sweep.compare.findings import anytime
@@ -69,5 +70,8 @@ def _best_of_n(axes: Axes, sides: Sequence[Side], confidence: float, measure: Me
         )
         axes.fill_between(curve.n, scale * curve.low, scale * curve.high, color=colour, alpha=0.15)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("n, complete trials drawn")
     axes.set_title("Expected best of n, with its interval", fontsize="medium")

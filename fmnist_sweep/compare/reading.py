@@ -124,7 +124,7 @@ def _side(path: Path, objective: str | None) -> Side:
         table = _csv(path)
     side = _checked(path, table, goals, objective)
     first = next((f[-1] for f in record.attempts(folder).values()), None)
-    settings = {**_flat(facts.configuration(first)), **facts.choices(first)} if first else {}
+    settings = {**facts.flat(facts.configuration(first)), **facts.choices(first)} if first else {}
     return replace(side, settings=settings, environment=_environment(first), warnings=notes)
 
 
@@ -263,13 +263,3 @@ def _environment(run: Path | None) -> dict[str, Any]:
     for name in ("command", "platform"):
         values.pop(name, None)
     return {**values, **{f"{package} version": v for package, v in versions.items()}}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

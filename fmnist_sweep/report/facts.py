@@ -45,6 +45,15 @@ def pick(values: Mapping[str, Any], key: str) -> Any:
     return found
 
 
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, by dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = isinstance(value, Mapping)
+        found |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return found
+
+
 def is_selected_on_test(config: Mapping[str, Any]) -> bool:
     """Whether a configuration validates on the test images."""
     return bool(pick(config, "data.validation") == "test")
