@@ -21,6 +21,7 @@ from fmnist_sweep.confirm.verdict import (
     standings,
 )
 from fmnist_sweep.report import facts, ranking
+from fmnist_sweep.report.publish import publish
 from fmnist_sweep.report.series import Measure
 from fmnist_sweep.report.tables import Run, Sweep
 
@@ -91,6 +92,7 @@ def confirm(wishes: Wishes) -> None:
     report["test"] = _test(wishes, table[0], folders, seeds)
     report["sentences"] = said
     _write(wishes.folder, table, measure, report)
+    publish(wishes.folder, runs)
     print(
         f"Written to {wishes.folder}: confirm.csv, confirm.json, model.pt, experiment/best.yaml, "
         "plots/confirm.png, plots/confusion.png"

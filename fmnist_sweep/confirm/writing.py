@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -157,10 +158,11 @@ def experiment(config: Config, run: Path, sweep: Path) -> str:
         "trainer": {"epochs": values["trainer"]["epochs"]},
     }
     groups = [{f"override /{g}": chosen[g]} for g in ("model", "optimizer") if g in chosen]
+    folder = shlex.quote(" ".join(str(sweep).split()))
     head = (
         "# @package _global_\n"
-        f"# The confirmed winner of the sweep {sweep.name}.\n"
-        f"#   python -m fmnist_sweep.train --config-dir {sweep} experiment=best\n"
+        "# A sweep's winner, confirmed on fresh seeds.\n"
+        f"#   python -m fmnist_sweep.train --config-dir {folder} experiment=best\n"
     )
     return head + yaml.safe_dump({"defaults": groups, **kept}, sort_keys=False)
 

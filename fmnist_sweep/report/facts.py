@@ -60,13 +60,14 @@ def is_selected_on_test(config: Mapping[str, Any]) -> bool:
 
 
 def facts(folder: Path, runs: Sequence[Run]) -> dict[str, dict[str, str]]:
-    """Rows by heading: Swept, Protocol, Budget, Environment; each a name and a text."""
+    """Rows by heading: Swept, Protocol, Budget, Environment, and what a confirmation found."""
     config = configuration(runs[0].folder)
     return {
         "Swept": _swept(settings(folder), runs),
         "Protocol": _protocol(config, runs),
         "Budget": _budget(runs),
         "Environment": _environment(runs),
+        "Confirmed on fresh seeds": _confirmed(folder),
     }
 
 
@@ -161,6 +162,21 @@ def _environment(runs: Sequence[Run]) -> dict[str, str]:
     if found[0].get("git_dirty"):
         rows["Commit"] = f"{rows['Commit']}, with changes that were not committed"
     return {name: str(value) for name, value in rows.items() if value is not None}
+
+
+def _confirmed(folder: Path) -> dict[str, str]:
+    """What `confirm.json` says, where there is one."""
+    try:
+        found = record.read_json(folder, "confirm.json")
+        said = {"Fresh seeds": " ".join(found.get("sentences") or [])}
+        accuracy = pick(found, "test.accuracy.mean")
+        if accuracy is not None:
+            spread = number(pick(found, "test.accuracy.std"))
+            text = f"{accuracy:.2%}" + ("" if spread is None else f" ± {100 * spread:.2f} points")
+            said["Test accuracy"] = f"{text} over {pick(found, 'test.accuracy.n')} seeds"
+        return {name: text for name, text in said.items() if text}
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def duration(seconds: float) -> str:

@@ -209,7 +209,7 @@ def window(values: Sequence[float], direction: str, *must: float) -> tuple[float
     ordered = sorted(values)
     low, high = ordered[0], ordered[-1]
     if len(ordered) > 4:
-        lower, _, upper = statistics.quantiles(ordered, n=4)
+        lower, _, upper = statistics.quantiles(ordered, n=4, method="inclusive")
         reach = 3 * (upper - lower)
         if direction == "maximize":
             low = max(low, lower - reach)
