@@ -116,6 +116,7 @@ def _side(path: Path, objective: str | None) -> Side:
                     f"{file} is not what the run folders say, which are taken here; "
                     f"python -m fmnist_sweep.report {path} makes it anew"
                 )
+            table = _with_repeats(table, sweep)
         elif file.exists():
             table = _csv(file)
         else:
@@ -135,6 +136,25 @@ def _runs(folder: Path) -> Sweep:
     except tables.ReportError as error:
         raise CompareError(str(error)) from None
     return sweep
+
+
+def _with_repeats(table: pd.DataFrame, sweep: Sweep) -> pd.DataFrame:
+    """Adds what the summaries say of repeats and the table does not."""
+    summaries = [sweep.runs[trial].summary for trial in sorted(sweep.runs)]
+    columns = {f"{name}_std": f"{name}_std" for name in record.METRICS} | {"repeats": "repeats"}
+    if "objective" in table:
+        columns["objective_std"] = f"{_only(_goals(sweep))}_std"
+    told = {
+        column: [summary.get(name) for summary in summaries]
+        for column, name in columns.items()
+        if column not in table and any(summary.get(name) is not None for summary in summaries)
+    }
+    return table.assign(**told)
+
+
+def _only(goals: Mapping[str, str]) -> str:
+    (name,) = goals
+    return name
 
 
 def _as_csv(table: pd.DataFrame) -> bytes:
@@ -231,8 +251,8 @@ def _objective(
             f"{path}: has {len(names)} objectives; --objective {names[0]} compares one of them"
         )
     if goals:
-        ((name, direction),) = goals.items()
-        return "objective", name, direction
+        name = _only(goals)
+        return "objective", name, goals[name]
     # A table alone does not name its objective: it is the metric that has the same values.
     same = [m for m in record.METRICS if m in table and table[m].equals(table["objective"])]
     name = "val_accuracy" if "val_accuracy" in same else same[0] if same else "objective"
