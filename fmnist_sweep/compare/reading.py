@@ -144,7 +144,7 @@ def _with_repeats(table: pd.DataFrame, sweep: Sweep) -> pd.DataFrame:
     columns = {f"{name}_std": f"{name}_std" for name in record.METRICS} | {"repeats": "repeats"}
     if "objective" in table:
         columns["objective_std"] = f"{_only(_goals(sweep))}_std"
-    told = {
+    told: dict[str, Any] = {
         column: [summary.get(name) for summary in summaries]
         for column, name in columns.items()
         if column not in table and any(summary.get(name) is not None for summary in summaries)
