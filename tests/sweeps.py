@@ -44,7 +44,10 @@ def write(
     for number, one in enumerate(trials):
         run = folder / str(number)
         (run / ".hydra").mkdir(parents=True)
-        (run / ".hydra/config.yaml").write_text(yaml.safe_dump(config))
+        params = one.get("params", {KEY: 0.001 * (number + 1)})
+        optimizer = {**config["optimizer"], "lr": params.get(KEY, 0.001)}
+        text = yaml.safe_dump({**config, "optimizer": optimizer})
+        (run / ".hydra/config.yaml").write_text(text)
         epochs, seconds = one.get("epochs", 2), one.get("seconds", 2.0)
         value = one["value"]
         if value is not None and epochs:
@@ -52,7 +55,7 @@ def write(
             record.write_history(run, rows)
         note = {
             "trial": number,
-            "params": one.get("params", {KEY: 0.001 * (number + 1)}),
+            "params": params,
             "default": one.get("default", number == 0),
             "objective": list(objective),
             "direction": list(direction),
