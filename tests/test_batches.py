@@ -1,7 +1,6 @@
 """Splits and orders."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest

@@ -93,7 +93,7 @@ def sentences(table: Sequence[Standing], lucky: Mean | None, measure: Measure) -
             line += (
                 f" (95 % interval {_number(lucky.low, measure)} to {_number(lucky.high, measure)})"
             )
-            line += ": that much was luck." if lucky.low > 0 else ": within noise, no luck to see."
+            line += ": that much was luck." if lucky.low > 0 else ": within noise."
         said.append(line if line.endswith(".") else f"{line}.")
     return said
 

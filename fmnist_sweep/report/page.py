@@ -107,8 +107,6 @@ def _rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
                 "values": run.values,
                 "val_accuracy": run.summary.get("val_accuracy"),
                 "val_loss": run.summary.get("val_loss"),
-                "best_val_accuracy": run.summary.get("best_val_accuracy"),
-                "train_accuracy": run.summary.get("train_accuracy"),
                 "epochs": len(run.history),
                 "seconds": run.summary.get("seconds"),
                 "spread": spread,

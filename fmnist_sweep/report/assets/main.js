@@ -23,7 +23,9 @@ function verdict() {
     said.push(`Best of ${complete} complete trials: ${goal.name} ${value(best)} (trial ${best.trial}).`);
     if (base && base !== best && base.values[0] !== null) said.push(`Baseline: ${value(base)} (trial ${base.trial}).`);
     if (base === best) said.push("It is the baseline.");
-    if (complete > 1) said.push("A best value is a maximum over noise: python -m fmnist_sweep.confirm trains the winners again on fresh seeds.");
+    const confirmed = (data.facts["Confirmed on fresh seeds"] || {})["Fresh seeds"];
+    if (confirmed) said.push(`On fresh seeds: ${confirmed}`);
+    else if (complete > 1) said.push("A best value is a maximum over noise: python -m fmnist_sweep.confirm trains the winners again on fresh seeds.");
   }
   document.getElementById("verdict").textContent = said.join(" ");
   const warning = document.getElementById("warning");

@@ -14,7 +14,6 @@ function columns(data) {
     ...data.goals.map((g, i) => ({ g, i })).filter(({ g }) => !known.includes(g.name)).map(({ g, i }) => ({ name: g.name, value: (r) => r.values[i], show: (r) => shownValue(g, r.values[i], r.spread[g.name]), up: !g.maximize })),
     { name: "val acc %", value: (r) => r.val_accuracy, show: (r) => withSpread(r, "val_accuracy", per) },
     { name: "val loss", value: (r) => r.val_loss, show: (r) => withSpread(r, "val_loss", (v) => (typeof v === "number" ? v.toFixed(4) : "-")), up: true },
-    { name: "train acc %", value: (r) => r.train_accuracy, show: (r) => per(r.train_accuracy) },
     { name: "epochs", value: (r) => r.epochs, up: true },
     ...(data.goals.some((g) => g.name === "seconds") ? [] : [{ name: "seconds", value: (r) => r.seconds, show: (r) => (typeof r.seconds === "number" ? r.seconds.toFixed(1) : "-"), up: true }]),
     ...(data.runs.some((r) => r.repeats) ? [{ name: "repeats", value: (r) => r.repeats, up: true }] : []),
