@@ -44,13 +44,15 @@ def test_split_of_too_few_images() -> None:
 
 
 def test_validation_on_training_images_holds_nothing_out(data_root: Path) -> None:
-    values: dict[str, Any] = {
-        "validation": "train",
-        "val_size": 500,
-        "train_size": None,
-        "split_seed": 0,
-    }
-    config = DataConfig(root=str(data_root), verify=True, batch_size=32, **values)
+    config = DataConfig(
+        root=str(data_root),
+        verify=True,
+        validation="train",
+        val_size=500,
+        train_size=None,
+        split_seed=0,
+        batch_size=32,
+    )
     data = load(config, torch.device("cpu"), test=False)
     assert (len(data.train), len(data.validation), data.test) == (60_000, 500, None)
     assert torch.bincount(data.validation.labels).tolist() == [50] * 10

@@ -18,7 +18,7 @@ from fmnist_sweep.confirm import __main__ as command
 from fmnist_sweep.confirm import opening, training, verdict
 from fmnist_sweep.confirm.candidates import Candidate, candidates, fresh_seeds
 from fmnist_sweep.data import source
-from fmnist_sweep.report.series import Measure
+from fmnist_sweep.report.measure import Measure
 from fmnist_sweep.report.tables import Run, Sweep
 from tests import sweeps
 from tests.conftest import Command, InProcess

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fmnist_sweep.report import facts, parallel, series
+from fmnist_sweep.report import facts, parallel, series, swept
 from fmnist_sweep.report.importance import importances
 from fmnist_sweep.report.tables import Run, Sweep
 from fmnist_sweep.report.timing import timing
@@ -54,14 +54,14 @@ def test_running_best_of_what_is_minimised(tmp_path: Path) -> None:
 )
 def test_axes(tmp_path: Path, values: list[Any], kind: str, choices: list[Any]) -> None:
     runs = written(tmp_path, *(trial(0.8, params={"key": value}) for value in values))
-    (axis,) = series.axes(runs)
+    (axis,) = swept.axes(runs)
     assert (axis.kind, axis.choices) == (kind, choices)
 
 
 def test_a_grid_of_one_key_over_seeds_has_means_and_spreads(tmp_path: Path) -> None:
     rows = [(0.1, 0, 0.70), (0.1, 1, 0.74), (0.2, 0, 0.80), (0.2, 1, 0.80)]
     runs = written(tmp_path, *(trial(v, params={"lr": lr, "seed": s}) for lr, s, v in rows))
-    found = series.grid(runs)
+    found = swept.grid(runs)
     assert found is not None
     axes, cells = found
     assert [axis.key for axis in axes] == ["lr"]
@@ -76,13 +76,13 @@ def test_a_grid_takes_the_spread_of_repeats(tmp_path: Path) -> None:
         trial(0.7, params={"lr": 0.1}, std=0.01, repeats=5),
         trial(0.8, params={"lr": 0.2}, std=0.02, repeats=5),
     )
-    found = series.grid(runs)
+    found = swept.grid(runs)
     assert found and [(c.spread, c.n) for c in found[1]] == [(0.01, 5), (0.02, 5)]
 
 
 def test_a_search_is_no_grid(tmp_path: Path) -> None:
     rows = [trial(0.7, params={"a": k / 7, "b": k * k % 11}) for k in range(20)]
-    assert series.grid(written(tmp_path, *rows)) is None
+    assert swept.grid(written(tmp_path, *rows)) is None
 
 
 def test_bad_values_do_not_squash_an_axis() -> None:

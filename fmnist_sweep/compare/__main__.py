@@ -7,7 +7,8 @@ from pathlib import Path
 
 from fmnist_sweep.compare import pictures, showing
 from fmnist_sweep.compare.findings import findings
-from fmnist_sweep.compare.reading import CompareError, read
+from fmnist_sweep.compare.reading import read
+from fmnist_sweep.compare.rows import CompareError
 from fmnist_sweep.record import write_whole
 from fmnist_sweep.report.ranking import console
 

@@ -8,9 +8,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from fmnist_sweep.compare import statistics
 from fmnist_sweep.compare.findings import anytime
-from fmnist_sweep.compare.reading import Side
-from fmnist_sweep.report.pictures import BLUE, GREEN, ORANGE, VERMILION, png
-from fmnist_sweep.report.series import Measure
+from fmnist_sweep.compare.rows import Side
+from fmnist_sweep.report.drawing import BLUE, GREEN, ORANGE, VERMILION, png
+from fmnist_sweep.report.measure import Measure
 
 COLOURS = (BLUE, VERMILION, GREEN, ORANGE, "#CC79A7", "#56B4E9")
 STYLES = ("-", "--", "-.", ":")

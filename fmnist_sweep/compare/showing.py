@@ -11,7 +11,7 @@ from rich.table import Table
 
 from fmnist_sweep.compare.findings import TOP
 from fmnist_sweep.report.facts import duration
-from fmnist_sweep.report.series import Measure
+from fmnist_sweep.report.measure import Measure
 
 Rows = list[list[str]]
 

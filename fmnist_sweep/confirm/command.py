@@ -21,8 +21,8 @@ from fmnist_sweep.confirm.verdict import (
     standings,
 )
 from fmnist_sweep.report import facts, ranking
+from fmnist_sweep.report.measure import Measure
 from fmnist_sweep.report.publish import publish
-from fmnist_sweep.report.series import Measure
 from fmnist_sweep.report.tables import Run, Sweep
 
 RANKED_BY = ("val_accuracy", "val_loss", "best_val_accuracy")

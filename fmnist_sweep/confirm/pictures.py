@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 
 from fmnist_sweep.confirm.testing import CLASSES
 from fmnist_sweep.confirm.verdict import Standing
-from fmnist_sweep.report.pictures import BLUE, GREY, VERMILION, png
-from fmnist_sweep.report.series import Measure
+from fmnist_sweep.report.drawing import BLUE, GREY, VERMILION, png
+from fmnist_sweep.report.measure import Measure
 
 
 def confusion(confusions: Sequence[Sequence[Sequence[int]]], title: str) -> bytes:

@@ -10,7 +10,7 @@ from scipy import stats
 
 from fmnist_sweep.confirm.candidates import Candidate
 from fmnist_sweep.confirm.testing import CLASSES
-from fmnist_sweep.report.series import Measure
+from fmnist_sweep.report.measure import Measure
 
 CONFIDENCE = 0.95
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from fmnist_sweep.config import Config
 from fmnist_sweep.confirm.verdict import Mean, Standing
 from fmnist_sweep.report import facts
-from fmnist_sweep.report.series import Measure
+from fmnist_sweep.report.measure import Measure
 
 
 def shown(found: Mean, measure: Measure) -> str:

@@ -7,7 +7,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from fmnist_sweep.report.series import Axis, axes, objective
+from fmnist_sweep.report.series import objective
+from fmnist_sweep.report.swept import Axis, axes
 from fmnist_sweep.report.tables import Run
 
 # Of fewer complete trials the best quarter, set against all, is noise.

@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from fmnist_sweep.report import facts, parallel, series
+from fmnist_sweep.report import facts, measure, parallel, series, swept
 from fmnist_sweep.report.ranking import pareto, ranked
 from fmnist_sweep.report.tables import Run
 from fmnist_sweep.report.timing import timing
@@ -48,7 +48,7 @@ def content(folder: Path, runs: Sequence[Run], shares: Mapping[str, float]) -> d
     goals = series.measures(runs)
     uprights, lines = parallel.lines(runs)
     when = timing(runs)
-    found = series.grid(runs)
+    found = swept.grid(runs)
     return {
         "name": folder.resolve().name,
         "facts": facts.facts(folder, runs),
@@ -71,7 +71,7 @@ def content(folder: Path, runs: Sequence[Run], shares: Mapping[str, float]) -> d
         "curves": [_curves(runs, metric) for metric in series.CURVES],
         "running_best": series.running_best(runs),
         "importances": list(shares.items()),
-        "axes": [asdict(axis) for axis in series.axes(runs)],
+        "axes": [asdict(axis) for axis in swept.axes(runs)],
         "parallel": {
             "uprights": [asdict(upright) for upright in uprights],
             "lines": [{"trial": x.run.trial, "places": x.places, "rank": x.rank} for x in lines],
@@ -104,7 +104,7 @@ def _rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
                 "state": run.state,
                 "reason": run.summary.get("reason"),
                 "params": dict(run.params),
-                "values": run.values,
+                "values": [series.objective(run, i) for i in range(len(run.objective))],
                 "val_accuracy": run.summary.get("val_accuracy"),
                 "val_loss": run.summary.get("val_loss"),
                 "epochs": len(run.history),
@@ -126,8 +126,8 @@ def _curves(runs: Sequence[Run], metric: str) -> dict[str, Any]:
         if epochs:
             curves[run.trial] = [epochs[0], *(float(f"{value:.5g}") for value in values)]
     return {
-        "label": series.Measure(metric, series.CURVES[metric]).label,
-        "unit": series.Measure(metric, "").unit,
+        "label": measure.Measure(metric, series.CURVES[metric]).label,
+        "unit": measure.Measure(metric, "").unit,
         "window": series.curve_window(runs, metric),
         "curves": curves,
     }

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from fmnist_sweep.report import series
+from fmnist_sweep.report import series, swept
 from fmnist_sweep.report.tables import Run
 
 MOST_TICKS = 8
@@ -40,14 +40,14 @@ def lines(runs: Sequence[Run]) -> tuple[list[Upright], list[Line]]:
     Empty for fewer than two swept keys: then a slice shows the same.
     """
     complete = [r for r in runs if r.state == "COMPLETE" and series.objective(r) is not None]
-    keys = series.axes(complete)
+    keys = swept.axes(complete)
     shown = series.objective_window(complete) if complete else None
     if len(keys) < 2 or shown is None:
         return [], []
     ranges = {axis.key: _range(axis, complete) for axis in keys}
     measure = series.measures(runs)[0]
     low, high = shown
-    goal = series.Axis(measure.label, "linear", [])
+    goal = swept.Axis(measure.label, "linear", [])
     uprights = [Upright(axis.key, _ticks(axis, *ranges[axis.key])) for axis in keys]
     uprights.append(Upright(measure.label, _ticks(goal, low, high)))
     sign = 1 if measure.direction == "maximize" else -1
@@ -65,14 +65,14 @@ def lines(runs: Sequence[Run]) -> tuple[list[Upright], list[Line]]:
     return uprights, found
 
 
-def _range(axis: series.Axis, runs: Sequence[Run]) -> tuple[float, float]:
+def _range(axis: swept.Axis, runs: Sequence[Run]) -> tuple[float, float]:
     if axis.kind == "category":
         return -0.5, len(axis.choices) - 0.5
     places = [p for run in runs if (p := axis.place(run.params.get(axis.key))) is not None]
     return min(places), max(places)
 
 
-def _place(axis: series.Axis, value: float | None, low: float, high: float) -> float | None:
+def _place(axis: swept.Axis, value: float | None, low: float, high: float) -> float | None:
     """Where a value stands between the ends, in [0, 1]."""
     if value is None:
         return None
@@ -81,7 +81,7 @@ def _place(axis: series.Axis, value: float | None, low: float, high: float) -> f
     return (value - low) / (high - low)
 
 
-def _ticks(axis: series.Axis, low: float, high: float) -> list[tuple[float, Any]]:
+def _ticks(axis: swept.Axis, low: float, high: float) -> list[tuple[float, Any]]:
     if axis.kind == "category":
         values: list[Any] = axis.choices[:20]
         return [(_place(axis, i, low, high) or 0.0, v) for i, v in enumerate(values)]

@@ -6,7 +6,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from fmnist_sweep.record import write_whole
-from fmnist_sweep.report import page, parallel, pictures, series
+from fmnist_sweep.report import key_pictures, page, parallel, pictures, series, swept
+from fmnist_sweep.report.drawing import png
 from fmnist_sweep.report.importance import importances
 from fmnist_sweep.report.tables import Run
 from fmnist_sweep.report.timing import timing
@@ -32,7 +33,7 @@ def publish(folder: Path, runs: Sequence[Run]) -> Path:
     drawn = _pictures(ordered, shares)
     for name in _NAMES:
         if figure := drawn.get(name):
-            write_whole(plots / f"{name}.png", pictures.png(figure))
+            write_whole(plots / f"{name}.png", png(figure))
         else:  # what an earlier report drew of fewer trials may no longer be so
             (plots / f"{name}.png").unlink(missing_ok=True)
     return folder / "report.html"
@@ -50,9 +51,9 @@ def _pictures(runs: Sequence[Run], shares: dict[str, float]) -> dict[str, Figure
         "curves": pictures.curves(runs) if any(run.history for run in runs) else None,
         "history": pictures.history(runs) if has_values else None,
         "importances": pictures.importances(shares) if shares else None,
-        "slices": pictures.slices(runs) if has_values and series.axes(runs) else None,
-        "parallel": pictures.parallel(uprights, lines) if lines else None,
-        "grid": pictures.grid(runs),
+        "slices": key_pictures.slices(runs) if has_values and swept.axes(runs) else None,
+        "parallel": key_pictures.parallel(uprights, lines) if lines else None,
+        "grid": key_pictures.grid(runs),
         "pareto": pictures.front(runs) if series.front(runs) else None,
         "time": pictures.time(when) if when and when.parts else None,
     }

@@ -217,7 +217,7 @@ function cividis(t) {
 
 function drawHeat(parent, [across, up], cells, goal) {
   const width = Math.max(420, 130 + 84 * across.choices.length), height = 70 + 48 * up.choices.length;
-  const root = element("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "heat map", style: `max-width:${width * 1.4}px` }, element("figure", {}, parent));
+  const root = element("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "heat map", style: `max-width:${width * 1.15}px` }, element("figure", {}, parent));
   const means = cells.map((c) => c.mean), low = Math.min(...means), high = Math.max(...means);
   const left = 120, w = (width - left - 10) / across.choices.length, h = 46;
   const index = (axis, v) => (axis.kind === "category" ? v : axis.choices.indexOf(v));
