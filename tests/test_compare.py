@@ -15,8 +15,9 @@ from scipy import stats
 
 from fmnist_sweep.compare import __main__ as command
 from fmnist_sweep.compare import statistics
-from fmnist_sweep.compare.findings import anytime, findings, shared
+from fmnist_sweep.compare.findings import anytime, findings
 from fmnist_sweep.compare.reading import read
+from fmnist_sweep.compare.verdicts import shared
 from tests import sweeps
 from tests.conftest import Command, InProcess
 from tests.sweeps import trial

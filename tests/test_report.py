@@ -146,3 +146,21 @@ def browse(*arguments: str) -> subprocess.CompletedProcess[str]:
         [*command, "--hide-scrollbars", *arguments],
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on the PATH")
+def test_page_of_500_trials_of_50_epochs_is_small_and_quick(
+    tmp_path: Path, report: Command
+) -> None:
+    many = [
+        trial(0.8 + k % 97 / 1000, params={"optimizer.lr": 1e-4 * 1.01**k, "model.width": k % 7},
+              epochs=50)
+        for k in range(500)
+    ]  # fmt: skip
+    folder = sweeps.write(tmp_path / "many", many)
+    assert report(str(folder)).code == 0
+    page = folder / "report.html"
+    assert page.stat().st_size < 5e6
+    drawn = re.search(r'data-drawn="(\d+)"', browse("--dump-dom", page.as_uri()).stdout)
+    assert drawn and int(drawn[1]) < 2000

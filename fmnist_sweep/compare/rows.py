@@ -11,8 +11,6 @@ import pandas as pd
 from fmnist_sweep import record
 
 STATES = ("COMPLETE", "PRUNED", "FAILED")
-
-
 FIGURES = ("epochs", "seconds", "images_per_second")  # missing ones are unknown, not wrong
 
 

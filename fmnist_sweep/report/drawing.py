@@ -12,8 +12,6 @@ from fmnist_sweep.report.tables import Run
 
 # Okabe and Ito's colours; line styles and markers tell the same on grey paper.
 BLUE, VERMILION, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#E69F00", "#009E73", "#8C8C8C"
-
-
 STATES: dict[str, dict[str, Any]] = {
     "COMPLETE": {"color": BLUE, "marker": "o", "label": "complete"},
     "PRUNED": {"color": ORANGE, "marker": "^", "label": "pruned"},

@@ -11,8 +11,6 @@ from fmnist_sweep.report.series import number, objective
 from fmnist_sweep.report.tables import Run
 
 GRID_VALUES = 12  # more distinct values than this are a search, not a grid
-
-
 LOG_RATIO = 20  # a key whose values span more than this gets a logarithmic axis
 
 
