@@ -97,7 +97,7 @@ def test_best_of_n_knows_noise_from_difference() -> None:
     assert not found.within_noise and found.value == pytest.approx(0.1, abs=0.02)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=8)
 @given(st.lists(st.floats(0, 1, width=32), min_size=2, max_size=30), st.randoms())
 def test_order_does_not_matter(values: list[float], dice: random.Random) -> None:
     shuffled = dice.sample(values, len(values))
