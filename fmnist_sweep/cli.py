@@ -56,9 +56,9 @@ class PrepareRun(Callback):
             sys.exit(1)
 
     def _prepare(self, config: DictConfig) -> None:
-        from fmnist_sweep import trial
+        from fmnist_sweep import build
 
-        trial.check(parsed(config))
+        build.check(parsed(config))
         folder = Path(config.hydra.run.dir)
         if any(override.startswith("hydra.run.dir=") for override in config.hydra.overrides.hydra):
             if record.holds_run(folder):

@@ -78,6 +78,7 @@ class TrainerConfig(Section):
     epochs: int = Field(ge=1)
     device: str = Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     threads: int = Field(ge=1, le=1024)
+    precision: Literal["float32", "bf16"]
     compile: bool | Literal["auto"]
     log_every: int = Field(ge=1)
 
@@ -87,6 +88,7 @@ class Config(Section):
 
     name: Annotated[str, Field(pattern=r"^[\w][\w.+-]*$")] | None
     seed: int = Field(ge=0, lt=2**63)
+    repeats: int = Field(ge=1, le=1000)
     model: ModelConfig
     optimizer: OptimizerConfig
     data: DataConfig

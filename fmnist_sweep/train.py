@@ -10,9 +10,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from fmnist_sweep.cli import conf_folder, parsed, with_clear_errors
+from fmnist_sweep.sweep.launcher import StackedLauncher
 from fmnist_sweep.sweep.sweeper import StudySweeper
 
-Plugins.instance().register(StudySweeper)
+for plugin in (StudySweeper, StackedLauncher):
+    Plugins.instance().register(plugin)
 
 
 @hydra.main(

@@ -1,28 +1,30 @@
 """One trial from its configuration to its finished run folder: data, model, training, record."""
 
-import inspect
 import io
 import logging
 import math
+import os
+import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from torch import nn
 
-from fmnist_sweep import record
-from fmnist_sweep.config import Config, ConfigError, trusted_targets
+from fmnist_sweep import build, record
+from fmnist_sweep.config import Config, ConfigError
 from fmnist_sweep.data import batches
 from fmnist_sweep.record import Epoch
 from fmnist_sweep.report import plots
 from fmnist_sweep.screen import Screen
-from fmnist_sweep.training import engine, skeleton
+from fmnist_sweep.training import skeleton
 from fmnist_sweep.training.compiling import worth_compiling
+from fmnist_sweep.training.engine import Trial
+from fmnist_sweep.training.scheduling import Request, train
 
 log = logging.getLogger(__name__)
 
@@ -31,69 +33,13 @@ class TrialFailed(Exception):
     """The training itself went wrong, as when its loss became NaN; the message says how."""
 
 
-def check(config: Config) -> None:
-    """Finds now what would otherwise fail later: targets, their arguments, the device.
-
-    Raises:
-        ConfigError: one line with the key, the value and what is allowed.
-    """
-    device(config)
-    trial = build(config)
-    try:
-        skeleton.probe(trial.model)
-    except ValueError as error:
-        raise ConfigError(f"model._target_={config.model.target}: {error}") from None
-
-
-def build(config: Config) -> engine.Trial:
-    """Makes the model, its weights drawn from the trial's seed, and names its optimizer.
-
-    Raises:
-        ConfigError: a target that is not trusted, does not exist or refuses its arguments.
-    """
-    torch.manual_seed(config.seed)
-    model = _instantiate("model", config.model.target, config.model.arguments)
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"model._target_={config.model.target}: must make a torch.nn.Module")
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ConfigError(f"model._target_={config.model.target}: has no weights to train")
-    arguments = config.optimizer.arguments
-    partial = _instantiate("optimizer", config.optimizer.target, arguments, _partial_=True)
-    cls = partial.func
-    if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
-        raise ConfigError(f"optimizer._target_={config.optimizer.target}: must be an optimizer")
-    _check_names("optimizer", cls, arguments, {"params"})
-    try:
-        cls([nn.Parameter(torch.zeros(1))], **arguments)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"optimizer: {_first_line(error)}") from None
-    return engine.Trial(model, cls, dict(arguments), config.seed, config.trainer.epochs)
-
-
-def device(config: Config) -> torch.device:
-    """The device that `trainer.device` names.
-
-    Raises:
-        ConfigError: it is not there.
-    """
-    wish = config.trainer.device
-    if wish == "auto":
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    found = torch.device(wish)
-    if found.type == "cuda":
-        count = torch.cuda.device_count()
-        if (found.index or 0) >= count:
-            there = f"only cuda:0 to cuda:{count - 1} are there" if count else "no CUDA device here"
-            raise ConfigError(f"trainer.device={wish}: {there}; auto takes what there is")
-    if found.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError(f"trainer.device={wish}: no MPS device here; auto takes what there is")
-    return found
-
-
 def run(
     config: Config, folder: Path, *, test: bool, on_epoch: Callable[[Epoch], bool] | None = None
 ) -> dict[str, Any]:
     """Trains a trial and leaves a complete run folder.
+
+    With `repeats` > 1 the configuration is trained on as many seeds, from `seed` on, side by side;
+    the folder's figures are their means, and each has a folder of its own within, `repeat-0` first.
 
     Args:
         folder: exists; Hydra has put its log and configuration there.
@@ -110,142 +56,226 @@ def run(
     started = time.time()
     if record.holds_run(folder):
         raise ConfigError(f"{folder}: holds a run already, which is never overwritten")
-    where = device(config)
-    torch.set_num_threads(config.trainer.threads)
+    where = build.device(config)
+    threads = _threads(config)
+    torch.set_num_threads(threads)
     # Dead ReLU units let Adam's moments decay into denormals, which slow a step several times.
     torch.set_flush_denormal(True)
-    trial = build(config)
     data = batches.load(config.data, where, test)
-    steps = config.trainer.epochs * math.ceil(len(data.train) / config.data.batch_size)
-    compile, how = worth_compiling(config.trainer.compile, steps, where)
-    parameters = sum(p.numel() for p in trial.model.parameters())
-    log.info("Device: %s, %d thread(s), %s", where, config.trainer.threads, how)
-    log.info("Model: %s with %s parameters", type(trial.model).__name__, f"{parameters:,}")
-    record.write_json(
-        folder,
-        "environment.json",
-        record.environment(
-            device=str(where),
-            device_name=torch.cuda.get_device_name(where) if where.type == "cuda" else None,
-            threads=config.trainer.threads,
-            steps=how,
-        ),
-    )
-    screen = Screen(
-        trial.epochs,
-        math.ceil(len(data.train) / config.data.batch_size),
-        bar=on_epoch is None and sys.stdout.isatty(),
-    )
-    history = _train(config, trial, data, folder, compile, screen, on_epoch)
-    last = history[-1]
-    finite = _finite(last)
-    reason = None if finite else f"the loss became {last.train_loss} in epoch {last.epoch}"
-    if finite and last.epoch < trial.epochs:
-        reason = f"pruned after epoch {last.epoch} of {trial.epochs}"
-    tested = _test(trial, data, where) if test and finite else None
-    state = ("PRUNED" if reason else "COMPLETE") if finite else "FAILED"
-    summary = {
-        "state": state,
-        "reason": reason,
-        **_figures(config, history, parameters, len(data.train), tested),
-        "started": started,
-        "ended": time.time(),
-    }
-    record.write_whole(folder / "results.png", plots.curves(history, _title(config)))
-    if finite:
-        record.write_whole(folder / "model.pt", _saved(trial.model))
-    record.write_json(folder, "summary.json", summary)
-    if reason and not finite:
-        raise TrialFailed(reason)
-    if reason:
-        log.info("%s", reason.capitalize())
-    if tested:
-        log.info("Final Test Accuracy: %.2f%%", 100 * tested[1])
-    log.info("Run folder: %s", folder)
-    return summary
+    training = _Training(config, folder, data, where, threads, on_epoch)
+    train(training.requests)
+    return training.finish(started, test)
 
 
-def _train(
-    config: Config,
-    trial: engine.Trial,
-    data: batches.Protocol,
-    folder: Path,
-    compile: bool,
-    screen: Screen,
-    wanted: Callable[[Epoch], bool] | None,
-) -> list[Epoch]:
-    """Trains, keeping `history.csv` up to date, until the end, a bad loss or a pruner's word."""
-    history: list[Epoch] = []
+def _threads(config: Config) -> int:
+    """`trainer.threads`, or the share that a launcher of several processes left to this one."""
+    share = os.environ.get("OMP_NUM_THREADS", "")
+    return min(config.trainer.threads, int(share)) if share.isdigit() else config.trainer.threads
 
-    def on_epoch(_: int, row: Epoch) -> bool:
-        history.append(row)
-        record.write_history(folder, history)
-        screen.end_epoch(row)
-        going = _finite(row) and (wanted is None or wanted(row))
-        if going:
-            screen.begin_epoch(row.epoch + 1)
-        return going
 
-    screen.begin_epoch(1)
-    try:
-        engine.train(
-            [trial],
-            data,
-            batch_size=config.data.batch_size,
-            compile=compile,
-            on_epoch=on_epoch,
-            on_batches=lambda at: screen.batch(at.batch, at.loss, at.accuracy),
-            log_every=config.trainer.log_every,
+class _Training:
+    """The repeats of one configuration in training, and what they leave in the run folder."""
+
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        data: batches.Protocol,
+        where: torch.device,
+        threads: int,
+        wanted: Callable[[Epoch], bool] | None,
+    ) -> None:
+        self.config = config
+        self.folder = folder
+        self.data = data
+        self.where = where
+        self.threads = threads
+        self.wanted = wanted
+        self.history: list[Epoch] = []
+        seeds = [config.seed + repeat for repeat in range(config.repeats)]
+        self.configs = [config.model_copy(update={"seed": seed}) for seed in seeds]
+        self.histories: list[list[Epoch]] = [[] for _ in seeds]
+        steps = math.ceil(len(data.train) / config.data.batch_size)
+        self.screen = Screen(
+            config.trainer.epochs, steps, bar=wanted is None and sys.stdout.isatty()
         )
-    finally:
-        screen.close()
-    return history
+        trials = [build.build(one) for one in self.configs]
+        self.parameters = sum(p.numel() for p in trials[0].model.parameters())
+        compile, how = worth_compiling(
+            config.trainer.compile, config.trainer.epochs * steps, self.parameters, where
+        )
+        self.requests = [self._request(at, one, compile) for at, one in enumerate(trials)]
+        self._tell(how)
+
+    def _request(self, repeat: int, trial: Trial, compile: bool) -> Request:
+        first = repeat == 0
+        return Request(
+            trial,
+            self.data,
+            self.config.data.batch_size,
+            compile,
+            self.config.trainer.precision == "bf16",
+            self.config.trainer.log_every,
+            on_epoch=lambda row: self._epoch_ended(repeat, row),
+            # Of several repeats the first one speaks for all.
+            on_batches=lambda at: (
+                self.screen.batch(at.batch, at.loss, at.accuracy) if first else None
+            ),
+        )
+
+    def _tell(self, how: str) -> None:
+        model = self.requests[0].trial.model
+        log.info("Device: %s, %d thread(s), %s", self.where, self.threads, how)
+        log.info("Model: %s with %s parameters", type(model).__name__, f"{self.parameters:,}")
+        why = skeleton.unstackable(model)
+        if why:
+            log.info("Trains alone, not in a stack: %s", why)
+        if self.config.repeats > 1:
+            log.info(
+                "Repeats: seeds %d to %d, figures are means",
+                *(self.config.seed, self.config.seed + self.config.repeats - 1),
+            )
+        device_name = torch.cuda.get_device_name(self.where) if self.where.type == "cuda" else None
+        record.write_json(
+            self.folder,
+            "environment.json",
+            record.environment(
+                device=str(self.where), device_name=device_name, threads=self.threads, steps=how
+            ),
+        )
+        self.screen.begin_epoch(1)
+
+    def _epoch_ended(self, repeat: int, row: Epoch) -> None:
+        self.histories[repeat].append(row)
+        if all(len(history) >= row.epoch for history in self.histories):
+            self._all_ended([history[row.epoch - 1] for history in self.histories])
+
+    def _all_ended(self, rows: list[Epoch]) -> None:
+        """Takes an epoch that all repeats have finished, and decides on their mean."""
+        mean = _mean(rows)
+        self.history.append(mean)
+        record.write_history(self.folder, self.history)
+        self.screen.end_epoch(mean)
+        if not _finite(mean) or (self.wanted is not None and not self.wanted(mean)):
+            for request in self.requests:
+                request.stop = True
+        else:
+            self.screen.begin_epoch(mean.epoch + 1)
+
+    def finish(self, started: float, test: bool) -> dict[str, Any]:
+        """Completes the run folder; its summary is written last."""
+        self.screen.close()
+        last = self.history[-1]
+        finite = _finite(last)
+        reason = None if finite else f"the loss became {last.train_loss} in epoch {last.epoch}"
+        if finite and last.epoch < self.config.trainer.epochs:
+            reason = f"pruned after epoch {last.epoch} of {self.config.trainer.epochs}"
+        state = ("PRUNED" if reason else "COMPLETE") if finite else "FAILED"
+        ended = {"state": state, "reason": reason}
+        single = [self._figures(repeat, test and finite) for repeat in range(self.config.repeats)]
+        figures = single[0] if len(single) == 1 else _means(single)
+        tested = figures["test_accuracy"]
+        summary = {**ended, **figures, "started": started, "ended": time.time()}
+        if self.config.repeats > 1:
+            for repeat, one in enumerate(single):
+                self._keep_repeat(repeat, {**ended, **one}, finite)
+        elif finite:
+            record.write_whole(self.folder / "model.pt", _saved(self.requests[0].trial.model))
+        picture = plots.curves(self.history, _title(self.config))
+        record.write_whole(self.folder / "results.png", picture)
+        record.write_json(self.folder, "summary.json", summary)
+        if reason and not finite:
+            raise TrialFailed(reason)
+        if reason:
+            log.info("%s", reason.capitalize())
+        if tested is not None:
+            log.info("Final Test Accuracy: %.2f%%", 100 * tested)
+        log.info("Run folder: %s", self.folder)
+        return summary
+
+    def _figures(self, repeat: int, test: bool) -> dict[str, Any]:
+        """The final row of one repeat."""
+        # One that was ahead of the others when they were stopped may have more.
+        history = self.histories[repeat] = self.histories[repeat][: len(self.history)]
+        last, best = history[-1], max(history, key=lambda row: row.val_accuracy)
+        seconds = sum(row.seconds for row in history)
+        images = len(self.data.train)
+        tested: tuple[float | None, float | None] = (None, None)
+        if test:
+            assert self.data.test is not None
+            model = self.requests[repeat].trial.model
+            tested = skeleton.evaluate(model.to(self.where), self.data.test)
+        return {
+            "name": self.config.name,
+            "seed": self.configs[repeat].seed,
+            "epochs": len(history),
+            "train_loss": last.train_loss,
+            "train_accuracy": last.train_accuracy,
+            "val_loss": last.val_loss,
+            "val_accuracy": last.val_accuracy,
+            "best_val_accuracy": best.val_accuracy,
+            "best_epoch": best.epoch,
+            "test_loss": tested[0],
+            "test_accuracy": tested[1],
+            "validation": self.config.data.validation,
+            "train_size": images,
+            "parameters": self.parameters,
+            "seconds": seconds,
+            "images_per_second": images * len(history) / seconds,
+        }
+
+    def _keep_repeat(self, repeat: int, summary: dict[str, Any], finite: bool) -> None:
+        folder = self.folder / f"repeat-{repeat}"
+        folder.mkdir()
+        record.write_history(folder, self.histories[repeat])
+        if finite:
+            record.write_whole(folder / "model.pt", _saved(self.requests[repeat].trial.model))
+        record.write_json(folder, "summary.json", summary)
 
 
 def _finite(row: Epoch) -> bool:
     return math.isfinite(row.train_loss) and math.isfinite(row.val_loss)
 
 
-def _test(trial: engine.Trial, data: batches.Protocol, where: torch.device) -> tuple[float, float]:
-    assert data.test is not None
-    return skeleton.evaluate(trial.model.to(where), data.test)
+def _mean(rows: Sequence[Epoch]) -> Epoch:
+    """The mean of the repeats' rows of one epoch; seconds are their sum."""
+    if len(rows) == 1:
+        return rows[0]
+    columns = {name: [asdict(row)[name] for row in rows] for name in asdict(rows[0])}
+    values = {name: statistics.fmean(column) for name, column in columns.items()}
+    return Epoch(**{**values, "epoch": rows[0].epoch, "seconds": sum(columns["seconds"])})
 
 
-def _figures(
-    config: Config,
-    history: list[Epoch],
-    parameters: int,
-    train_size: int,
-    tested: tuple[float, float] | None,
-) -> dict[str, Any]:
-    last = history[-1]
-    best = max(history, key=lambda row: row.val_accuracy)
-    seconds = sum(row.seconds for row in history)
-    return {
-        "name": config.name,
-        "seed": config.seed,
-        "epochs": len(history),
-        "train_loss": last.train_loss,
-        "train_accuracy": last.train_accuracy,
-        "val_loss": last.val_loss,
-        "val_accuracy": last.val_accuracy,
-        "best_val_accuracy": best.val_accuracy,
-        "best_epoch": best.epoch,
-        "test_loss": tested[0] if tested else None,
-        "test_accuracy": tested[1] if tested else None,
-        "validation": config.data.validation,
-        "train_size": train_size,
-        "parameters": parameters,
-        "seconds": seconds,
-        "images_per_second": train_size * len(history) / seconds,
-    }
+# Numbers of a final row that differ between repeats; seconds add up instead.
+_AVERAGED = (
+    *record.EPOCH_METRICS,
+    *("best_val_accuracy", "test_loss", "test_accuracy", "images_per_second"),
+)
+
+
+def _means(single: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The final row of several repeats: means, and beside each its sample standard deviation."""
+    figures = dict(single[0])
+    for name in _AVERAGED:
+        values = [one[name] for one in single]
+        if None in values:
+            continue
+        finite = all(math.isfinite(value) for value in values)
+        figures[name] = statistics.fmean(values)
+        figures[f"{name}_std"] = statistics.stdev(values) if finite else math.nan
+    figures["seconds"] = sum(one["seconds"] for one in single)
+    figures["best_epoch"] = None
+    return {**figures, "repeats": len(single)}
 
 
 def _title(config: Config) -> str:
     model, optimizer = (t.target.rsplit(".", 1)[-1] for t in (config.model, config.optimizer))
+    seeds = f"seed {config.seed}"
+    if config.repeats > 1:
+        seeds = f"mean of seeds {config.seed} to {config.seed + config.repeats - 1}"
     return (
         f"{model}, {optimizer}, learning rate {config.optimizer.lr:g}, "
-        f"batch {config.data.batch_size}, seed {config.seed}"
+        f"batch {config.data.batch_size}, {seeds}"
     )
 
 
@@ -254,38 +284,3 @@ def _saved(model: nn.Module) -> bytes:
     file = io.BytesIO()
     torch.save({name: t.cpu() for name, t in model.state_dict().items()}, file)
     return file.getvalue()
-
-
-def _instantiate(group: str, target: str, arguments: Mapping[str, Any], **special: Any) -> Any:
-    """Hydra's `instantiate` within the whitelist, its failures as one line."""
-    values = {"_target_": target, **arguments, **special}
-    try:
-        return instantiate(values, _execution_whitelist_=trusted_targets())
-    except InstantiationException as error:
-        text = _first_line(error)
-        if "execution whitelist" in " ".join(str(error).split()):
-            text = (
-                f"not a trusted target ({', '.join(trusted_targets())}); the environment "
-                "variable FMNIST_SWEEP_TRUST=yourpackage.* adds your own"
-            )
-        raise ConfigError(f"{group}._target_={target}: {text}") from None
-    except (ValueError, TypeError) as error:
-        # What a class of ours says of its arguments names the key itself.
-        text = _first_line(error)
-        own = text.startswith(f"{group}.")
-        raise ConfigError(text if own else f"{group}._target_={target}: {text}") from None
-
-
-def _check_names(group: str, cls: type, arguments: Mapping[str, Any], given: set[str]) -> None:
-    """Refuses arguments that a class does not take."""
-    known = set(inspect.signature(cls).parameters) - given
-    for name in arguments:
-        if name not in known:
-            raise ConfigError(
-                f"{group}.{name}: {cls.__name__} takes no such argument "
-                f"(it takes {', '.join(sorted(known))})"
-            )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

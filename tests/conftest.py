@@ -86,7 +86,12 @@ def report(in_process: InProcess) -> Command:
     return in_process(report_command.main)
 
 
-SMALL = ("data.train_size=640", "trainer.epochs=2", "trainer.log_every=10")
+SMALL = (
+    "data.train_size=640",
+    "trainer.epochs=2",
+    "trainer.log_every=10",
+    "hydra.launcher.workers=1",
+)
 
 
 @pytest.fixture

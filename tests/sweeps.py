@@ -14,12 +14,14 @@ from fmnist_sweep.report.tables import Sweep
 CONFIG: dict[str, Any] = {
     "name": None,
     "seed": 0,
+    "repeats": 1,
     "model": {"_target_": "fmnist_sweep.models.mlp.MLP", "width": 128, "depth": 2, "hidden": None,
               "dropout": 0.0},
     "optimizer": {"_target_": "torch.optim.Adam", "lr": 0.001},
     "data": {"root": "data", "verify": True, "validation": "held_out", "val_size": 10000,
              "train_size": None, "split_seed": 0, "batch_size": 32},
-    "trainer": {"epochs": 2, "device": "cpu", "threads": 1, "compile": False, "log_every": 200},
+    "trainer": {"epochs": 2, "device": "cpu", "threads": 1, "precision": "float32",
+                "compile": False, "log_every": 200},
 }  # fmt: skip
 KEY = "optimizer.lr"
 

@@ -88,10 +88,8 @@ def test_confirmation_opens_the_test_set_once(
     # The search said 99 %; a network that has seen 640 images is far from that.
     assert found["luck"]["mean"] > 0.1
     assert found["test"]["opened_for"] == 1 and len(found["test"]["by_seed"]) == 2
-    matrices = [
-        json.loads((folder / f"confirm/{found['test']['name']}-seed-{seed}/test.json").read_text())
-        for seed in found["seeds"]
-    ]
+    run = folder / f"confirm/{found['test']['name']}-seeds-1000-1001"
+    matrices = [record.read_json(run / f"repeat-{k}", "test.json") for k in range(2)]
     assert all(np.sum(matrix["confusion"]) == 10_000 for matrix in matrices)
     for matrix in matrices:
         assert np.trace(matrix["confusion"]) / 1e4 == pytest.approx(matrix["test_accuracy"])
@@ -148,7 +146,7 @@ def test_interrupted_it_goes_on(
 
     def run(config: Any, run: Path, **more: Any) -> Any:
         count[0] += 1
-        if count[0] == 3:
+        if count[0] == 2:
             record.write_history(run, [])
             raise KeyboardInterrupt
         return train(config, run, **more)
@@ -158,9 +156,9 @@ def test_interrupted_it_goes_on(
     assert outcome.code == 130 and "The same command goes on" in outcome.err
     assert not (folder / "test_set.json").exists()
     assert confirm(str(folder), *QUICK).code == 0
-    assert count[0] == 5  # two were kept, the third began anew in a folder of its own
+    assert count[0] == 3  # the first was kept, the second began anew in a folder of its own
     names = {path.name for path in (folder / "confirm").iterdir()}
-    assert len(names) == 5 and sum(name.endswith("-2") for name in names) == 1
+    assert len(names) == 3 and sum(name.endswith("-2") for name in names) == 1
 
 
 def test_a_failed_training_comes_last(tmp_path: Path, confirm: Command) -> None:
@@ -181,7 +179,9 @@ def test_selected_on_the_test_set(tmp_path: Path, confirm: Command) -> None:
     assert outcome.out.startswith("Beware")
     found = json.loads((folder / "confirm.json").read_text())
     assert found["selected_on_test"] and found["luck"] is None
-    config = yaml.safe_load((folder / "confirm/trial-0-seed-1000/.hydra/config.yaml").read_text())
+    config = yaml.safe_load(
+        (folder / "confirm/trial-0-seeds-1000-1001/.hydra/config.yaml").read_text()
+    )
     assert config["data"]["validation"] == "held_out" and config["seed"] == 1000
 
 
@@ -191,9 +191,11 @@ def test_refit_takes_all_training_images(tmp_path: Path, confirm: Command) -> No
     folder = sweeps.write(tmp_path / "sweep", [trial(0.8)], data=data)
     outcome = confirm(str(folder), "--seeds", "2")
     assert outcome.code == 0, outcome.err
-    for seed in (1000, 1001):
-        summary = record.summary(folder / f"confirm/refit-trial-0-seed-{seed}")
-        assert summary and summary["train_size"] == 60_000 and summary["epochs"] == 2
+    for repeat in range(2):
+        run = folder / f"confirm/refit-trial-0-seeds-1000-1001/repeat-{repeat}"
+        summary = record.summary(run)
+        assert summary and summary["seed"] == 1000 + repeat
+        assert summary["train_size"] == 60_000 and summary["epochs"] == 2
     found = json.loads((folder / "confirm.json").read_text())
     assert found["test"]["accuracy"]["mean"] > 0.75 and found["test"]["refit"]
 
@@ -211,7 +213,7 @@ def test_candidates_are_configurations_whatever_their_seed(tmp_path: Path) -> No
         ("trial-2", pytest.approx(0.86), False),
         ("trial-0", pytest.approx(0.85), True),
     ]
-    assert found[0].params == {KEY: 0.002} and found[0].config(7).seed == 7
+    assert found[0].params == {KEY: 0.002} and found[0].config([7, 8]).repeats == 2
 
 
 def test_baseline_that_was_no_trial(tmp_path: Path) -> None:
@@ -221,7 +223,7 @@ def test_baseline_that_was_no_trial(tmp_path: Path) -> None:
     (folder / "multirun.yaml").write_text(yaml.safe_dump(sweeps.CONFIG))
     *_, base = candidates(folder, runs_of(folder), 1)
     assert base.name == "baseline" and base.is_baseline and base.value is None
-    assert base.config(3).optimizer.lr == 0.001
+    assert base.config([3]).optimizer.lr == 0.001
 
 
 def test_lower_is_better_where_the_sweep_says_so(tmp_path: Path) -> None:
@@ -232,12 +234,10 @@ def test_lower_is_better_where_the_sweep_says_so(tmp_path: Path) -> None:
 
 
 def test_fresh_seeds_are_in_no_trial_and_no_repeat(tmp_path: Path) -> None:
-    folder = sweeps.write(tmp_path / "sweep", [trial(0.8, values={"seed": 1001}), trial(0.7)])
-    for number, seed in enumerate((1000, 1003)):
-        repeat = folder / "1" / f"repeat-{number}"
-        repeat.mkdir()
-        record.write_json(repeat, "summary.json", {"seed": seed})
-    assert fresh_seeds(runs_of(folder), 3) == [1002, 1004, 1005]
+    rows = [trial(0.8, values={"seed": 1001}), trial(0.7, values={"seed": 1004, "repeats": 3})]
+    folder = sweeps.write(tmp_path / "sweep", rows)
+    assert fresh_seeds(runs_of(folder), 2) == [1002, 1003]
+    assert fresh_seeds(runs_of(folder), 3) == [1007, 1008, 1009]
 
 
 # What is concluded

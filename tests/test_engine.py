@@ -1,8 +1,9 @@
 """The training step against plain PyTorch, and a stack against its trials alone."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,9 +13,11 @@ from torch import nn
 from fmnist_sweep.data.batches import Images, Protocol, normalise, order
 from fmnist_sweep.models.mlp import MLP
 from fmnist_sweep.record import Epoch
-from fmnist_sweep.training import engine, skeleton
+from fmnist_sweep.training import engine, scheduling, skeleton
 from fmnist_sweep.training.compiling import worth_compiling
 from fmnist_sweep.training.dropout import KeyedDropout
+from fmnist_sweep.training.scheduling import Request
+from fmnist_sweep.training.stack import Progress
 
 BATCH = 32
 
@@ -41,26 +44,28 @@ def trial(
     return engine.Trial(model, optimizer, {"lr": 0.003, **arguments}, seed, epochs)
 
 
+def request(
+    one: engine.Trial,
+    data: Protocol,
+    on_epoch: Callable[[Epoch], None] = lambda _: None,
+    on_batches: Callable[[Progress], None] = lambda _: None,
+    log_every: int = 1000,
+    compile: bool = False,
+) -> Request:
+    return Request(one, data, BATCH, compile, False, log_every, on_epoch, on_batches)
+
+
 def train(
     trials: Sequence[engine.Trial], data: Protocol, compile: bool = False
 ) -> list[list[Epoch]]:
-    """Trains and returns each trial's history, without its seconds."""
+    """Trains trials together and returns each one's history, without its seconds."""
     histories: list[list[Epoch]] = [[] for _ in trials]
-
-    def on_epoch(index: int, row: Epoch) -> bool:
-        histories[index].append(replace(row, seconds=0))
-        return True
-
-    engine.train(
-        trials,
-        data,
-        batch_size=BATCH,
-        compile=compile,
-        on_epoch=on_epoch,
-        on_batches=lambda _: None,
-        log_every=1000,
-    )
-    return histories
+    requests = [
+        request(one, data, compile=compile, on_epoch=histories[index].append)
+        for index, one in enumerate(trials)
+    ]
+    scheduling.train(requests)
+    return [[replace(row, seconds=0) for row in history] for history in histories]
 
 
 def reference(one: engine.Trial, data: Protocol) -> tuple[nn.Module, list[float]]:
@@ -159,7 +164,7 @@ def test_a_trial_is_the_same_in_any_stack(data: Protocol) -> None:
 
 @pytest.mark.slow
 def test_compiled_steps_alone_and_in_a_stack(data: Protocol) -> None:
-    decision, _ = worth_compiling("auto", 10**6, torch.device("cpu"))
+    decision, _ = worth_compiling("auto", 10**6, 10**5, torch.device("cpu"))
     if not decision:
         pytest.skip("no C++ compiler here")
     torch.set_num_threads(1)
@@ -172,44 +177,35 @@ def test_compiled_steps_alone_and_in_a_stack(data: Protocol) -> None:
     assert stacked == compiled
 
 
-def test_on_epoch_ends_a_trial(data: Protocol) -> None:
+def test_a_request_to_stop_ends_a_trial(data: Protocol) -> None:
     seen: list[tuple[int, int]] = []
+    requests = [request(trial(0, epochs=3), data), request(trial(1, epochs=2), data)]
 
-    def on_epoch(index: int, row: Epoch) -> bool:
+    def on_epoch(index: int, row: Epoch) -> None:
         seen.append((index, row.epoch))
-        return index != 0
+        requests[0].stop = True
 
-    engine.train(
-        [trial(0, epochs=3), trial(1, epochs=2)],
-        data,
-        batch_size=BATCH,
-        compile=False,
-        on_epoch=on_epoch,
-        on_batches=lambda _: None,
-        log_every=1000,
-    )
+    for index, one in enumerate(requests):
+        one.on_epoch = partial(on_epoch, index)
+    scheduling.train(requests)
     assert seen == [(0, 1), (1, 1), (1, 2)]
 
 
 def test_progress_is_a_running_mean(data: Protocol) -> None:
-    told: list[engine.Progress] = []
+    told: list[Progress] = []
     rows: list[Epoch] = []
-    engine.train(
-        [trial(epochs=1)],
-        data,
-        batch_size=BATCH,
-        compile=False,
-        on_epoch=lambda _, row: bool(rows.append(row)),
-        on_batches=told.append,
-        log_every=3,
-    )
+    one = request(trial(epochs=1), data, rows.append, told.append, log_every=3)
+    scheduling.train([one])
     assert [at.batch for at in told] == [3, 6]
     assert told[0].loss > told[1].loss > rows[0].train_loss > 0
 
 
-def test_a_foreign_optimizer_does_not_stack(data: Protocol) -> None:
-    with pytest.raises(ValueError, match="stacks of one"):
-        train([trial(0, torch.optim.NAdam), trial(1, torch.optim.NAdam)], data)
+def test_a_foreign_optimizer_trains_beside_the_stack(data: Protocol) -> None:
+    def trials() -> list[engine.Trial]:
+        return [trial(0, torch.optim.NAdam), trial(1), trial(2, torch.optim.NAdam), trial(3)]
+
+    for one, history in zip(trials(), train(trials(), data)):
+        assert train([one], data) == [history]
 
 
 def test_keyed_dropout_drops_its_share_and_keeps_the_mean() -> None:
@@ -236,12 +232,12 @@ def test_keyed_dropout_drops_its_share_and_keeps_the_mean() -> None:
     ],
 )
 def test_when_steps_are_compiled(wish: Any, steps: int, device: str, expected: bool) -> None:
-    decision, reason = worth_compiling(wish, steps, torch.device(device))
+    decision, reason = worth_compiling(wish, steps, 10**5, torch.device(device))
     assert decision is expected
     assert reason.startswith("compiled" if expected else "eager")
 
 
 def test_without_a_compiler_steps_are_eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    decision, reason = worth_compiling("auto", 10**6, torch.device("cpu"))
+    decision, reason = worth_compiling("auto", 10**6, 10**5, torch.device("cpu"))
     assert not decision and "no C++ compiler" in reason

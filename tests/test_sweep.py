@@ -307,6 +307,7 @@ def test_pruning_keeps_curves_and_intermediate_values(
         "optimizer.lr=0.001,0.002,1e-6,1e-7",
         "hydra/sweeper/pruner=median",
         "hydra.sweeper.pruner.n_startup_trials=2",
+        "hydra.launcher.max_stack=2",
         "name=a",
     )
     assert outcome.code == 0, outcome.err

@@ -193,8 +193,7 @@ def test_a_model_of_ones_own(
     ("layer", "what"),
     [
         ("nn.Linear(784, 7)", "returns [2, 7] for two images, not logits [2, 10]"),
-        ("nn.Linear(700, 10)", "cannot be trained under torch.func.vmap: mat1 and mat2"),
-        ("Branching(784, 10)", "cannot be trained under torch.func.vmap: "),
+        ("nn.Linear(700, 10)", "cannot be trained: mat1 and mat2"),
     ],
 )
 def test_an_unfit_model_is_one_line(
@@ -204,12 +203,7 @@ def test_an_unfit_model_is_one_line(
     package.mkdir()
     name = f"unfit_{abs(hash(layer))}"
     package.joinpath(f"{name}.py").write_text(
-        "from torch import nn\n\n\n"
-        "class Branching(nn.Linear):\n"
-        "    def forward(self, x):\n"
-        "        y = super().forward(x)\n"
-        "        return y if y.sum().item() > 0 else -y\n\n\n"
-        f"def net():\n    return nn.Sequential(nn.Flatten(), {layer})\n"
+        f"from torch import nn\n\n\ndef net():\n    return nn.Sequential(nn.Flatten(), {layer})\n"
     )
     monkeypatch.syspath_prepend(str(package))
     monkeypatch.setenv("FMNIST_SWEEP_TRUST", f"{name}.*")

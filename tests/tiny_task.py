@@ -16,9 +16,11 @@ from omegaconf import DictConfig
 from fmnist_sweep.cli import conf_folder, with_clear_errors
 from fmnist_sweep.record import Epoch
 from fmnist_sweep.sweep.job import reporter
+from fmnist_sweep.sweep.launcher import StackedLauncher
 from fmnist_sweep.sweep.sweeper import StudySweeper
 
-Plugins.instance().register(StudySweeper)
+for plugin in (StudySweeper, StackedLauncher):
+    Plugins.instance().register(plugin)
 
 # Seeds from here to 99 more.
 RAISES, RETURNS_NONE, RETURNS_NAN, EXITS, RETURNS_TEXT = 100, 200, 300, 400, 500

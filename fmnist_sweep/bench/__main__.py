@@ -11,13 +11,15 @@ from typing import Any
 import torch
 
 from fmnist_sweep import record
-from fmnist_sweep.bench import sweeping, training
+from fmnist_sweep.bench import searching, stacking, sweeping, training
 from fmnist_sweep.data import source
 from fmnist_sweep.data.idx import DataError
 
 ROWS = {
     "epochs": "an epoch of training, beside what else there is",
     "whole": "ten epochs as a whole command",
+    "stack": "trials in stacks, beside one alone and the bare kernels",
+    "search": "24 trials of search=mlp as whole commands",
     "sweep": "what a sweep of 500 trials costs beside its trials",
 }
 
@@ -65,6 +67,12 @@ def main() -> None:
         for name, seconds in whole.items():
             print(f"{name}: {statistics.median(seconds):.1f}")
         print(f"ratio: {training.ratio(whole[training.PUBLISHED], whole[training.OURS])}")
+    if "stack" in rows:
+        results["stack"] = stacking.measure(root, arguments.rounds, arguments.threads)
+        print("\n" + stacking.table(results["stack"]))
+    if "search" in rows:
+        results["search"] = searching.measure(root, arguments.rounds, arguments.threads)
+        print("\n" + searching.table(results["search"]))
     if "sweep" in rows:
         results["sweep"] = sweeping.measure(root, arguments.rounds)
         print("\n" + sweeping.table(results["sweep"]))

@@ -18,7 +18,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import nn
 
-from fmnist_sweep import trial
+from fmnist_sweep import build
 from fmnist_sweep.cli import conf_folder, parsed
 from fmnist_sweep.config import Config
 from fmnist_sweep.data import batches, source
@@ -44,10 +44,10 @@ def published_network() -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), *layers)
 
 
-def loader_loop(name: str, training: Any, validation: Any) -> Contender:
+def loader_loop(name: str, training: Any, validation: Any, batch: int = BATCH) -> Contender:
     """The published loop over two data sets: `.item()` after every step, model.eval() between."""
-    train_loader = torch.utils.data.DataLoader(training, BATCH, shuffle=True)
-    val_loader = torch.utils.data.DataLoader(validation, BATCH)
+    train_loader = torch.utils.data.DataLoader(training, batch, shuffle=True)
+    val_loader = torch.utils.data.DataLoader(validation, batch)
     model = published_network()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.001)
     criterion = nn.CrossEntropyLoss()
@@ -76,7 +76,7 @@ def loader_loop(name: str, training: Any, validation: Any) -> Contender:
     return Contender(name, train, evaluate)
 
 
-def published(root: str) -> Contender:
+def published(root: str, batch: int = BATCH) -> Contender:
     """torchvision's data set with ToTensor and Normalize, as published."""
     from torchvision import datasets, transforms
 
@@ -84,16 +84,16 @@ def published(root: str) -> Contender:
     training, validation = (
         datasets.FashionMNIST(root, train=train, transform=transform) for train in (True, False)
     )
-    return loader_loop(PUBLISHED, training, validation)
+    return loader_loop(PUBLISHED, training, validation, batch)
 
 
 def tensors(data: batches.Protocol) -> Contender:
     """The same loop over images normalised once and held in memory."""
-    sets = (
+    training, validation = (
         torch.utils.data.TensorDataset(batches.normalise(images.pixels), images.labels)
         for images in (data.train, data.validation)
     )
-    return loader_loop("TensorDataset + DataLoader", *sets)
+    return loader_loop("TensorDataset + DataLoader", training, validation)
 
 
 def scikit_learn(data: batches.Protocol) -> Contender | None:
@@ -123,18 +123,18 @@ def published_protocol(root: str) -> Config:
 
 def ours(data: batches.Protocol, config: Config) -> Contender:
     """The engine as the command drives it."""
-    stack = engine.Stack([trial.build(config)], data.train, BATCH, compile=True)
-    epoch = 0
+    one = build.build(config)
+    steps = engine.Steps(one, True, False, torch.device("cpu"))
+    row = engine.Row(0, one, steps.skeleton, torch.device("cpu"))
+    chunk = engine.Chunk([row], steps, data.train, BATCH)
 
     def train() -> None:
-        nonlocal epoch
-        epoch += 1
-        stack.begin_epoch(epoch)
-        stack.run(stack.batches)
-        stack.running(0)
+        chunk.begin_epoch()
+        chunk.run(chunk.batches)
+        chunk.running()
 
     def evaluate() -> None:
-        stack.skeleton.evaluate(stack.weights, stack.buffers, data.validation)
+        chunk.evaluate(data.validation)
 
     return Contender(OURS, train, evaluate)
 
@@ -198,10 +198,13 @@ def published_script(root: str) -> None:
         loop.evaluate()
 
 
-def ratio(theirs: list[float], mine: list[float]) -> str:
+def ratio(theirs: list[float], mine: list[float], digits: int = 1) -> str:
     """The median of the rounds' ratios with their range, as text."""
     ratios = [a / b for a, b in zip(theirs, mine)]
-    return f"{statistics.median(ratios):.1f} ({min(ratios):.1f}-{max(ratios):.1f})"
+    median, least, most = (
+        f"{value:.{digits}f}" for value in (statistics.median(ratios), min(ratios), max(ratios))
+    )
+    return f"{median} ({least}-{most})"
 
 
 def table(seconds: dict[str, Any]) -> str:

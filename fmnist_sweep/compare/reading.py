@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from fmnist_sweep import record
-from fmnist_sweep.compare.rows import CompareError, Side, checked, csv, only
+from fmnist_sweep.compare.rows import CompareError, Side, checked, csv
 from fmnist_sweep.report import facts, tables
 from fmnist_sweep.report.tables import Sweep
 
@@ -70,7 +70,6 @@ def _side(path: Path, objective: str | None) -> Side:
                     f"{file} is not what the run folders say, which are taken here; "
                     f"python -m fmnist_sweep.report {path} makes it anew"
                 )
-            table = _with_repeats(table, sweep)
         elif file.exists():
             table = csv(file)
         else:
@@ -90,20 +89,6 @@ def _runs(folder: Path) -> Sweep:
     except tables.ReportError as error:
         raise CompareError(str(error)) from None
     return sweep
-
-
-def _with_repeats(table: pd.DataFrame, sweep: Sweep) -> pd.DataFrame:
-    """Adds what the summaries say of repeats and the table does not."""
-    summaries = [sweep.runs[trial].summary for trial in sorted(sweep.runs)]
-    columns = {f"{name}_std": f"{name}_std" for name in record.METRICS} | {"repeats": "repeats"}
-    if "objective" in table:
-        columns["objective_std"] = f"{only(_goals(sweep))}_std"
-    told: dict[str, Any] = {
-        column: [summary.get(name) for summary in summaries]
-        for column, name in columns.items()
-        if column not in table and any(summary.get(name) is not None for summary in summaries)
-    }
-    return table.assign(**told)
 
 
 def _as_csv(table: pd.DataFrame) -> bytes:

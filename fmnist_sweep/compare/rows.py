@@ -57,11 +57,6 @@ class Side:
         return None if value is None or value is pd.NA or value != value else value
 
 
-def only(goals: Mapping[str, str]) -> str:
-    (name,) = goals
-    return name
-
-
 def csv(path: Path) -> pd.DataFrame:
     try:
         raw = path.read_bytes()
@@ -101,6 +96,7 @@ def checked(
     rows["repeats"] = _numbers(path, table, "repeats")
     for figure in FIGURES:
         rows[figure] = _numbers(path, table, figure)
+    rows["epochs"] *= rows["repeats"].fillna(1)
     rows["images"] = rows.pop("images_per_second") * rows["seconds"]
     keys = _keys(table)
     swept = table[keys].add_prefix("key:")
@@ -147,8 +143,8 @@ def _objective(
             f"{path}: has {len(names)} objectives; --objective {names[0]} compares one of them"
         )
     if goals:
-        name = only(goals)
-        return "objective", name, goals[name]
+        ((name, direction),) = goals.items()
+        return "objective", name, direction
     # A table alone does not name its objective: it is the metric that has the same values.
     same = [m for m in record.METRICS if m in table and table[m].equals(table["objective"])]
     name = "val_accuracy" if "val_accuracy" in same else same[0] if same else "objective"

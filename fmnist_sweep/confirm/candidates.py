@@ -8,7 +8,6 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fmnist_sweep import record
 from fmnist_sweep.config import Config, ConfigError, parse
 from fmnist_sweep.report.ranking import ranked
 from fmnist_sweep.report.series import objective
@@ -36,13 +35,18 @@ class Candidate:
     values: Mapping[str, Any]
     run: Path
 
-    def config(self, seed: int, **data: Any) -> Config:
-        """The configuration with another seed; `data` replaces keys of its section `data`.
+    def config(self, seeds: Sequence[int], **data: Any) -> Config:
+        """The configuration on other seeds, in a row; `data` replaces keys of its section `data`.
 
         Raises:
             ConfigError: the run's configuration is none of this version's.
         """
-        changed = {**self.values, "seed": seed, "data": {**self.values["data"], **data}}
+        changed = {
+            **self.values,
+            "seed": seeds[0],
+            "repeats": len(seeds),
+            "data": {**self.values["data"], **data},
+        }
         try:
             return parse(changed)
         except ConfigError as error:
@@ -134,15 +138,13 @@ def _composed_baseline(folder: Path, other: Candidate) -> Candidate | None:
 
 
 def fresh_seeds(runs: Sequence[Run], count: int) -> list[int]:
-    """Seeds that no trial of the sweep, and no repeat of one, was trained with; always the same."""
-    used = {run.summary.get("seed") for run in runs}
+    """Seeds in a row, none of which a trial of the sweep was trained with; always the same."""
+    used = set()
     for run in runs:
-        for repeat in run.folder.glob("repeat-*/summary.json"):
-            used.add(record.read_json(repeat.parent, "summary.json").get("seed"))
-    seeds: list[int] = []
-    seed = FIRST_SEED
-    while len(seeds) < count:
-        if seed not in used:
-            seeds.append(seed)
-        seed += 1
-    return seeds
+        first, repeats = run.summary.get("seed"), run.summary.get("repeats") or 1
+        if first is not None:
+            used |= set(range(first, first + repeats))
+    start = FIRST_SEED
+    while taken := used & set(range(start, start + count)):
+        start = max(taken) + 1
+    return list(range(start, start + count))

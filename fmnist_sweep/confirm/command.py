@@ -10,7 +10,7 @@ from fmnist_sweep import record
 from fmnist_sweep.config import Config, ConfigError
 from fmnist_sweep.confirm import opening, pictures, testing, writing
 from fmnist_sweep.confirm.candidates import Candidate, candidates, fresh_seeds
-from fmnist_sweep.confirm.training import trained
+from fmnist_sweep.confirm.training import of_seed, trained
 from fmnist_sweep.confirm.verdict import (
     Mean,
     Standing,
@@ -30,6 +30,7 @@ RANKED_BY = ("val_accuracy", "val_loss", "best_val_accuracy")
 FREE = (
     "name",
     "seed",
+    "repeats",
     "data.root",
     "data.verify",
     "trainer.log_every",
@@ -111,24 +112,24 @@ def _fresh(
     folder: Path, found: Sequence[Candidate], seeds: Sequence[int], measure: Measure
 ) -> tuple[list[Standing], dict[str, Path]]:
     """The candidates ranked on the seeds, and the run folders by name."""
-    # Seed by seed, so that an interruption leaves all candidates equally far.
-    wanted = [
-        (_name(one, seed), one.config(seed, validation="held_out"))
-        for seed in seeds
-        for one in found
-    ]
-    folders = trained(folder / "confirm", wanted, lambda line: print(line, flush=True))
+    wanted = {_name(one, seeds): one.config(seeds, validation="held_out") for one in found}
+    folders = trained(folder / "confirm", list(wanted.items()), _say)
 
     def value(one: Candidate, seed: int) -> float | None:
-        summary = record.summary(folders[_name(one, seed)]) or {}
+        name = _name(one, seeds)
+        summary = record.summary(of_seed(folders[name], wanted[name], seed)) or {}
         return summary.get(measure.name) if summary.get("state") == "COMPLETE" else None
 
     results = [(one, {seed: value(one, seed) for seed in seeds}) for one in found]
     return standings(results, measure), folders
 
 
-def _name(one: Candidate, seed: int) -> str:
-    return f"{one.name}-seed-{seed}"
+def _name(one: Candidate, seeds: Sequence[int]) -> str:
+    return f"{one.name}-seeds-{seeds[0]}-{seeds[-1]}"
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def _test(
@@ -137,31 +138,26 @@ def _test(
     """Trains the winner on everything, if wished, and opens the test set for it."""
     one = winner.candidate
     if wishes.refit:
-        wanted = [
-            (f"refit-{_name(one, seed)}", one.config(seed, validation="train", train_size=None))
-            for seed in seeds
-        ]
+        config = one.config(seeds, validation="train", train_size=None)
+        name = f"refit-{_name(one, seeds)}"
         print(f"{one.name} on all training images", flush=True)
-        runs = trained(wishes.folder / "confirm", wanted, lambda line: print(line, flush=True))
+        run = trained(wishes.folder / "confirm", [(name, config)], _say)[name]
     else:
-        wanted = [(_name(one, seed), one.config(seed, validation="held_out")) for seed in seeds]
-        runs = folders
-    chosen = {seed: (config, runs[name]) for seed, (name, config) in zip(seeds, wanted)}
-    for _, run in chosen.values():
-        if (record.summary(run) or {}).get("state") != "COMPLETE":
-            raise ConfigError(f"{run}: this training failed: the test set stays closed")
-    config = wanted[0][1]
+        config, run = one.config(seeds, validation="held_out"), folders[_name(one, seeds)]
+    if (record.summary(run) or {}).get("state") != "COMPLETE":
+        raise ConfigError(f"{run}: this training failed: the test set stays closed")
+    chosen = {seed: of_seed(run, config, seed) for seed in seeds}
     opened = opening.note(wishes.folder, _selection(one, config, seeds, wishes.refit), wishes.again)
-    results = testing.tested(chosen)
+    results = testing.tested(config, chosen)
     figures = mean([result["test_accuracy"] for result in results.values()])
     classes = per_class([result["confusion"] for result in results.values()])
     _show_test(figures, classes, opened)
-    first = chosen[seeds[0]][1]
+    first = chosen[seeds[0]]
     record.write_whole(wishes.folder / "model.pt", (first / "model.pt").read_bytes())
     (wishes.folder / "experiment").mkdir(exist_ok=True)
     record.write_whole(
         wishes.folder / "experiment/best.yaml",
-        writing.experiment(one.config(seeds[0]), one.run, wishes.folder),
+        writing.experiment(one.config(seeds[:1]), one.run, wishes.folder),
     )
     picture = pictures.confusion(
         [result["confusion"] for result in results.values()],

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fmnist_sweep import record, trial
+from fmnist_sweep import build, record
 from fmnist_sweep.config import Config, ConfigError
 from fmnist_sweep.data import batches, source
 
@@ -27,11 +27,12 @@ CLASSES = (
 )
 
 
-def tested(runs: Mapping[int, tuple[Config, Path]]) -> dict[int, dict[str, Any]]:
+def tested(config: Config, runs: Mapping[int, Path]) -> dict[int, dict[str, Any]]:
     """Evaluates each seed's model once; one that was evaluated before keeps what was found.
 
     Args:
-        runs: by seed, the configuration and the finished run folder.
+        config: what was trained, whatever its seed.
+        runs: the finished run folders by seed.
 
     Returns:
         By seed: test_loss, test_accuracy in [0, 1] and confusion, counts [10][10] with a row for
@@ -42,17 +43,16 @@ def tested(runs: Mapping[int, tuple[Config, Path]]) -> dict[int, dict[str, Any]]
     """
     found = {}
     missing = {}
-    for seed, (config, run) in runs.items():
+    for seed, run in runs.items():
         try:
             found[seed] = record.read_json(run, FILE)
         except FileNotFoundError:
-            missing[seed] = config, run
+            missing[seed] = run
     if missing:
-        data = next(iter(missing.values()))[0].data
-        files = source.locate(data.root, verify=data.verify, splits=("test",))
+        files = source.locate(config.data.root, verify=config.data.verify, splits=("test",))
         pixels, labels = source.load(files, "test")
         images = torch.from_numpy(pixels).unsqueeze(1)
-        for seed, (config, run) in missing.items():
+        for seed, run in missing.items():
             found[seed] = _evaluate(config, run, images, torch.from_numpy(labels).long())
             record.write_json(run, FILE, found[seed])
     return {seed: found[seed] for seed in runs}
@@ -62,8 +62,8 @@ def _evaluate(
     config: Config, run: Path, images: torch.Tensor, labels: torch.Tensor
 ) -> dict[str, Any]:
     """Loss, accuracy and confusion of one run's model on uint8 images [n, 1, 28, 28]."""
-    where = trial.device(config)
-    model = trial.build(config).model
+    where = build.device(config)
+    model = build.build(config).model
     try:
         model.load_state_dict(torch.load(run / "model.pt", weights_only=True))
     except (OSError, RuntimeError) as error:

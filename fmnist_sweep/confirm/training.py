@@ -1,4 +1,4 @@
-"""Trains configurations on seeds, each once: what an interrupted confirmation has is kept."""
+"""Trains configurations, each on all seeds in one stack: what has been trained is kept."""
 
 import logging
 import re
@@ -41,6 +41,11 @@ def trained(
             say(f"[{number}/{len(wanted)}] {name}: {figures}, {summary['seconds']:.1f} s")
         found[name] = run
     return found
+
+
+def of_seed(run: Path, config: Config, seed: int) -> Path:
+    """The folder of one seed within a run of several."""
+    return run / f"repeat-{seed - config.seed}" if config.repeats > 1 else run
 
 
 def _finished(folder: Path, name: str) -> Path | None:

@@ -1,5 +1,6 @@
 """Images on the device, split once and batched by index."""
 
+import functools
 import logging
 from dataclasses import dataclass
 
@@ -54,24 +55,11 @@ def load(config: DataConfig, device: torch.device, test: bool) -> Protocol:
     opened = test or config.validation == "test"
     splits = ("train", "test") if opened else ("train",)
     files = source.locate(config.root, verify=config.verify, splits=splits)
-    pixels, labels = source.load(files, "train")
-    test_images = _to_device(*source.load(files, "test"), device) if opened else None
-    if config.validation != "held_out":
-        held_out, left = np.array([], dtype=np.int64), np.arange(len(labels))
-    else:
-        held_out, left = stratified(
-            labels, np.arange(len(labels)), config.val_size, config.split_seed
-        )
-    if config.train_size is not None:
-        left, _ = stratified(labels, left, config.train_size, config.split_seed)
-    if config.validation == "train":
-        held_out, _ = stratified(labels, left, min(config.val_size, len(left)), config.split_seed)
-    train = _to_device(pixels[left], labels[left], device)
-    if config.validation == "test":
-        assert test_images is not None
-        validation = test_images
-    else:
-        validation = _to_device(pixels[held_out], labels[held_out], device)
+    made = tuple(path.stat().st_mtime_ns for path in sorted(files.folder.iterdir()))
+    # The batch size does not change what is split.
+    train, validation, test_images = _read_and_split(
+        files, made, config.model_copy(update={"batch_size": 1}), device, opened
+    )
     log.info(
         "Data: %s training, %s validation%s images from %s",
         f"{len(train):,}",
@@ -90,6 +78,34 @@ def load(config: DataConfig, device: torch.device, test: bool) -> Protocol:
             "that are trained on"
         )
     return Protocol(train, validation, test_images if test else None)
+
+
+@functools.lru_cache(maxsize=1)
+def _read_and_split(
+    files: source.Files,
+    made: tuple[int, ...],
+    config: DataConfig,
+    device: torch.device,
+    opened: bool,
+) -> tuple[Images, Images, Images | None]:
+    """Training, validation and, where opened, test images; a sweep's trials share one copy."""
+    pixels, labels = source.load(files, "train")
+    test_images = _to_device(*source.load(files, "test"), device) if opened else None
+    if config.validation != "held_out":
+        held_out, left = np.array([], dtype=np.int64), np.arange(len(labels))
+    else:
+        held_out, left = stratified(
+            labels, np.arange(len(labels)), config.val_size, config.split_seed
+        )
+    if config.train_size is not None:
+        left, _ = stratified(labels, left, config.train_size, config.split_seed)
+    if config.validation == "train":
+        held_out, _ = stratified(labels, left, min(config.val_size, len(left)), config.split_seed)
+    train = _to_device(pixels[left], labels[left], device)
+    if config.validation == "test":
+        assert test_images is not None
+        return train, test_images, test_images
+    return train, _to_device(pixels[held_out], labels[held_out], device), test_images
 
 
 def stratified(

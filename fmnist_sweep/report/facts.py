@@ -124,9 +124,11 @@ def _protocol(config: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, str]:
 
 def _budget(runs: Sequence[Run]) -> dict[str, str]:
     states = Counter(run.state.lower() for run in runs)
-    epochs = sum(len(run.history) for run in runs)
+    # Each repeat of a trial has trained as many epochs as its history of means has.
+    spent = {run.trial: len(run.history) * (run.summary.get("repeats") or 1) for run in runs}
+    epochs = sum(spent.values())
     seconds = sum(number(run.summary.get("seconds")) or 0.0 for run in runs)
-    images = sum(len(run.history) * (run.summary.get("train_size") or 0) for run in runs)
+    images = sum(spent[run.trial] * (run.summary.get("train_size") or 0) for run in runs)
     rows = {"Trials": ", ".join(f"{count} {state}" for state, count in states.items())}
     rows["Epochs"] = f"{epochs:,}"
     if seconds:

@@ -83,8 +83,8 @@ def show(runs: Sequence[Run], screen: Console) -> None:
             str(run.trial),
             *([run.state.lower()] if failed else []),
             *(_short(run.params.get(key, "")) for key in keys),
-            _number(run.summary.get("val_accuracy"), 100, 2),
-            _number(run.summary.get("val_loss"), 1, 4),
+            _mean(run, "val_accuracy", 100, 2),
+            _mean(run, "val_loss", 1, 4),
             str(len(run.history) or "-"),
             _number(run.summary.get("seconds"), 1, 1),
             ", ".join(notes),
@@ -100,6 +100,13 @@ def show(runs: Sequence[Run], screen: Console) -> None:
 
 def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _mean(run: Run, name: str, scale: float, digits: int) -> str:
+    """A figure, of repeats with its standard deviation."""
+    text = _number(run.summary.get(name), scale, digits)
+    spread = _number(run.summary.get(f"{name}_std"), scale, digits)
+    return text if spread == "-" else f"{text} ± {spread}"
 
 
 def _number(value: object, scale: float, digits: int) -> str:

@@ -12,7 +12,7 @@ from fmnist_sweep import record
 from fmnist_sweep.record import Epoch
 
 METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "best_val_accuracy")
-INTEGERS = ("best_epoch", "epochs", "seed")
+INTEGERS = ("best_epoch", "epochs", "seed", "repeats")
 TAIL = (*METRICS, "best_epoch", "epochs", "seconds", "images_per_second", "seed", "run", "reason")
 
 
@@ -110,7 +110,9 @@ class Sweep:
         ]
         columns = dict.fromkeys(["trial", "state", *keys, *names, *TAIL])
         table = pd.DataFrame(rows, columns=list(columns))
-        return table.astype({name: "Int64" for name in INTEGERS if name not in keys})
+        return table.astype(
+            {name: "Int64" for name in INTEGERS if name in table and name not in keys}
+        )
 
     def curves_table(self) -> pd.DataFrame:
         """One row a trial and epoch, by trial."""
@@ -197,7 +199,17 @@ def _without_shared(runs: Mapping[int, Run]) -> dict[int, Run]:
 
 
 def _objective_columns(run: Run) -> dict[str, Any]:
-    """`objective`, or `objective_seconds` and such where there are several."""
-    if len(run.objective) == 1:
-        return {"objective": run.values[0]}
-    return {f"objective_{name}": value for name, value in zip(run.objective, run.values)}
+    """`objective`, or `objective_seconds` and such where there are several.
+
+    Of repeats the values are means; their number and standard deviations stand beside them.
+    """
+    single = len(run.objective) == 1
+    columns: dict[str, Any] = {}
+    for name, value in zip(run.objective, run.values):
+        column = "objective" if single else f"objective_{name}"
+        columns[column] = value
+        if f"{name}_std" in run.summary:
+            columns[f"{column}_std"] = run.summary[f"{name}_std"]
+    if "repeats" in run.summary:
+        columns["repeats"] = run.summary["repeats"]
+    return columns

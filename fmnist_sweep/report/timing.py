@@ -14,7 +14,7 @@ class Timing:
     """A sweep's time, in seconds.
 
     wall: from the first start to the last end, without pauses.
-    parts: what the time was spent on, by name; with trials side by side they add up to more.
+    parts: what the time was spent on, by name; with processes side by side they add up to more.
     done: for each trial that ended, seconds since the first start, pauses left out, and how many
         had then ended.
     """
@@ -40,13 +40,12 @@ def timing(runs: Sequence[Run]) -> Timing | None:
         return None
     spans.sort(key=lambda span: span[:2])
     parts = {f"epochs of {state} trials": 0.0 for state in ("complete", "pruned", "failed")}
-    setting_up = between = pauses = 0.0
+    between = pauses = 0.0
     first = reached = spans[0][0]
     ends = []
     for began, ended, run in spans:
         trained = sum(row.seconds for row in run.history)
         parts[f"epochs of {run.state.lower()} trials"] += trained
-        setting_up += max(0.0, ended - began - trained)
         gap = max(0.0, began - reached)
         if gap > PAUSE:
             pauses += gap
@@ -54,7 +53,10 @@ def timing(runs: Sequence[Run]) -> Timing | None:
             between += gap
         reached = max(reached, ended)
         ends.append(ended - first - pauses)
-    parts |= {"starting and saving trials": setting_up, "between trials": between}
+    wall = reached - first - pauses
+    # Trials of one stack overlap: what is left of the time in which any of them ran.
+    parts["starting and saving trials"] = max(0.0, wall - between - sum(parts.values()))
+    parts["between trials"] = between
     used = {name: seconds for name, seconds in parts.items() if seconds > 0}
     done = [(at, count) for count, at in enumerate(sorted(ends), 1)]
-    return Timing(reached - first - pauses, used, done)
+    return Timing(wall, used, done)

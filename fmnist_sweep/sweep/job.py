@@ -33,7 +33,7 @@ class TakenOver(KeyboardInterrupt):
 
 
 @dataclass
-class Job:
+class SweepJob:
     """A sweep's task function; travels to other processes by pickle."""
 
     task: Callable[[DictConfig], Any]
@@ -86,7 +86,7 @@ class Job:
 class Reporter:
     """Tells the study of a trial's epochs and asks the pruner whether it should go on."""
 
-    def __init__(self, job: Job, number: int, run: Path) -> None:
+    def __init__(self, job: SweepJob, number: int, run: Path) -> None:
         self.job = job
         self.number = number
         self.run = run

@@ -16,6 +16,7 @@ from typing import Any
 
 import optuna
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -31,8 +32,10 @@ from fmnist_sweep.report.publish import publish
 from fmnist_sweep.report.tables import Run, Sweep
 from fmnist_sweep.sweep import settings as settings_file
 from fmnist_sweep.sweep import space as space_file
+from fmnist_sweep.sweep import together
 from fmnist_sweep.sweep.display import Display
-from fmnist_sweep.sweep.job import Job
+from fmnist_sweep.sweep.job import SweepJob
+from fmnist_sweep.sweep.launcher import Job, StackedLauncher
 from fmnist_sweep.sweep.settings import Settings, make_sampler
 from fmnist_sweep.sweep.space import Space
 from fmnist_sweep.sweep.study import SweepStudy, reachable, tell
@@ -41,6 +44,8 @@ log = logging.getLogger(__name__)
 
 # The tables are written after each trial unless that would take more than this share of the time.
 TABLES_SHARE = 0.05
+# Trials of a search that are asked for before the first of them has ended.
+AHEAD = 8
 LAUNCHERS = ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins")
 
 
@@ -87,17 +92,23 @@ def sweep(
     space = space_file.read(arguments, settings, compose, config.seed)
     extend = _custom_space(settings, config)
     _rehearse(settings, space)
+    is_stacked = config.hydra.launcher._target_.endswith(".StackedLauncher")
+    if is_stacked:
+        together.read(config.hydra.launcher)
     with _folder(config, settings) as folder:
         name = config.name or "/".join(folder.parts[-2:])
         study = SweepStudy(folder, name, space, settings, config.seed)
         record.write_whole(folder / "multirun.yaml", OmegaConf.to_yaml(config))
-    job = Job(task, study.address, settings.objective, settings.pruner)
+    job = SweepJob(task, study.address, settings.objective, settings.pruner)
     launcher = Plugins.instance().instantiate_launcher(
         hydra_context=context, task_function=job, config=config
     )
-    workers = settings.n_jobs or _side_by_side(config)
+    if is_stacked:
+        at_once = settings.n_jobs or (space.n_trials if space.is_grid else AHEAD)
+    else:
+        at_once = settings.n_jobs or _side_by_side(config)
     try:
-        Loop(study, settings, launcher, workers, extend).run(config.name)
+        Loop(study, settings, launcher, at_once, extend).run(config.name)
     finally:
         study.close()
 
@@ -168,11 +179,15 @@ def _folder(config: DictConfig, settings: Settings) -> Iterator[Path]:
 
 
 def _side_by_side(config: DictConfig) -> int:
-    """How many jobs the launcher runs at once, as far as its configuration says."""
+    """How many trials run at once, as far as the launcher's configuration says."""
     jobs = OmegaConf.select(config, "hydra.launcher.n_jobs")
     if not isinstance(jobs, int) or jobs == 0:
         return 1
     return jobs if jobs > 0 else max(1, (os.cpu_count() or 1) + 1 + jobs)
+
+
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 class Loop:
@@ -183,15 +198,16 @@ class Loop:
         study: SweepStudy,
         settings: Settings,
         launcher: Launcher,
-        workers: int,
+        at_once: int,
         extend: Callable[[optuna.Trial], None] | None,
     ) -> None:
         self.study = study
         self.space = study.space
         self.settings = settings
         self.launcher = launcher
-        self.workers = workers
+        self.at_once = at_once
         self.extend = extend
+        self.begun: dict[int, Path] = {}
         self.console = ranking.console()
         self.table = Sweep(study.folder)
         self.failures = 0
@@ -254,43 +270,65 @@ class Loop:
         sys.stdout.flush()
 
     def _launch_all(self, is_first: bool) -> None:
+        if isinstance(self.launcher, StackedLauncher):
+            self._launch_each(is_first)
+            return
         while batch := self._ask():
+            reason = "the launcher returned without it"
             try:
-                self._launch(batch)
-                reason = "the launcher returned without it"
+                self.launcher.launch([job for _, job in batch], initial_job_idx=batch[0][0])
             except Exception as error:
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            for number, run, _ in batch:
-                # As when its process was killed or its disk is full.
-                if record.summary(run) is None:
-                    record.finish(run, "FAILED", reason)
-                    tell(self.study.address, number, run, self.settings.objective)
-            self._refresh()
-            for number, _, _ in batch:
+                reason = _in_a_line(error)
+            for number, _ in batch:
+                self._ended(number, reason)
+            for number, _ in batch:
                 self._count_failure(number, is_first)
 
-    def _ask(self) -> list[tuple[int, Path, dict[str, Any]]]:
-        """The next trials, as many as run side by side: number, run folder and values."""
-        batch: list[tuple[int, Path, dict[str, Any]]] = []
-        while len(batch) < self.workers and (asked := self.study.ask(self.extend)):
+    def _launch_each(self, is_first: bool) -> None:
+        """Without batches: as one trial ends another is asked for."""
+
+        def next_job() -> Job | None:
+            asked = self._ask(1) if len(self.begun) < self.at_once else []
+            return asked[0] if asked else None
+
+        def on_end(number: int, returned: JobReturn) -> None:
+            try:
+                reason = f"returned {returned.return_value!r}"
+            except Exception as error:
+                reason = _in_a_line(error)
+            self._ended(number, reason)
+            self._count_failure(number, is_first)
+
+        assert isinstance(self.launcher, StackedLauncher)
+        self.launcher.launch_each(next_job, on_end)
+
+    def _ask(self, most: int | None = None) -> list[Job]:
+        """The next trials, as many as run side by side, each with its command line."""
+        batch: list[Job] = []
+        while len(batch) < (most or self.at_once) and (asked := self.study.ask(self.extend)):
             trial, run = asked
             self.display.started(trial.number)
-            batch.append((trial.number, run, trial.params))
+            self.begun[trial.number] = run
+            batch.append((trial.number, self._overrides(run, trial.params)))
         return batch
 
-    def _launch(self, batch: Sequence[tuple[int, Path, dict[str, Any]]]) -> None:
-        """Runs trials through Hydra's launcher; each tells the study itself."""
+    def _overrides(self, run: Path, params: dict[str, Any]) -> list[str]:
         folder = str(self.study.folder).replace("'", "\\'")
-        jobs = [
-            [
-                *self.space.overrides(params),
-                f"hydra.sweep.dir='{folder}'",
-                f"hydra.sweep.subdir='{run.name}'",
-                "hydra.job_logging.handlers.console.level=CRITICAL",
-            ]
-            for _, run, params in batch
+        return [
+            *self.space.overrides(params),
+            f"hydra.sweep.dir='{folder}'",
+            f"hydra.sweep.subdir='{run.name}'",
+            "hydra.job_logging.handlers.console.level=CRITICAL",
         ]
-        self.launcher.launch(jobs, initial_job_idx=batch[0][0])
+
+    def _ended(self, number: int, reason: str) -> None:
+        """Takes in a trial that has ended, with why if it could not say so itself."""
+        run = self.begun.pop(number)
+        # As when its process was killed or its disk is full.
+        if record.summary(run) is None:
+            record.finish(run, "FAILED", reason)
+            tell(self.study.address, number, run, self.settings.objective)
+        self._refresh()
 
     def _count_failure(self, number: int, is_first: bool) -> None:
         most = self.settings.max_failures
@@ -335,7 +373,7 @@ class Loop:
             while not done.wait(0.5):
                 self._refresh()
 
-        if self.workers == 1:
+        if self.at_once == 1 or isinstance(self.launcher, StackedLauncher):
             yield
             return
         watcher = threading.Thread(target=refresh, daemon=True)

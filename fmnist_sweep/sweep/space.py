@@ -22,7 +22,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from fmnist_sweep import trial
+from fmnist_sweep import build
 from fmnist_sweep.cli import hydra_line, parsed
 from fmnist_sweep.config import ConfigError
 from fmnist_sweep.sweep.settings import Settings
@@ -182,7 +182,7 @@ def _checked(
             config = _task(base)
             one = OverridesParser.create().parse_override(f"{element}={value}")
             OmegaConf.update(config, one.key_or_group, one.value(), force_add=True)
-        trial.check(parsed(config))
+        build.check(parsed(config))
 
     try:
         check(_ends(distribution)[0], first=True)

@@ -49,10 +49,11 @@ def _hash(x: torch.Tensor) -> torch.Tensor:
 
 
 def with_keyed_dropout(model: nn.Module) -> list[str]:
-    """Replaces every `nn.Dropout` of the model in place; returns the names of their keys."""
+    """Replaces every `nn.Dropout` of the model in place; returns the names of all their keys."""
     plain = [name for name, module in model.named_modules() if type(module) is nn.Dropout]
     for layer, name in enumerate(plain):
         dropout = model.get_submodule(name)
         assert isinstance(dropout, nn.Dropout)
         model.set_submodule(name, KeyedDropout(dropout.p, layer))
-    return [f"{name}.key" for name in plain]
+    modules = model.named_modules()
+    return [f"{name}.key" for name, module in modules if isinstance(module, KeyedDropout)]

@@ -1,15 +1,13 @@
-"""Trains a stack of K >= 1 trials, all in one step; a trial alone is a stack of one.
+"""The training step over a chunk of K >= 1 trials; a trial alone is a chunk of one.
 
-All weights of the stack lie in one float32 tensor [K, P], a row a trial. A step gathers each
+All weights of a chunk lie in one float32 tensor [K, P], a row a trial. A step gathers each
 trial's own batch, takes the gradients with `torch.func` (vmap over the rows) and updates the
 rows in place. Everything that changes from step to step (which images, learning rates, bias
 corrections, dropout keys) is laid out on the device before an epoch begins and looked up by a
 counter that lives there too: a step takes no argument from the host and waits for nothing.
 """
 
-import logging
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,14 +16,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from fmnist_sweep.data.batches import Images, Protocol, normalise, order
-from fmnist_sweep.record import Epoch
+from fmnist_sweep.data.batches import Images, normalise, order
 from fmnist_sweep.training import optim
 from fmnist_sweep.training.compiling import compiled, settled
 from fmnist_sweep.training.dropout import with_keyed_dropout
-from fmnist_sweep.training.skeleton import Skeleton, accurate, untrained
-
-log = logging.getLogger(__name__)
+from fmnist_sweep.training.skeleton import Skeleton, accurate, unstackable, untrained
 
 
 @dataclass
@@ -44,111 +39,80 @@ class Trial:
     epochs: int
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Where a trial stands within an epoch: running means over the batches so far."""
+class Row:
+    """One trial's state in training: a row of its chunk's tensors, and how far it has come.
 
-    trial: int
-    epoch: int
-    batch: int
-    loss: float
-    accuracy: float
+    Outside of a chunk the tensors are its own: weights and moments [P], buffers by name.
+    """
+
+    def __init__(self, number: int, trial: Trial, skeleton: Skeleton, device: torch.device) -> None:
+        self.number = number
+        self.trial = trial
+        self.weights = skeleton.flat(trial.model).to(device)
+        self.buffers = {name: t.to(device) for name, t in untrained(trial.model).items()}
+        self.rule = optim.rule(trial.optimizer, trial.arguments)
+        moments = self.rule.moments if self.rule else 0
+        self.moments = [torch.zeros_like(self.weights) for _ in range(moments)]
+        self.foreign = None if self.rule else _Foreign(trial, skeleton, self.weights)
+        self.epoch = 0
+        self.steps = 0
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the trial's current epoch."""
+        return float(self.trial.arguments["lr"])
 
 
-OnEpoch = Callable[[int, Epoch], bool]
-OnBatches = Callable[[Progress], None]
+class _Foreign:
+    """An optimizer without a stacked counterpart: PyTorch's own class on views of a row."""
+
+    def __init__(self, trial: Trial, skeleton: Skeleton, weights: torch.Tensor) -> None:
+        self.skeleton = skeleton
+        self.weights = weights
+        self.parameters = [nn.Parameter(view) for view in skeleton.named(weights).values()]
+        self.optimizer = trial.optimizer(self.parameters, **trial.arguments)
+
+    def step(self, gradient: torch.Tensor) -> None:
+        views = self.skeleton.named(gradient).values()
+        for parameter, view in zip(self.parameters, views, strict=True):
+            parameter.grad = view
+        self.optimizer.step()
 
 
-def train(
-    trials: Sequence[Trial],
-    data: Protocol,
-    *,
-    batch_size: int,
-    compile: bool,
-    on_epoch: OnEpoch,
-    on_batches: OnBatches,
-    log_every: int,
-) -> None:
-    """Trains trials of one shape, optimizer class and batch size side by side.
+Step = Callable[..., torch.Tensor | None]
+
+
+class Steps:
+    """The step of one kind of trial, made once for each number of rows.
 
     Args:
-        on_epoch: told a trial's index and finished epoch; False ends that trial.
-        on_batches: told where each trial stands, every `log_every` batches.
+        trial: one of its kind; its `nn.Dropout` are replaced by dropout of its own stream.
         compile: run the step under `torch.compile`.
-
-    On return each trial's model holds its trained weights, on the CPU.
+        bf16: see `Skeleton`.
     """
-    stack = Stack(trials, data.train, batch_size, compile)
-    active = list(range(len(trials)))
-    epoch = 0
-    while active:
-        epoch += 1
-        began = time.perf_counter()
-        stack.begin_epoch(epoch)
-        while stack.batch < stack.batches:
-            stack.run(min(log_every, stack.batches - stack.batch))
-            if stack.batch % log_every == 0:
-                for row, trial in enumerate(active):
-                    on_batches(Progress(trial, epoch, stack.batch, *stack.running(row)))
-        train_figures = [stack.running(row) for row in range(len(active))]
-        val_figures = stack.skeleton.evaluate(stack.weights, stack.buffers, data.validation)
-        seconds = time.perf_counter() - began
-        going = []
-        for row, trial in enumerate(active):
-            figures = Epoch(
-                epoch, stack.lr(row), *train_figures[row], *val_figures[row], seconds=seconds
-            )
-            if on_epoch(trial, figures) and epoch < trials[trial].epochs:
-                going.append(row)
-            else:
-                stack.unload(row)
-        if len(going) < len(active):
-            active = [active[row] for row in going]
-            stack.keep(going)
 
+    def __init__(self, trial: Trial, compile: bool, bf16: bool, device: torch.device) -> None:
+        self.keys = with_keyed_dropout(trial.model)
+        stacked = unstackable(trial.model) is None
+        self.skeleton = Skeleton(trial.model, stacked, bf16)
+        self.rule = optim.rule(trial.optimizer, trial.arguments)
+        self.compile = compile and stacked
+        self.device = device
+        self.eager = self._step()
+        self._compiled: dict[int, Step] = {}
 
-class Stack:
-    """The tensors of the trials in training, row by row, and the step over them."""
+    def of(self, rows: int) -> Step:
+        """The step for chunks of so many rows."""
+        if not self.compile:
+            return self.eager
+        if rows not in self._compiled:
+            self._compiled[rows] = compiled(self._step(), self.device)
+        return self._compiled[rows]
 
-    def __init__(
-        self, trials: Sequence[Trial], images: Images, batch_size: int, compile: bool
-    ) -> None:
-        self.trials = list(trials)
-        self.images = images
-        self.batch_size = min(batch_size, len(images))
-        self.batches = math.ceil(len(images) / batch_size)
-        self.device = images.pixels.device
-        self.keys = [with_keyed_dropout(trial.model) for trial in trials].pop()
-        self.skeleton = Skeleton(trials[0].model)
-        self.weights = torch.stack([self.skeleton.flat(t.model) for t in trials]).to(self.device)
-        beside = [untrained(trial.model) for trial in trials]
-        self.buffers = {
-            name: torch.stack([tensors[name] for tensors in beside]).to(self.device)
-            for name in beside[0]
-        }
-        rules = [optim.rule(t.optimizer, t.arguments) for t in trials]
-        self.rules = [rule for rule in rules if rule is not None]
-        self.foreign = None if self.rules else self._foreign_optimizer()
-        moments = self.rules[0].moments if self.rules else 0
-        self.moments = [torch.zeros_like(self.weights) for _ in range(moments)]
-        self.totals = torch.zeros(2, len(trials), dtype=accurate(self.device), device=self.device)
-        self.counter = torch.zeros((), dtype=torch.int64, device=self.device)
-        self.steps_done = 0
-        self._eager = self._step_with(self.skeleton.gradients)
-        self.compile = compile
-        self._prepare_step()
-
-    def _foreign_optimizer(self) -> torch.optim.Optimizer:
-        """An optimizer without a stacked counterpart: PyTorch's own class on views of our row."""
-        if len(self.trials) > 1:
-            raise ValueError(f"{self.trials[0].optimizer.__name__} trains in stacks of one only")
-        views = self.skeleton.named(self.weights[0])
-        self.parameters = [nn.Parameter(view) for view in views.values()]
-        return self.trials[0].optimizer(self.parameters, **self.trials[0].arguments)
-
-    def _step_with(self, gradients: Callable[..., Any]) -> Callable[..., torch.Tensor | None]:
+    def _step(self) -> Step:
         """The step as a function of tensors alone, which is what `torch.compile` wants."""
-        update = self.rules[0].update if self.rules else None
+        gradients = self.skeleton.gradients
+        update = self.rule.update if self.rule else None
         keys = self.keys
 
         def step(
@@ -171,46 +135,88 @@ class Stack:
             totals.add_(torch.stack([loss, correct]))
             if update is None:
                 counter.add_(1)
-                return gradient  # type: ignore[no-any-return]
+                return gradient
             update(weights, gradient, moments, numbers[counter].unsqueeze(-1))
             counter.add_(1)
             return None
 
         return step
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Lays out what each step of the epoch needs."""
-        size, whole = len(self.images), len(self.images) // self.batch_size
-        orders = torch.stack([order(trial.seed, epoch, size) for trial in self.trials])
-        cut = whole * self.batch_size
-        shape = (len(self.trials), whole, self.batch_size)
-        self.batches_whole = (
-            orders[:, :cut].view(shape).transpose(0, 1).contiguous().to(self.device)
-        )
-        self.batch_last = orders[:, cut:].unsqueeze(0).to(self.device)
-        steps = np.arange(self.steps_done + 1, self.steps_done + self.batches + 1, dtype=float)
-        self.steps_done += self.batches
-        rates = [np.full(self.batches, self.lr(row)) for row in range(len(self.trials))]
-        tables = [rule.coefficients(steps, lr) for rule, lr in zip(self.rules, rates)]
-        table = np.stack(tables, axis=-1) if tables else np.zeros((self.batches, 0, 1))
-        self.numbers = torch.from_numpy(table).float().to(self.device)
-        self.dropout_keys = torch.from_numpy(
-            np.stack([_dropout_keys(t.seed, epoch, self.batches) for t in self.trials], axis=1)
-        ).to(self.device)
+
+class Chunk:
+    """Rows trained in one step, for one epoch or several.
+
+    While it lives the rows' tensors are views of its own: what it learns they have learned.
+    """
+
+    def __init__(self, rows: Sequence[Row], steps: Steps, images: Images, batch_size: int) -> None:
+        self.rows = list(rows)
+        self.steps = steps
+        self.images = images
+        self.batch_size = min(batch_size, len(images))
+        self.batches = math.ceil(len(images) / batch_size)
+        self.device = images.pixels.device
+        if len(rows) == 1:  # a foreign optimizer holds on to the very tensor
+            self.weights = rows[0].weights.unsqueeze(0)
+            self.moments = [moment.unsqueeze(0) for moment in rows[0].moments]
+        else:
+            self.weights = torch.stack([row.weights for row in rows])
+            self.moments = [torch.stack(each) for each in zip(*(row.moments for row in rows))]
+        self.buffers = {
+            name: torch.stack([row.buffers[name] for row in rows]) for name in rows[0].buffers
+        }
+        for at, row in enumerate(rows):
+            row.weights = self.weights[at]
+            row.moments = [moment[at] for moment in self.moments]
+            row.buffers = {name: buffer[at] for name, buffer in self.buffers.items()}
+        self.totals = torch.zeros(2, len(rows), dtype=accurate(self.device), device=self.device)
+        self.counter = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.batch = 0
+        self._step = steps.of(len(rows))
+        self._proven = False
+
+    def begin_epoch(self) -> None:
+        """Lays out what each step of the rows' next epoch needs."""
+        for row in self.rows:
+            row.epoch += 1
+        # For a model that draws random numbers itself, which trains alone.
+        torch.manual_seed(_seed(self.rows[0].trial.seed, self.rows[0].epoch))
+        self._lay_out()
+        for row in self.rows:
+            row.steps += self.batches
         self.totals.zero_()
         self.counter.zero_()
         self.batch = 0
 
-    def _prepare_step(self) -> None:
-        """Takes a step for the number of rows there are now."""
-        self._step = compiled(self._eager, self.device) if self.compile else self._eager
-        self.proven = False
+    def _lay_out(self) -> None:
+        rows, size = self.rows, len(self.images)
+        whole = size // self.batch_size
+        orders = torch.stack([order(row.trial.seed, row.epoch, size) for row in rows])
+        cut = whole * self.batch_size
+        self.batches_whole = (
+            orders[:, :cut]
+            .view(len(rows), whole, self.batch_size)
+            .transpose(0, 1)
+            .contiguous()
+            .to(self.device)
+        )
+        self.batch_last = orders[:, cut:].unsqueeze(0).to(self.device)
+        ahead = np.arange(1, self.batches + 1, dtype=float)
+        tables = [
+            row.rule.coefficients(row.steps + ahead, np.full(self.batches, row.lr))
+            for row in rows
+            if row.rule
+        ]
+        table = np.stack(tables, axis=-1) if tables else np.zeros((self.batches, 0, 1))
+        self.numbers = torch.from_numpy(table).float().to(self.device)
+        keys = [_dropout_keys(row.trial.seed, row.epoch, self.batches) for row in rows]
+        self.dropout_keys = torch.from_numpy(np.stack(keys, axis=1)).to(self.device)
 
     def run(self, batches: int) -> None:
-        """The next `batches` batches of every trial."""
-        if not self.proven:
+        """The next `batches` batches of every row."""
+        if not self._proven and batches:
             self._one_batch()
-            self.proven = True
+            self._proven = True
             batches -= 1
         with settled():
             for _ in range(batches):
@@ -222,7 +228,7 @@ class Stack:
         step, batches, first = (
             (self._step, self.batches_whole, 0)
             if whole
-            else (self._eager, self.batch_last, len(self.batches_whole))
+            else (self.steps.eager, self.batch_last, len(self.batches_whole))
         )
         if not whole:
             self.counter.zero_()
@@ -238,43 +244,40 @@ class Stack:
             self.numbers[first:] if first else self.numbers,
             self.dropout_keys[first:] if first else self.dropout_keys,
         )
-        if self.foreign is not None:
+        foreign = self.rows[0].foreign
+        if foreign is not None:
             assert gradient is not None
-            views = self.skeleton.named(gradient[0]).values()
-            for parameter, view in zip(self.parameters, views, strict=True):
-                parameter.grad = view
-            self.foreign.step()
+            foreign.step(gradient[0])
         self.batch += 1
 
-    def running(self, row: int) -> tuple[float, float]:
-        """A row's mean training loss and accuracy over the epoch's batches so far."""
+    def running(self) -> list[tuple[float, float]]:
+        """Each row's mean training loss and accuracy over the epoch's batches so far."""
         seen = min(self.batch * self.batch_size, len(self.images))
-        loss, correct = (self.totals[:, row] / seen).tolist()
-        return loss, correct
+        return [(loss, correct) for loss, correct in (self.totals / seen).T.tolist()]
 
-    def lr(self, row: int) -> float:
-        """The learning rate of a trial's current epoch."""
-        return float(self.trials[row].arguments["lr"])
+    def evaluate(self, images: Images) -> list[tuple[float, float]]:
+        """Each row's mean loss and accuracy on the images."""
+        return self.steps.skeleton.evaluate(self.weights, self.buffers, images)
 
-    def unload(self, row: int) -> None:
-        """Puts a row's weights and buffers into its trial's model."""
-        model = self.trials[row].model
-        with torch.no_grad():
-            for name, view in self.skeleton.named(self.weights[row]).items():
-                model.get_parameter(name).copy_(view)
-            for name, tensor in untrained(model).items():
-                tensor.copy_(self.buffers[name][row])
+    def halves(self) -> list["Chunk"]:
+        """The rows in two chunks that go on where this one stands within its epoch."""
+        cut = len(self.rows) // 2
+        halves = []
+        for part in (slice(None, cut), slice(cut, None)):
+            half = Chunk(self.rows[part], self.steps, self.images, self.batch_size)
+            half.batches_whole = self.batches_whole[:, part].contiguous()
+            half.batch_last = self.batch_last[:, part].contiguous()
+            half.numbers = self.numbers[:, :, part].contiguous()
+            half.dropout_keys = self.dropout_keys[:, part].contiguous()
+            half.totals.copy_(self.totals[:, part])
+            half.counter.copy_(self.counter)
+            half.batch = self.batch
+            halves.append(half)
+        return halves
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Drops all other rows, so that finished trials cost nothing."""
-        chosen = torch.tensor(rows, dtype=torch.int64, device=self.device)
-        self.trials = [self.trials[row] for row in rows]
-        self.rules = [self.rules[row] for row in rows] if self.rules else []
-        self.weights = self.weights[chosen]
-        self.moments = [moment[chosen] for moment in self.moments]
-        self.buffers = {name: buffer[chosen] for name, buffer in self.buffers.items()}
-        self.totals = self.totals[:, chosen]
-        self._prepare_step()
+
+def _seed(seed: int, epoch: int) -> int:
+    return int(np.random.SeedSequence([seed, epoch, 2]).generate_state(1)[0])
 
 
 def _dropout_keys(seed: int, epoch: int, batches: int) -> np.ndarray:

@@ -13,17 +13,29 @@ EVALUATION_BATCH = 1000
 
 
 class Skeleton:
-    """A model without weights: how rows of a stack are taken apart and run."""
+    """A model without weights: how rows of a stack are taken apart and run.
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        stacked: run all rows at once with `torch.func.vmap`; else there is one row only, and plain
+            autograd takes its gradients.
+        bf16: products in bfloat16, as `torch.autocast` has it; losses are float32 all the same.
+    """
+
+    def __init__(self, model: nn.Module, stacked: bool = True, bf16: bool = False) -> None:
         self.model = model
+        self.bf16 = bf16
         self.shapes = {n: p.shape for n, p in model.named_parameters() if p.requires_grad}
         self.sizes = [math.prod(shape) for shape in self.shapes.values()]
-        per_trial = (0, 0, 0, 0)
-        self._gradients = vmap(
-            grad(self._train_loss, has_aux=True), per_trial, randomness="different"
-        )
-        self._figures = vmap(self._evaluate, per_trial)
+        if stacked:
+            per_trial = (0, 0, 0, 0)
+            # A model that draws random numbers itself would draw them with its neighbours.
+            self._gradients = vmap(
+                grad(self._train_loss, has_aux=True), per_trial, randomness="error"
+            )
+            self._figures = vmap(self._evaluate, per_trial)
+        else:
+            self._gradients = self._gradients_of_one
+            self._figures = self._figures_of_one
 
     def flat(self, model: nn.Module) -> torch.Tensor:
         """A model's trainable parameters in one row [P]."""
@@ -69,15 +81,35 @@ class Skeleton:
             totals += torch.stack(figures)
         return [(loss, correct) for loss, correct in (totals / len(images)).T.tolist()]
 
+    def _logits(self, weights: Any, buffers: Any, images: torch.Tensor) -> Any:
+        if not self.bf16:
+            return functional_call(self.model, (weights, buffers), (images,))
+        # Casts are not cached: a cached one would be of another call's weights.
+        with torch.autocast(images.device.type, torch.bfloat16, cache_enabled=False):
+            logits = functional_call(self.model, (weights, buffers), (images,))
+        return logits.float()
+
     def _train_loss(self, weights: Any, buffers: Any, images: Any, labels: Any) -> Any:
-        logits = functional_call(self.model, (weights, buffers), (images,))
+        logits = self._logits(weights, buffers, images)
         losses = nn.functional.cross_entropy(logits, labels, reduction="none")
         return losses.mean(), _sums(losses.detach(), logits, labels)
 
     def _evaluate(self, weights: Any, buffers: Any, images: Any, labels: Any) -> Any:
-        logits = functional_call(self.model, (weights, buffers), (images,))
+        logits = self._logits(weights, buffers, images)
         losses = nn.functional.cross_entropy(logits, labels, reduction="none")
         return _sums(losses, logits, labels)
+
+    def _gradients_of_one(self, weights: Any, buffers: Any, images: Any, labels: Any) -> Any:
+        leaves = {name: row[0].detach().requires_grad_() for name, row in weights.items()}
+        beside = {name: rows[0] for name, rows in buffers.items()}
+        loss, sums = self._train_loss(leaves, beside, images[0], labels[0])
+        gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+        by_name = {name: one.unsqueeze(0) for name, one in zip(leaves, gradients)}
+        return by_name, [each.detach().unsqueeze(0) for each in sums]
+
+    def _figures_of_one(self, weights: Any, buffers: Any, images: Any, labels: Any) -> Any:
+        one, beside = ({n: rows[0] for n, rows in each.items()} for each in (weights, buffers))
+        return [sums.unsqueeze(0) for sums in self._evaluate(one, beside, images[0], labels[0])]
 
 
 def _sums(
@@ -106,27 +138,49 @@ def accurate(device: torch.device) -> torch.dtype:
 @torch.no_grad()
 def evaluate(model: nn.Module, images: Images) -> tuple[float, float]:
     """Mean loss and accuracy of one model on images of its own device."""
-    skeleton = Skeleton(model)
-    weights = skeleton.flat(model).unsqueeze(0)
-    buffers = {name: tensor.unsqueeze(0) for name, tensor in untrained(model).items()}
+    skeleton = Skeleton(model, stacked=False)
+    weights, buffers = _as_rows(skeleton, model)
     ((loss, accuracy),) = skeleton.evaluate(weights, buffers, images)
     return loss, accuracy
 
 
-def probe(model: nn.Module) -> None:
+def _as_rows(skeleton: Skeleton, model: nn.Module) -> Any:
+    beside = {name: tensor.unsqueeze(0) for name, tensor in untrained(model).items()}
+    return skeleton.flat(model).unsqueeze(0), beside
+
+
+def check(model: nn.Module) -> None:
     """Tries one step's gradients on two blank images, on the CPU; changes no weight.
 
     Raises:
-        ValueError: the model does not return logits [2, 10], or `torch.func` cannot run it.
+        ValueError: the model does not return logits [2, 10], or has no gradients.
     """
-    images, labels = torch.zeros(1, 2, 1, 28, 28), torch.zeros(1, 2, dtype=torch.int64)
-    skeleton = Skeleton(model)
-    buffers = {name: tensor.unsqueeze(0) for name, tensor in untrained(model).items()}
     try:
-        logits = model(images[0])
+        logits = model(torch.zeros(2, 1, 28, 28))
         if logits.shape != (2, 10):
             raise ValueError(f"returns {list(logits.shape)} for two images, not logits [2, 10]")
-        skeleton.gradients(skeleton.flat(model).unsqueeze(0), buffers, images, labels)
-    except (RuntimeError, TypeError) as error:
+        _try_step(model, stacked=False)
+    except (RuntimeError, TypeError, IndexError) as error:
         line = str(error).strip().splitlines()[0]
-        raise ValueError(f"cannot be trained under torch.func.vmap: {line}") from None
+        raise ValueError(f"cannot be trained: {line}") from None
+
+
+def unstackable(model: nn.Module) -> str | None:
+    """Why `torch.func` cannot run a model for several trials at once; None if it can.
+
+    Its `nn.Dropout` must have been replaced. A model that branches on a value or draws random
+    numbers itself cannot be stacked.
+    """
+    try:
+        _try_step(model, stacked=True)
+    except Exception as error:
+        return str(error).strip().splitlines()[0]
+    return None
+
+
+def _try_step(model: nn.Module, stacked: bool) -> None:
+    images, labels = torch.zeros(1, 2, 1, 28, 28), torch.zeros(1, 2, dtype=torch.int64)
+    skeleton = Skeleton(model, stacked)
+    rows, beside = _as_rows(skeleton, model)
+    copies = {name: tensor.clone() for name, tensor in beside.items()}
+    skeleton.gradients(rows, copies, images, labels)

@@ -1,0 +1,205 @@
+"""Where stacks are trained: in this process, or in processes of their own, a core each.
+
+A stack trains on as many threads as one of its trials would alone. More cores are used by more
+stacks side by side, each in a process: threads of one process would wait for one another in
+Python between any two steps (two stacks of one trial ran no faster so than one after the other).
+"""
+
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import torch
+
+from fmnist_sweep.data.batches import Protocol
+from fmnist_sweep.record import Epoch
+from fmnist_sweep.training.engine import Steps, Trial
+from fmnist_sweep.training.stack import CHUNK, Kind, Progress, Stack
+
+KINDS_KEPT = 16
+
+Outcomes = dict[int, Epoch | Exception]
+
+
+class LaneDied(Exception):
+    """The process of a lane has ended, with what it was training."""
+
+
+class Trainer:
+    """Trains one stack after another, keeping the steps that it has compiled."""
+
+    def __init__(self) -> None:
+        self.steps: dict[Kind, Steps] = {}
+
+    def take(self, data: Protocol) -> None:
+        """Takes the images that later stacks train on."""
+        self.data = data
+
+    def open(self, kind: Kind, first: Trial) -> None:
+        """Begins a stack of trials of the kind of `first`, none of them in it yet."""
+        device = self.data.train.pixels.device
+        if kind not in self.steps:
+            if len(self.steps) >= KINDS_KEPT:
+                del self.steps[next(iter(self.steps))]
+            self.steps[kind] = Steps(first, kind.compile, kind.bf16, device)
+        chunk = CHUNK[device.type]
+        self.stack = Stack(self.steps[kind], self.data, kind.batch_size, kind.log_every, chunk)
+
+    def add(self, number: int, trial: Trial) -> None:
+        """See `Stack.add`."""
+        self.stack.add(number, trial)
+
+    def remove(self, number: int) -> dict[str, torch.Tensor]:
+        """See `Stack.remove`."""
+        return self.stack.remove(number)
+
+
+class Lane:
+    """A trainer in this process; an epoch runs when its events are asked for."""
+
+    connection: Connection | None = None
+
+    def __init__(self) -> None:
+        self.trainer = Trainer()
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Calls a method of the trainer, between two epochs."""
+        return getattr(self.trainer, method)(*arguments)
+
+    def begin_epoch(self) -> None:
+        """Starts the next epoch of the lane's stack."""
+
+    def event(self, tell: Callable[[list[Progress]], None]) -> Outcomes | None:
+        """Waits for the epoch's next news.
+
+        Args:
+            tell: told where trials stand within the epoch.
+
+        Returns:
+            The epoch's outcomes once it is finished; until then None.
+
+        Raises:
+            LaneDied: the trainer's process has ended.
+        """
+        return self.trainer.stack.epoch(tell)
+
+    def close(self) -> None:
+        """Ends the lane with what it is at."""
+
+
+class ProcessLane(Lane):
+    """A trainer in a process of its own, which ends with this one."""
+
+    def __init__(self, threads: int) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self.connection, theirs = spawn.Pipe()
+        self.process = spawn.Process(target=_serve, args=(theirs, threads), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        self._send((method, arguments))
+        kind, value = self._receive()
+        assert kind == "result"
+        return value
+
+    def begin_epoch(self) -> None:
+        self._send(("epoch", ()))
+
+    def event(self, tell: Callable[[list[Progress]], None]) -> Outcomes | None:
+        kind, value = self._receive()
+        if kind == "progress":
+            tell(value)
+            return None
+        outcomes: Outcomes = value
+        return outcomes
+
+    def close(self) -> None:
+        assert self.connection is not None
+        self.connection.close()  # between two epochs it ends by itself
+        self.process.join(1)
+        self.process.kill()
+        self.process.join()
+
+    def _send(self, message: Any) -> None:
+        # Pickled here: multiprocessing would put tensors into shared memory, which may be scarce.
+        try:
+            self.connection.send_bytes(pickle.dumps(message))  # type: ignore[union-attr]
+        except OSError:
+            raise self._died() from None
+
+    def _receive(self) -> Any:
+        try:
+            kind, value = pickle.loads(self.connection.recv_bytes())  # type: ignore[union-attr]
+        except (EOFError, OSError):
+            raise self._died() from None
+        if kind == "error":
+            raise value
+        return kind, value
+
+    def _died(self) -> LaneDied:
+        self.process.join(5)
+        code = self.process.exitcode
+        how = f"signal {signal.Signals(-code).name}" if code and code < 0 else f"exit code {code}"
+        return LaneDied(f"the process that trained it ended with {how}")
+
+
+def ready(lanes: Sequence[Lane]) -> Lane:
+    """Waits until one of the lanes has news of its epoch."""
+    by_connection = {lane.connection: lane for lane in lanes if lane.connection is not None}
+    if len(by_connection) < len(lanes):
+        return next(lane for lane in lanes if lane.connection is None)
+    connection = wait(list(by_connection))[0]
+    return by_connection[connection]  # type: ignore[index]
+
+
+def _serve(connection: Connection, threads: int) -> None:
+    """What a lane's process does: calls and epochs, one after the other."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    trainer = Trainer()
+
+    def send(kind: str, value: Any) -> None:
+        try:
+            connection.send_bytes(pickle.dumps((kind, value)))
+        except OSError:  # nobody listens any longer
+            os._exit(0)
+
+    while True:
+        try:
+            method, arguments = pickle.loads(connection.recv_bytes())
+        except EOFError:
+            return
+        try:
+            if method == "epoch":
+                outcomes = trainer.stack.epoch(lambda told: send("progress", told))
+                send("epoch", {n: _portable(outcome) for n, outcome in outcomes.items()})
+            else:
+                send("result", getattr(trainer, method)(*arguments))
+        except Exception as error:
+            send("error", _portable(error))
+
+
+def _portable(outcome: Any) -> Any:
+    """An exception that survives its journey, whatever it holds; anything else as it is."""
+    if not isinstance(outcome, Exception):
+        return outcome
+    try:
+        pickle.loads(pickle.dumps(outcome))
+        return outcome
+    except Exception:
+        return RuntimeError(f"{type(outcome).__name__}: {outcome}")
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

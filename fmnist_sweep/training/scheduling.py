@@ -1,0 +1,214 @@
+"""Which trials are trained together, where and when: groups of a kind, refilled at every epoch."""
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+
+from fmnist_sweep.data.batches import Images, Protocol
+from fmnist_sweep.record import Epoch
+from fmnist_sweep.training import lanes as lane_file
+from fmnist_sweep.training import stack
+from fmnist_sweep.training.engine import Trial
+from fmnist_sweep.training.lanes import Lane, LaneDied
+from fmnist_sweep.training.stack import Kind, Progress
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Request:
+    """A trial that wants to be trained.
+
+    on_epoch: told each finished epoch.
+    on_batches: told where the trial stands, every `log_every` batches.
+    stop: set by whoever wants the trial to end with the epoch that it has just finished.
+    error: what kept the trial from going on.
+    ended: the trial's model holds its trained weights, on the CPU, unless there was an error.
+    """
+
+    trial: Trial
+    data: Protocol
+    batch_size: int
+    compile: bool
+    bf16: bool
+    log_every: int
+    on_epoch: Callable[[Epoch], None]
+    on_batches: Callable[[Progress], None]
+    stop: bool = False
+    error: Exception | None = None
+    ended: bool = False
+    kind: Kind = field(init=False)
+
+    def __post_init__(self) -> None:
+        setting = self.batch_size, self.compile, self.bf16, self.log_every
+        self.kind = stack.kind(self.trial, self.data, *setting)
+
+
+class Scheduler:
+    """Trains requests on lanes, those of a kind together.
+
+    A trial begins, ends and is replaced at an epoch's end. One that waits joins a stack of its
+    kind as long as that has fewer than `max_stack` trials and than its share of them, so that
+    lanes at the same kind are loaded alike; a lane without a stack begins one with whoever has
+    waited longest.
+
+    Args:
+        lanes: made when the first request comes, as many as `count` says.
+    """
+
+    def __init__(self, make_lane: Callable[[], Lane], count: int, max_stack: int) -> None:
+        self.make_lane = make_lane
+        self.count = count
+        self.max_stack = max_stack
+        self.waiting: list[tuple[int, Request]] = []
+        self.at_work: dict[Lane, dict[int, Request]] = {}
+        self.kinds: dict[Lane, Kind] = {}
+        self.taken: dict[Lane, Images] = {}
+        self._numbers = itertools.count()
+
+    def __enter__(self) -> "Scheduler":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for lane in self.at_work:
+            lane.close()
+
+    def add(self, request: Request) -> None:
+        """Takes a request; it begins with the next step, if a lane is idle then."""
+        if len(self.at_work) < self.count:
+            self.at_work[self.make_lane()] = {}
+        self.waiting.append((next(self._numbers), request))
+
+    def step(self) -> None:
+        """Puts idle lanes to work, waits for news of a lane and passes it on.
+
+        Calls requests' `on_epoch` and `on_batches`; those whose trial has ended have `ended` set.
+        """
+        for lane in [lane for lane, running in self.at_work.items() if not running]:
+            self._with(lane, self._fill)
+        busy = [lane for lane, running in self.at_work.items() if running]
+        if busy:
+            self._with(lane_file.ready(busy), self._listen)
+
+    def _with(self, lane: Lane, work: Callable[[Lane], None]) -> None:
+        """Does something with a lane, whose process may have ended."""
+        try:
+            work(lane)
+        except LaneDied as error:
+            for request in self.at_work.pop(lane).values():
+                request.error, request.ended = error, True
+            lane.close()
+            if self.waiting and not self.at_work:
+                self.at_work[self.make_lane()] = {}
+
+    def _listen(self, lane: Lane) -> None:
+        running = self.at_work[lane]
+
+        def tell(told: list[Progress]) -> None:
+            for progress in told:
+                running[progress.number].on_batches(progress)
+
+        outcomes = lane.event(tell)
+        if outcomes is None:
+            return
+        for number, outcome in outcomes.items():
+            if isinstance(outcome, Exception):
+                running[number].error = outcome
+            else:
+                running[number].on_epoch(outcome)
+        # Only now: the last repeat of a configuration may have ended all of them.
+        for number, outcome in outcomes.items():
+            request = running[number]
+            if request.stop or request.error or _is_last(outcome, request):
+                self._end(lane, number)
+        self._fill(lane)
+
+    def _end(self, lane: Lane, number: int) -> None:
+        tensors = lane.call("remove", number)
+        request = self.at_work[lane].pop(number)
+        if request.error is None:
+            stack.load(request.trial.model, tensors)
+        request.ended = True
+
+    def _fill(self, lane: Lane) -> None:
+        """Lets waiting trials join a lane's stack, and starts its next epoch."""
+        running = self.at_work[lane]
+        self.waiting = [(number, one) for number, one in self.waiting if not one.stop]
+        if not running:
+            if not self.waiting:
+                return
+            first = self.waiting[0][1]
+            if self.taken.get(lane) is not first.data.train:
+                self.taken[lane] = first.data.train
+                lane.call("take", replace(first.data, test=None))
+            self.kinds[lane] = first.kind
+            lane.call("open", first.kind, first.trial)
+        for number, request in self._joining(lane):
+            lane.call("add", number, request.trial)
+            running[number] = request
+            self.waiting.remove((number, request))
+        lane.begin_epoch()
+
+    def _joining(self, lane: Lane) -> Iterator[tuple[int, Request]]:
+        """Waiting trials of a lane's kind, as many as it has room for."""
+        kind = self.kinds[lane]
+        waiting = [(n, r) for n, r in self.waiting if r.kind == kind]
+        if not waiting:
+            return iter(())
+        alike = [
+            other
+            for other, running in self.at_work.items()
+            if other is lane or not running or self.kinds[other] == kind
+        ]
+        total = len(waiting) + sum(len(self.at_work[other]) for other in alike)
+        share = -(-total // len(alike))
+        one = waiting[0][1]
+        fits = stack.most(one.trial, one.batch_size, one.data.train.pixels.device)
+        fits += len(self.at_work[lane])
+        if fits < min(share, self.max_stack):
+            log.info("Memory holds a stack of %d such trials", fits)
+        room = max(0, min(share, self.max_stack, fits) - len(self.at_work[lane]))
+        return iter(waiting[: max(room, 0 if self.at_work[lane] else 1)])
+
+
+def _is_last(outcome: Epoch | Exception, request: Request) -> bool:
+    return isinstance(outcome, Epoch) and outcome.epoch >= request.trial.epochs
+
+
+def train_here(requests: Sequence[Request]) -> None:
+    """Trains requests in this process, those of a kind in one stack."""
+    with Scheduler(Lane, count=1, max_stack=max(1, len(requests))) as scheduler:
+        for request in requests:
+            scheduler.add(request)
+        while not all(request.ended for request in requests):
+            scheduler.step()
+
+
+_trainer: ContextVar[Callable[[Sequence[Request]], None]] = ContextVar(
+    "trainer", default=train_here
+)
+
+
+def train(requests: Sequence[Request]) -> None:
+    """Trains requests to their ends, wherever this process's launcher has trials trained.
+
+    Raises:
+        Exception: what ended one of them before its time.
+    """
+    _trainer.get()(requests)
+    for request in requests:
+        if request.error is not None:
+            raise request.error
+
+
+def train_with(trainer: Callable[[Sequence[Request]], None]) -> None:
+    """Has `train` called from this context pass its requests to `trainer`."""
+    _trainer.set(trainer)

@@ -1,0 +1,240 @@
+"""A stack: trials that share a step, each at an epoch of its own, joining and leaving at any.
+
+The rows of a stack are trained in chunks of 8, 4, 2 or 1. A stack of any size then needs four
+compiled steps at most, none of its rows is padding, and a chunk's weights stay in the cache from
+step to step: one of 64 costs a trial what one of 8 does.
+"""
+
+import logging
+import os
+import pickle
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import torch
+from torch import nn
+
+from fmnist_sweep.data.batches import Protocol
+from fmnist_sweep.record import Epoch
+from fmnist_sweep.training import optim
+from fmnist_sweep.training.dropout import with_keyed_dropout
+from fmnist_sweep.training.engine import Chunk, Row, Steps, Trial
+from fmnist_sweep.training.skeleton import unstackable, untrained
+
+log = logging.getLogger(__name__)
+
+CHUNK = {"cpu": 8, "mps": 8, "cuda": 256}
+MEMORY_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a trial stands within an epoch: running means over the batches so far."""
+
+    number: int
+    epoch: int
+    batch: int
+    loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What trials must have in common to share a step.
+
+    signature: of the model's structure and the optimizer's class; None shares with no other.
+    """
+
+    signature: Hashable
+    data: int
+    batch_size: int
+    compile: bool
+    bf16: bool
+    log_every: int
+
+
+_alone = count()
+
+
+def kind(
+    trial: Trial, data: Protocol, batch_size: int, compile: bool, bf16: bool, log_every: int
+) -> Kind:
+    """Says which trials a trial can share a step with; replaces its `nn.Dropout` for that."""
+    with_keyed_dropout(trial.model)
+    shared = _signature(trial) if stacks(trial, data.train.pixels.device) else None
+    signature = shared or f"alone {next(_alone)}"
+    return Kind(signature, id(data.train.pixels), batch_size, compile, bf16, log_every)
+
+
+def stacks(trial: Trial, device: torch.device) -> bool:
+    """Whether several such trials can be trained in one step, and gain from it."""
+    if optim.rule(trial.optimizer, trial.arguments) is None or unstackable(trial.model):
+        return False
+    # Convolutions with weights of their own become grouped ones, which a CPU does slowly.
+    convolves = any(isinstance(m, nn.modules.conv._ConvNd) for m in trial.model.modules())
+    return not (convolves and device.type == "cpu")
+
+
+def _signature(trial: Trial) -> Hashable:
+    """All of a trial's structure: what two must agree in to differ in tensors alone."""
+    model = trial.model
+    common = set(nn.Module().__dict__)
+    structure = [
+        (name, type(module), {k: v for k, v in vars(module).items() if k not in common})
+        for name, module in model.named_modules()
+    ]
+    tensors = [
+        (name, tuple(tensor.shape), tensor.dtype, tensor.requires_grad)
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+    ]
+    try:
+        return pickle.dumps((trial.optimizer, structure, tensors))
+    except (pickle.PicklingError, TypeError, AttributeError):
+        return None
+
+
+def most(trial: Trial, batch_size: int, device: torch.device) -> int:
+    """How many such trials fit into half of the memory that is free now.
+
+    A trial takes 4 bytes for each parameter, times its weights, gradient, the optimizer's
+    moments and one temporary; and 8 for each activation of a batch, kept for the gradient.
+    """
+    rule = optim.rule(trial.optimizer, trial.arguments)
+    parameters = sum(p.numel() for p in trial.model.parameters())
+    copies = 3 + (rule.moments if rule else 2)
+    bytes_each = 4 * parameters * copies + 8 * batch_size * _activations(trial.model)
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, int(MEMORY_SHARE * free / bytes_each))
+
+
+@torch.no_grad()
+def _activations(model: nn.Module) -> int:
+    """Numbers that the modules of a model put out for one image."""
+    sizes: list[int] = []
+
+    def note(_: nn.Module, __: Any, output: Any) -> None:
+        sizes.append(output.numel() if isinstance(output, torch.Tensor) else 0)
+
+    leaves = [module for module in model.modules() if not list(module.children())]
+    hooks = [leaf.register_forward_hook(note) for leaf in leaves]
+    training = model.training
+    try:
+        model.eval()(torch.zeros(1, 1, 28, 28))
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return 28 * 28 + sum(sizes)
+
+
+class Stack:
+    """Trials of one kind in training.
+
+    Args:
+        steps: of their kind.
+        chunk: the most rows of one step; a power of two.
+    """
+
+    def __init__(
+        self, steps: Steps, data: Protocol, batch_size: int, log_every: int, chunk: int
+    ) -> None:
+        self.steps = steps
+        self.data = data
+        self.batch_size = batch_size
+        self.log_every = log_every
+        self.chunk = chunk
+        self.rows: dict[int, Row] = {}
+        self._chunks: list[Chunk] | None = None
+
+    def add(self, number: int, trial: Trial) -> None:
+        """Takes a trial in, at its first epoch."""
+        with_keyed_dropout(trial.model)
+        self.rows[number] = Row(number, trial, self.steps.skeleton, self.steps.device)
+        self._chunks = None
+
+    def remove(self, number: int) -> dict[str, torch.Tensor]:
+        """Lets a trial go.
+
+        Returns:
+            Its parameters and buffers by name, on the CPU; for `load`.
+        """
+        row = self.rows.pop(number)
+        self._chunks = None
+        tensors = {**self.steps.skeleton.named(row.weights), **row.buffers}
+        return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+
+    def epoch(self, on_batches: Callable[[list[Progress]], None]) -> dict[int, Epoch | Exception]:
+        """Trains every trial for its next epoch and evaluates it.
+
+        Args:
+            on_batches: told where the trials of a chunk stand, every `log_every` batches.
+
+        Returns:
+            By number, the finished epoch, or what kept that trial from finishing it. An epoch's
+            seconds are the trial's share of the chunk's.
+        """
+        if self._chunks is None:
+            self._chunks = self._cut()
+        outcomes: dict[int, Epoch | Exception] = {}
+        for chunk in self._chunks:
+            chunk.begin_epoch()
+            self._finish_epoch(chunk, on_batches, outcomes, time.perf_counter())
+        return outcomes
+
+    def _cut(self) -> list[Chunk]:
+        rows, chunks = list(self.rows.values()), []
+        while rows:
+            size = self.chunk
+            while size > len(rows):
+                size //= 2
+            chunks.append(Chunk(rows[:size], self.steps, self.data.train, self.batch_size))
+            del rows[:size]
+        return chunks
+
+    def _finish_epoch(
+        self,
+        chunk: Chunk,
+        on_batches: Callable[[list[Progress]], None],
+        outcomes: dict[int, Epoch | Exception],
+        began: float,
+    ) -> None:
+        """Trains a chunk to its epoch's end; where that fails, its halves, down to one trial."""
+        try:
+            while chunk.batch < chunk.batches:
+                chunk.run(min(self.log_every, chunk.batches - chunk.batch))
+                if chunk.batch % self.log_every == 0:
+                    on_batches(
+                        [
+                            Progress(row.number, row.epoch, chunk.batch, *figures)
+                            for row, figures in zip(chunk.rows, chunk.running())
+                        ]
+                    )
+            trained, evaluated = chunk.running(), chunk.evaluate(self.data.validation)
+        except Exception as error:
+            if len(chunk.rows) == 1:
+                outcomes[chunk.rows[0].number] = error
+                return
+            if isinstance(error, torch.OutOfMemoryError):
+                self.chunk = len(chunk.rows) // 2
+            line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            log.warning("%d trials failed in one step, trying halves: %s", len(chunk.rows), line)
+            self._chunks = None
+            for half in chunk.halves():
+                self._finish_epoch(half, on_batches, outcomes, began)
+            return
+        seconds = (time.perf_counter() - began) / len(chunk.rows)
+        for row, training, validation in zip(chunk.rows, trained, evaluated):
+            outcomes[row.number] = Epoch(row.epoch, row.lr, *training, *validation, seconds=seconds)
+
+
+def load(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """Puts what `Stack.remove` returned into a model of the same structure."""
+    with torch.no_grad():
+        for name, mine in (*model.named_parameters(), *untrained(model).items()):
+            mine.copy_(tensors[name])

@@ -1,0 +1,362 @@
+"""Stacks: the same numbers as alone in any company, and every trial in exactly one of them."""
+
+import itertools
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from fmnist_sweep.data.batches import Images, Protocol
+from fmnist_sweep.models.mlp import MLP
+from fmnist_sweep.record import Epoch
+from fmnist_sweep.training import engine, stack
+from fmnist_sweep.training.compiling import worth_compiling
+from fmnist_sweep.training.engine import Trial
+from fmnist_sweep.training.lanes import Lane, LaneDied, ProcessLane
+from fmnist_sweep.training.scheduling import Request, Scheduler
+from fmnist_sweep.training.stack import Kind, Progress
+
+
+@pytest.fixture(scope="module")
+def data() -> Protocol:
+    """200 learnable images; batches of 32 leave a last one of eight."""
+    generator = torch.Generator().manual_seed(7)
+    pixels = torch.randint(0, 256, (300, 1, 28, 28), dtype=torch.uint8, generator=generator)
+    labels = pixels[:, 0, 0, 0].long() * 10 // 256
+    pixels[:, 0, :5] = (labels * 25).view(-1, 1, 1).byte()
+    return Protocol(Images(pixels[:200], labels[:200]), Images(pixels[200:], labels[200:]), None)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@dataclass
+class Case:
+    """A trial as a test describes it; `stop_after` is what a pruner would say."""
+
+    seed: int = 0
+    epochs: int = 2
+    width: int = 32
+    batch: int = 32
+    optimizer: type[torch.optim.Optimizer] = torch.optim.Adam
+    lr: float = 0.003
+    dropout: float = 0.0
+    stop_after: int | None = None
+    arguments: tuple[tuple[str, Any], ...] = ()
+
+    def request(
+        self, data: Protocol, history: list[Epoch], compile: bool = False, bf16: bool = False
+    ) -> Request:
+        torch.manual_seed(self.seed)
+        model = MLP(self.width, 2, None, self.dropout)
+        arguments = {"lr": self.lr, **dict(self.arguments)}
+        trial = Trial(model, self.optimizer, arguments, self.seed, self.epochs)
+
+        def on_epoch(row: Epoch) -> None:
+            history.append(replace(row, seconds=0))
+            request.stop = row.epoch == self.stop_after
+
+        ignore: Callable[[Progress], None] = lambda _: None  # noqa: E731
+        request = Request(trial, data, self.batch, compile, bf16, 5, on_epoch, ignore)
+        return request
+
+
+def train(
+    cases: Sequence[Case],
+    data: Protocol,
+    make_lane: Callable[[], Lane] = Lane,
+    lanes: int = 1,
+    max_stack: int = 8,
+    **how: bool,
+) -> tuple[list[list[Epoch]], list[Request]]:
+    histories: list[list[Epoch]] = [[] for _ in cases]
+    requests = [case.request(data, history, **how) for case, history in zip(cases, histories)]
+    with Scheduler(make_lane, lanes, max_stack) as scheduler:
+        for request in requests:
+            scheduler.add(request)
+        while not all(request.ended for request in requests):
+            scheduler.step()
+    return histories, requests
+
+
+def check_same_as_alone(
+    cases: Sequence[Case],
+    histories: list[list[Epoch]],
+    requests: list[Request],
+    data: Protocol,
+    **how: bool,
+) -> None:
+    for case, history, request in zip(cases, histories, requests):
+        (alone,), (itself,) = train([case], data, **how)
+        assert repr(history) == repr(alone)  # repr: NaN equals NaN
+        for mine, theirs in zip(
+            request.trial.model.state_dict().values(), itself.trial.model.state_dict().values()
+        ):
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=0, equal_nan=True)
+
+
+SGD = torch.optim.SGD
+MOMENTUM = (("momentum", 0.9), ("nesterov", True))
+MIXED = [
+    *(Case(seed, 1 + seed % 3, lr=0.001 * (1 + seed)) for seed in range(9)),
+    *(Case(seed, width=64, batch=16, lr=0.002) for seed in range(3)),
+    *(Case(seed, optimizer=SGD, lr=0.01, arguments=MOMENTUM) for seed in range(2)),
+    Case(4, optimizer=SGD, lr=0.02, arguments=(("weight_decay", 0.01),)),
+    *(Case(seed, 3, dropout=0.1 * (1 + seed), stop_after=1 + seed % 2) for seed in range(5)),
+    Case(1, 3, lr=1e30),  # diverges
+    Case(2, 2, optimizer=torch.optim.NAdam),  # has no stacked rule
+    Case(3, 2, optimizer=torch.optim.AdamW, arguments=(("weight_decay", 0.1),)),
+]
+
+
+@pytest.mark.parametrize("max_stack", [1, 2, 3, 8, 16])
+def test_a_trial_is_the_same_in_any_company(max_stack: int, data: Protocol) -> None:
+    histories, requests = train(MIXED, data, max_stack=max_stack)
+    check_same_as_alone(MIXED, histories, requests, data)
+    assert [len(history) for history in histories] == [
+        case.stop_after or case.epochs for case in MIXED
+    ]
+
+
+@pytest.mark.parametrize("width", [48, 128, 320])
+@pytest.mark.parametrize("batch", [7, 16, 128])
+def test_shapes(width: int, batch: int, data: Protocol) -> None:
+    cases = [Case(seed, 2, width, batch, dropout=0.2) for seed in range(7)]
+    check_same_as_alone(cases, *train(cases, data), data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("width", "batch", "dropout", "optimizer"),
+    [(128, 32, 0.0, torch.optim.Adam), (64, 16, 0.3, torch.optim.Adam), (72, 64, 0.0, SGD)],
+)
+def test_compiled_steps(
+    width: int, batch: int, dropout: float, optimizer: Any, data: Protocol
+) -> None:
+    if not worth_compiling("auto", 10**6, 10**5, torch.device("cpu"))[0]:
+        pytest.skip("no C++ compiler here")
+    cases = [
+        Case(
+            seed,
+            2 + seed % 2,
+            width,
+            batch,
+            optimizer,
+            0.001 * (seed + 1),
+            dropout and 0.1 + dropout * seed / 11,
+        )
+        for seed in range(11)
+    ]
+    cases[3] = replace(cases[3], lr=1e30)
+    histories, requests = train(cases, data, max_stack=11, compile=True)
+    for index in (0, 3, 7, 8, 10):
+        check_same_as_alone(
+            [cases[index]], [histories[index]], [requests[index]], data, compile=True
+        )
+
+
+def test_bf16_is_near_float32(data: Protocol) -> None:
+    cases = [Case(seed, 3) for seed in range(3)]
+    (low, _), (full, _) = train(cases, data, bf16=True), train(cases, data)
+    for ours, theirs in zip(low, full):
+        assert ours != theirs
+        assert [row.train_loss for row in ours] == pytest.approx(
+            [row.train_loss for row in theirs], rel=0.03
+        )
+
+
+@pytest.mark.slow
+def test_processes_train_the_same_and_their_death_is_told(data: Protocol) -> None:
+    made: list[ProcessLane] = []
+
+    def make_lane() -> ProcessLane:
+        made.append(ProcessLane(threads=1))
+        return made[-1]
+
+    histories, requests = train(MIXED, data, make_lane, lanes=2, max_stack=4)
+    assert len(made) == 2 and not any(lane.process.is_alive() for lane in made)
+    check_same_as_alone(MIXED[::3], histories[::3], requests[::3], data)
+
+    histories = [[], []]
+    forever, short = (Case(0, 10**6), Case(1, 2, width=64))
+    with Scheduler(make_lane, 2, 4) as scheduler:
+        long = forever.request(data, histories[0])
+        scheduler.add(long)
+        while not histories[0]:
+            scheduler.step()
+        (victim,) = [lane for lane, running in scheduler.at_work.items() if running]
+        assert isinstance(victim, ProcessLane) and victim.process.pid
+        os.kill(victim.process.pid, signal.SIGKILL)
+        other = short.request(data, histories[1])
+        scheduler.add(other)
+        while not (long.ended and other.ended):
+            scheduler.step()
+    assert isinstance(long.error, LaneDied) and "SIGKILL" in str(long.error)
+    assert other.error is None and len(histories[1]) == 2
+
+
+def test_a_failure_costs_one_trial(data: Protocol, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = engine.Chunk.run
+
+    def fail(chunk: engine.Chunk, batches: int) -> None:
+        if len(chunk.rows) > 2:
+            raise torch.OutOfMemoryError("no room for so many")
+        if any(row.number == 5 for row in chunk.rows) and chunk.batch == 5:
+            raise RuntimeError("this one never works")
+        real(chunk, batches)
+
+    cases = [Case(seed) for seed in range(8)]
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.Chunk, "run", fail)
+        histories, requests = train(cases, data)
+    assert str(requests[5].error) == "this one never works" and not histories[5]
+    del cases[5], histories[5], requests[5]
+    check_same_as_alone(cases, histories, requests, data)
+
+
+def test_memory_bounds_a_stack(data: Protocol, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Case(width=128).request(data, []).trial
+    page = os.sysconf("SC_PAGE_SIZE")
+    # 109,386 parameters: weights, gradient, a temporary and Adam's two moments, 4 bytes each.
+    model = 4 * 109_386 * 5
+    activations = 8 * 32 * (784 + 784 + 2 * 128 + 2 * 64 + 10)
+    for stacks in (1, 3, 10):
+        pages = 2 * (stacks * (model + activations)) // page + 1
+        monkeypatch.setattr(
+            stack.os, "sysconf", lambda n, pages=pages: page if "SIZE" in n else pages
+        )
+        assert stack.most(one, 32, torch.device("cpu")) == stacks
+    added: list[int] = []
+    real = stack.Stack.add
+    monkeypatch.setattr(stack, "most", lambda *_: 3 - len(added))
+
+    def add(self: stack.Stack, number: int, trial: Trial) -> None:
+        added.append(number)
+        assert len(self.rows) < 3
+        real(self, number, trial)
+
+    monkeypatch.setattr(stack.Stack, "add", add)
+    histories, _ = train([Case(seed, 1) for seed in range(3)], data)
+    assert len(added) == 3 and all(len(history) == 1 for history in histories)
+
+
+class Hidden(nn.Sequential):
+    """Computes with an attribute that no tensor holds."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(784, 10))
+        self.scale = scale
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images) * self.scale  # type: ignore[no-any-return]
+
+
+class Random(nn.Sequential):
+    """Draws random numbers itself."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images + torch.rand_like(images))  # type: ignore[no-any-return]
+
+
+def test_models_that_differ_in_more_than_tensors_do_not_share_a_step(data: Protocol) -> None:
+    def kind(model: nn.Module, optimizer: Any = torch.optim.Adam) -> Kind:
+        return stack.kind(Trial(model, optimizer, {"lr": 0.1}, 0, 1), data, 32, False, False, 5)
+
+    assert kind(Hidden(1.0)) == kind(Hidden(1.0)) != kind(Hidden(2.0))
+    assert kind(Hidden(1.0)) != kind(Hidden(1.0), torch.optim.AdamW)
+    assert kind(MLP(32, 2, None, 0.1)) == kind(MLP(32, 2, None, 0.2)) != kind(MLP(32, 2, None, 0))
+    frozen = MLP(32, 2, None, 0.0)
+    frozen[1].requires_grad_(False)
+    assert kind(frozen) != kind(MLP(32, 2, None, 0.0))
+    draws = [Random(nn.Flatten(), nn.Linear(784, 10)) for _ in range(2)]
+    assert kind(draws[0]) != kind(draws[1])
+    convolution = nn.Sequential(nn.Conv2d(1, 2, 28), nn.Flatten(), nn.Linear(2, 10))
+    assert kind(convolution) != kind(convolution)
+
+
+class Recorder(Lane):
+    """A lane that trains nothing and notes which trials were together."""
+
+    def __init__(self, together: list[tuple[Kind, frozenset[int]]]) -> None:
+        self.together = together
+        self.epochs: dict[int, int] = {}
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        if method == "open":
+            assert not self.epochs
+            self.kind = arguments[0]
+        elif method == "add":
+            self.epochs[arguments[0]] = 0
+        elif method == "remove":
+            del self.epochs[arguments[0]]
+            return {}
+        return None
+
+    def event(self, tell: Any) -> dict[int, Epoch | Exception]:
+        self.together.append((self.kind, frozenset(self.epochs)))
+        self.epochs = {number: epoch + 1 for number, epoch in self.epochs.items()}
+        return {n: Epoch(epoch, 0.1, 1, 0, 1, 0, 0.0) for n, epoch in self.epochs.items()}
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    trials=st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 4)), min_size=1, max_size=20),
+    max_stack=st.integers(1, 6),
+    lanes=st.integers(1, 3),
+    late=st.integers(0, 10),
+)
+def test_every_trial_is_in_exactly_one_stack(
+    trials: list[tuple[str, int]], max_stack: int, lanes: int, late: int
+) -> None:
+    data = Protocol(*(Images(torch.zeros(8, 1, 28, 28), torch.zeros(8)) for _ in range(2)), None)
+    together: list[tuple[Kind, frozenset[int]]] = []
+    told: list[list[int]] = [[] for _ in trials]
+    requests = []
+    for index, (shape, epochs) in enumerate(trials):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10, bias=shape != "a"))
+        if shape == "c":
+            model.requires_grad_(True)[1].bias.requires_grad_(False)  # type: ignore[union-attr]
+        one = Trial(model, torch.optim.Adam, {"lr": 0.1}, 0, epochs)
+        requests.append(
+            Request(
+                one,
+                data,
+                4,
+                False,
+                False,
+                5,
+                on_epoch=lambda row, index=index: told[index].append(row.epoch),  # type: ignore[misc]
+                on_batches=lambda _: None,
+            )
+        )
+    original, stack.load = stack.load, lambda *_: None
+    try:
+        with Scheduler(lambda: Recorder(together), lanes, max_stack) as scheduler:
+            coming = iter(requests)
+            for request in itertools.islice(coming, max(1, len(requests) - late)):
+                scheduler.add(request)
+            while not all(request.ended for request in requests):
+                if next_one := next(coming, None):
+                    scheduler.add(next_one)
+                scheduler.step()
+    finally:
+        stack.load = original
+    assert told == [list(range(1, epochs + 1)) for _, epochs in trials]
+    kinds = {number: request.kind for number, request in enumerate(requests)}
+    for kind, members in together:
+        assert 1 <= len(members) <= max_stack
+        assert {kinds[number] for number in members} == {kind}
+    for number, (_, epochs) in enumerate(trials):
+        assert sum(number in members for _, members in together) == epochs
