@@ -111,3 +111,29 @@ def test_a_request_to_stop(launcher: tuple[str, ...], number: int, code: int) ->
     done = subprocess.run([*command, "hydra.sweeper.n_trials=8"], capture_output=True, text=True)
     assert done.returncode == 0 and "goes on" in done.stdout, done.stderr
     check_complete(8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_stacks_in_processes_end_with_the_sweep(
+    number: int, code: int, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FMNIST_SWEEP_DATA", str(data_root))
+    options = ("data.train_size=5000", "trainer.compile=false", "hydra.launcher.workers=2")
+    command = [sys.executable, "-m", "fmnist_sweep.train", "-m", *options, "name=a"]
+    swept = ("trainer.epochs=1,1000,1000,1", "model.width=32,64")
+    with open("log.txt", "w") as log:
+        process = subprocess.Popen(
+            [*command, *swept], stdout=log, stderr=log, start_new_session=True
+        )
+    until = time.monotonic() + 90
+    while time.monotonic() < until and len(list(Path("multirun/a").glob("*/history.csv"))) < 6:
+        time.sleep(0.05)
+    os.kill(process.pid, number)
+    assert process.wait(timeout=30) == code, Path("log.txt").read_text()
+    assert no_process_is_left(process.pid)
+    url = f"sqlite:///{Path('multirun/a/study.db').absolute()}"
+    states = [trial.state.name for trial in study.load(study.Address(url, "a")).trials]
+    assert ("RUNNING" in states) == (number == signal.SIGKILL)
+    finished = {path.parent.name for path in Path("multirun/a").glob("*/summary.json")}
+    assert finished and len(finished) < 8

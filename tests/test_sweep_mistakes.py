@@ -93,6 +93,16 @@ MISTAKES = {
     ),
     "folder is a file": (["seed=1,2", "hydra.sweep.dir=file/x"], ["hydra.sweep.dir", "directory"]),
     "folder that cannot be": (["seed=1,2", "hydra.sweep.dir=/proc/x"], ["hydra.sweep.dir=/proc/x"]),
+    "no stack": (
+        ["seed=1,2", "hydra.launcher.max_stack=0"],
+        ["hydra.launcher.max_stack=0", ">= 1"],
+    ),
+    "no workers": (["seed=1,2", "hydra.launcher.workers=0"], ["hydra.launcher.workers=0", ">= 1"]),
+    "no repeats": (["seed=1,2", "repeats=0"], ["repeats=0", ">= 1"]),
+    "model is no module": (
+        ["seed=1,2", "model._target_=torch.nn.modules.conv.Any"],
+        ["model._target_=torch.nn.modules.conv.Any"],
+    ),
     "bad name": (["seed=1,2", "name=a/b"], ["name=a/b", "letters"]),
 }
 
