@@ -3,12 +3,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test check postgres bench
+.PHONY: train test check postgres chromium bench
 
 train: .venv/installed
 	$(BIN)/python -m fmnist_sweep.train
 
-test: check postgres
+test: check postgres chromium
 	$(BIN)/python -m fmnist_sweep.data.source
 	$(BIN)/pytest
 
@@ -17,6 +17,12 @@ postgres:
 	@command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || \
 	  { test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -qq postgresql; } || \
 	  echo "No PostgreSQL: its tests are skipped (Debian's package is postgresql)"
+
+# The browser that the page of a report is tried in; without one that test is skipped.
+chromium:
+	@command -v chromium chromium-browser google-chrome >/dev/null || \
+	  { test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -qq chromium; } || \
+	  echo "No Chromium: its test is skipped (Debian's package is chromium)"
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -62,7 +62,7 @@ class OptimizerConfig(_Target):
 class DataConfig(Section):
     root: str = Field(min_length=1)
     verify: bool
-    validation: Literal["held_out", "test"]
+    validation: Literal["held_out", "test", "train"]
     val_size: int = Field(ge=10, lt=TRAIN_IMAGES)
     train_size: Annotated[int, Field(ge=10, le=TRAIN_IMAGES)] | None
     split_seed: int = Field(ge=0)

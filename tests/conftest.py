@@ -10,6 +10,7 @@ import pytest
 from fmnist_sweep import train
 from fmnist_sweep.data import source
 from fmnist_sweep.report import __main__ as report_command
+from fmnist_sweep.sweep import loop
 from tests import tiny_task
 
 ROOT = Path(__file__).parent.parent
@@ -31,6 +32,7 @@ class Outcome:
 
 
 Command = Callable[..., Outcome]
+InProcess = Callable[[Callable[[], None]], Command]
 
 
 @pytest.fixture
@@ -39,7 +41,7 @@ def in_process(
     data_root: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
-) -> Callable[[Callable[[], None]], Command]:
+) -> InProcess:
     """Turns a command's `main` into a function of its arguments, run in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FMNIST_SWEEP_DATA", str(data_root))
@@ -66,19 +68,20 @@ def in_process(
 
 
 @pytest.fixture
-def fmnist_train(in_process: Callable[[Callable[[], None]], Command]) -> Command:
+def fmnist_train(in_process: InProcess) -> Command:
     """`python -m fmnist_sweep.train`; `small` makes it a run of a second."""
     return in_process(train.main)
 
 
 @pytest.fixture
-def tiny(in_process: Callable[[Callable[[], None]], Command]) -> Command:
-    """The same command around a task that trains nothing."""
+def tiny(in_process: InProcess, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """The same command around a task that trains nothing, without pictures of it."""
+    monkeypatch.setattr(loop, "publish", lambda folder, runs: None)
     return in_process(tiny_task.main)
 
 
 @pytest.fixture
-def report(in_process: Callable[[Callable[[], None]], Command]) -> Command:
+def report(in_process: InProcess) -> Command:
     """`python -m fmnist_sweep.report`."""
     return in_process(report_command.main)
 

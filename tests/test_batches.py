@@ -1,12 +1,14 @@
 """Splits and orders."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from fmnist_sweep.config import ConfigError
+from fmnist_sweep.config import ConfigError, DataConfig
 from fmnist_sweep.data import source
-from fmnist_sweep.data.batches import normalise, order, stratified
+from fmnist_sweep.data.batches import load, normalise, order, stratified
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +41,21 @@ def test_split_depends_on_its_seed_alone(labels: np.ndarray) -> None:
 def test_split_of_too_few_images() -> None:
     with pytest.raises(ConfigError, match="ask for 11 images of 10"):
         stratified(np.zeros(10, np.uint8), np.arange(10), 11, seed=0)
+
+
+def test_validation_on_training_images_holds_nothing_out(data_root: Path) -> None:
+    config = DataConfig(
+        root=str(data_root),
+        verify=True,
+        validation="train",
+        val_size=500,
+        train_size=None,
+        split_seed=0,
+        batch_size=32,
+    )
+    data = load(config, torch.device("cpu"), test=False)
+    assert (len(data.train), len(data.validation), data.test) == (60_000, 500, None)
+    assert torch.bincount(data.validation.labels).tolist() == [50] * 10
 
 
 def test_order_is_a_permutation_of_its_own() -> None:

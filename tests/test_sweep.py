@@ -41,7 +41,8 @@ def table(name: str) -> pd.DataFrame:
 
 
 def runs(name: str) -> list[str]:
-    return sorted(path.name for path in Path("multirun", name).iterdir() if path.is_dir())
+    folders = [path.name for path in Path("multirun", name).iterdir() if path.is_dir()]
+    return sorted(folder for folder in folders if folder != "plots")
 
 
 def test_real_grid_in_order_with_tables(fmnist_train: Command, small: tuple[str, ...]) -> None:

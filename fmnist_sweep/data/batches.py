@@ -72,6 +72,11 @@ def load(config: DataConfig, device: torch.device, test: bool) -> Protocol:
             "data.validation=test: the validation figures are those of the test images; "
             "what is selected on them says nothing about new images"
         )
+    if config.validation == "train":
+        log.warning(
+            "data.validation=train: nothing is held out; the validation figures are of images "
+            "that are trained on"
+        )
     return Protocol(train, validation, test_images if test else None)
 
 
@@ -86,7 +91,7 @@ def _read_and_split(
     """Training, validation and, where opened, test images; a sweep's trials share one copy."""
     pixels, labels = source.load(files, "train")
     test_images = _to_device(*source.load(files, "test"), device) if opened else None
-    if config.validation == "test":
+    if config.validation != "held_out":
         held_out, left = np.array([], dtype=np.int64), np.arange(len(labels))
     else:
         held_out, left = stratified(
@@ -94,6 +99,8 @@ def _read_and_split(
         )
     if config.train_size is not None:
         left, _ = stratified(labels, left, config.train_size, config.split_seed)
+    if config.validation == "train":
+        held_out, _ = stratified(labels, left, min(config.val_size, len(left)), config.split_seed)
     train = _to_device(pixels[left], labels[left], device)
     if config.validation == "test":
         assert test_images is not None

@@ -1,1 +1,1 @@
-"""Reads run folders and shows them; imports neither torch nor optuna."""
+"""Reads run folders and shows them; imports no torch, and optuna in `importance` alone."""

@@ -1,17 +1,21 @@
-"""Makes a sweep's tables again from its run folders: `python -m fmnist_sweep.report DIR`."""
+"""Makes a sweep's tables, pictures and page again from its run folders.
+
+python -m fmnist_sweep.report multirun/NAME
+"""
 
 import argparse
 import sys
 from pathlib import Path
 
 from fmnist_sweep.report import ranking
+from fmnist_sweep.report.publish import publish
 from fmnist_sweep.report.tables import ReportError, Sweep
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(
-        prog="python -m fmnist_sweep.report", description=(__doc__ or "").split(":")[0]
+        prog="python -m fmnist_sweep.report", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("folder", type=Path, help="a sweep's folder, such as multirun/NAME")
     folder = parser.parse_args().folder
@@ -20,12 +24,14 @@ def main() -> None:
         if not sweep.update():
             raise ReportError(f"{folder}: holds no finished run; give a sweep's folder")
         sweep.write()
+        page = publish(folder, list(sweep.runs.values()))
     except ReportError as error:
         sys.exit(str(error))
     except OSError as error:
         sys.exit(f"{error.filename or folder}: {error.strerror}")
     ranking.show(list(sweep.runs.values()), ranking.console())
     print(f"Tables: {folder / 'sweep.csv'}, {folder / 'curves.csv'}")
+    print(f"Pictures: {folder / 'plots'}, page: {page}")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from fmnist_sweep import record
 from fmnist_sweep.cli import hydra_line
 from fmnist_sweep.config import ConfigError, trusted_targets
 from fmnist_sweep.report import ranking
+from fmnist_sweep.report.publish import publish
 from fmnist_sweep.report.tables import Run, Sweep
 from fmnist_sweep.sweep import settings as settings_file
 from fmnist_sweep.sweep import space as space_file
@@ -240,7 +241,9 @@ class Loop:
         runs = list(self.table.runs.values())
         if runs:
             ranking.show(runs, self.console)
-        print(f"Sweep folder: {folder} (sweep.csv, curves.csv)", flush=True)
+        if runs and code < 128:  # whoever interrupts does not want to wait for pictures
+            publish(self.study.folder, runs)
+        print(f"Sweep folder: {folder} (sweep.csv, curves.csv, report.html)", flush=True)
         if stopped:
             left = self.space.n_trials - len(runs)
             print(f"{stopped}, {left} trials left. {way_back}.", file=sys.stderr)

@@ -1,0 +1,166 @@
+"""A sweep's table in one form, whatever version wrote it; whatever is wrong with it in one line."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fmnist_sweep import record
+
+STATES = ("COMPLETE", "PRUNED", "FAILED")
+FIGURES = ("epochs", "seconds", "images_per_second")  # missing ones are unknown, not wrong
+
+
+class CompareError(Exception):
+    """What cannot be compared; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the sweeps.
+
+    objective, maximize: what is compared and which way is better.
+    keys: the swept ones, as the table has them.
+    rows: by trial, with columns trial, state, value, std, repeats, epochs, seconds, images and the
+        keys; what is unknown is NaN.
+    settings: the first run's configuration by dotted keys, empty where no run folder is there.
+    environment: versions, processor and such of the first run.
+    """
+
+    name: str
+    source: Path
+    objective: str
+    maximize: bool
+    keys: list[str]
+    rows: pd.DataFrame
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def complete(self) -> pd.DataFrame:
+        """Rows of complete trials, by trial."""
+        return self.rows[self.rows["state"] == "COMPLETE"]
+
+    @property
+    def winner(self) -> pd.Series:
+        """The best complete row; of equals the first."""
+        values = self.complete["value"].to_numpy()
+        return self.complete.iloc[int(values.argmax() if self.maximize else values.argmin())]
+
+    def setting(self, key: str, row: pd.Series) -> Any:
+        """What a key was in a trial, swept or not; None where that is not known."""
+        value = row[key] if key in self.keys else self.settings.get(key)
+        return None if value is None or value is pd.NA or value != value else value
+
+
+def csv(path: Path) -> pd.DataFrame:
+    try:
+        raw = path.read_bytes()
+        if not raw.endswith(b"\n"):
+            raise ValueError("its last line has no end")
+        return pd.read_csv(path)
+    except OSError as error:
+        raise CompareError(f"{path}: {error.strerror}") from None
+    except ValueError as error:  # pandas' own errors and UnicodeDecodeError are ones
+        text = " ".join(str(error).split())
+        raise CompareError(f"{path}: torn or not a table: {text}") from None
+
+
+def checked(
+    path: Path, table: pd.DataFrame, goals: dict[str, str] | None, wanted: str | None
+) -> Side:
+    """A table's rows in one form.
+
+    Raises:
+        CompareError: it is no sweep's, it was damaged, or nothing in it is complete.
+    """
+    for column in ("trial", "state"):
+        if column not in table:
+            raise CompareError(f"{path}: is no sweep's table: it has no column {column}")
+    unknown = sorted(set(map(str, table["state"])) - set(STATES))
+    if unknown:
+        raise CompareError(
+            f"{path}: torn or edited: state {unknown[0]!r} is none of {', '.join(STATES)}"
+        )
+    trials = pd.to_numeric(table["trial"], errors="coerce")
+    if trials.isna().any() or trials.duplicated().any():
+        raise CompareError(f"{path}: torn or edited: its trials are not numbered one by one")
+    column, name, direction = _objective(path, table, goals, wanted)
+    rows = pd.DataFrame({"trial": trials.astype(int), "state": table["state"]})
+    rows["value"] = _numbers(path, table, column)
+    rows["std"] = _numbers(path, table, f"{column}_std")
+    rows["repeats"] = _numbers(path, table, "repeats")
+    for figure in FIGURES:
+        rows[figure] = _numbers(path, table, figure)
+    rows["epochs"] *= rows["repeats"].fillna(1)
+    rows["images"] = rows.pop("images_per_second") * rows["seconds"]
+    keys = _keys(table)
+    swept = table[keys].add_prefix("key:")
+    rows = pd.concat([rows, swept], axis=1).sort_values("trial", ignore_index=True)
+    rows.columns = [str(c).removeprefix("key:") if str(c)[4:] in keys else c for c in rows.columns]
+    rows = rows.loc[:, ~rows.columns.duplicated(keep="last")]
+    complete = rows[rows["state"] == "COMPLETE"]
+    if rows.empty or complete.empty:
+        said = f"all {len(rows)} trials failed or were pruned" if len(rows) else "no trials"
+        raise CompareError(f"{path}: has nothing to compare: {said}")
+    if not np.isfinite(complete["value"]).all():
+        bad = complete[~np.isfinite(complete["value"])]["trial"].iloc[0]
+        raise CompareError(f"{path}: torn or edited: complete trial {bad} has no {column}")
+    return Side("", path, name, direction == "maximize", keys, rows)
+
+
+def _numbers(path: Path, table: pd.DataFrame, column: str) -> pd.Series:
+    """A column as floats, NaN where it is missing."""
+    if column not in table:
+        return pd.Series(np.nan, index=table.index)
+    try:
+        return pd.to_numeric(table[column]).astype(float)
+    except (ValueError, TypeError):
+        bad = next(v for v in table[column] if pd.isna(pd.to_numeric(v, errors="coerce")))
+        raise CompareError(f"{path}: torn or edited: {column} holds {bad!r}, no number") from None
+
+
+def _objective(
+    path: Path, table: pd.DataFrame, goals: dict[str, str] | None, wanted: str | None
+) -> tuple[str, str, str]:
+    """The column to compare, the metric it holds, and its direction."""
+    own = [c for c in map(str, table.columns) if c.startswith("objective")]
+    own = [c for c in own if not c.endswith("_std")]
+    if wanted:
+        if wanted not in table:
+            known = ", ".join(m for m in record.METRICS if m in table)
+            raise CompareError(f"--objective {wanted}: {path} has no such column (it has {known})")
+        return wanted, wanted, (goals or {}).get(wanted) or _usual_direction(wanted)
+    if not own:
+        raise CompareError(f"{path}: is no sweep's table: it has no column objective")
+    if len(own) > 1:
+        names = [c.removeprefix("objective_") for c in own]
+        raise CompareError(
+            f"{path}: has {len(names)} objectives; --objective {names[0]} compares one of them"
+        )
+    if goals:
+        ((name, direction),) = goals.items()
+        return "objective", name, direction
+    # A table alone does not name its objective: it is the metric that has the same values.
+    same = [m for m in record.METRICS if m in table and table[m].equals(table["objective"])]
+    name = "val_accuracy" if "val_accuracy" in same else same[0] if same else "objective"
+    return "objective", name, _usual_direction(name)
+
+
+def _usual_direction(name: str) -> str:
+    down = name.endswith("loss") or name in ("seconds", "parameters")
+    return "minimize" if down else "maximize"
+
+
+def _keys(table: pd.DataFrame) -> list[str]:
+    """The swept keys: the columns between state and objective; elsewhere, dotted names."""
+    columns = [str(column) for column in table.columns]
+    goals = [i for i, c in enumerate(columns) if c.startswith("objective")]
+    start = columns.index("state") + 1
+    if goals and goals[0] >= start:
+        return columns[start : goals[0]]
+    return [column for column in columns if "." in column]

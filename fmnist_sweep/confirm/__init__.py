@@ -1,0 +1,1 @@
+"""A sweep's winners on fresh seeds, then the test set, once."""

@@ -1,0 +1,86 @@
+"""The test images, opened once for all of the winner's models."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fmnist_sweep import build, record
+from fmnist_sweep.config import Config, ConfigError
+from fmnist_sweep.data import batches, source
+
+FILE = "test.json"
+BATCH = 1000
+CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+
+
+def tested(config: Config, runs: Mapping[int, Path]) -> dict[int, dict[str, Any]]:
+    """Evaluates each seed's model once; one that was evaluated before keeps what was found.
+
+    Args:
+        config: what was trained, whatever its seed.
+        runs: the finished run folders by seed.
+
+    Returns:
+        By seed: test_loss, test_accuracy in [0, 1] and confusion, counts [10][10] with a row for
+        each true class and a column for each predicted one. The same stands in `test.json`.
+
+    Raises:
+        DataError, ConfigError: the images or a model cannot be read.
+    """
+    found = {}
+    missing = {}
+    for seed, run in runs.items():
+        try:
+            found[seed] = record.read_json(run, FILE)
+        except FileNotFoundError:
+            missing[seed] = run
+    if missing:
+        files = source.locate(config.data.root, verify=config.data.verify, splits=("test",))
+        pixels, labels = source.load(files, "test")
+        images = torch.from_numpy(pixels).unsqueeze(1)
+        for seed, run in missing.items():
+            found[seed] = _evaluate(config, run, images, torch.from_numpy(labels).long())
+            record.write_json(run, FILE, found[seed])
+    return {seed: found[seed] for seed in runs}
+
+
+def _evaluate(
+    config: Config, run: Path, images: torch.Tensor, labels: torch.Tensor
+) -> dict[str, Any]:
+    """Loss, accuracy and confusion of one run's model on uint8 images [n, 1, 28, 28]."""
+    where = build.device(config)
+    model = build.build(config).model
+    try:
+        model.load_state_dict(torch.load(run / "model.pt", weights_only=True))
+    except (OSError, RuntimeError) as error:
+        text = str(error).splitlines()[0]
+        raise ConfigError(f"{run / 'model.pt'}: cannot be read: {text}") from None
+    model.eval().to(where)
+    logits = []
+    with torch.no_grad():
+        for start in range(0, len(images), BATCH):
+            pixels = batches.normalise(images[start : start + BATCH].to(where))
+            logits.append(model(pixels).double().cpu())
+    all_logits = torch.cat(logits)
+    predicted = all_logits.argmax(-1)
+    confusion = np.zeros((10, 10), dtype=int)
+    np.add.at(confusion, (labels.numpy(), predicted.numpy()), 1)
+    return {
+        "test_loss": float(torch.nn.functional.cross_entropy(all_logits, labels)),
+        "test_accuracy": float((predicted == labels).double().mean()),
+        "confusion": confusion.tolist(),
+    }

@@ -1,0 +1,258 @@
+"use strict";
+// One function a chart. Each draws what the page's data says and computes no statistics.
+
+function named(data, trial) {
+  const run = data.byTrial.get(trial);
+  const marks = [run.trial === data.best && "best", run.baseline && "baseline"].filter(Boolean).join(", ");
+  const values = Object.entries(run.params).map(([k, v]) => `${k}=${short(v)}`).join("  ");
+  return `Trial ${trial}${marks ? ` (${marks})` : ""}${run.state === "COMPLETE" ? "" : ` ${run.state.toLowerCase()}`}\n${values}`;
+}
+
+function shownValue(goal, value, spread) {
+  if (value === null || value === undefined) return "-";
+  const digits = goal.unit === "%" ? 2 : 4;
+  const one = (v) => (goal.unit === "%" ? (v * goal.scale).toFixed(digits) : String(Number((v * goal.scale).toPrecision(5))));
+  return one(value) + (spread === undefined ? "" : ` ± ${one(spread)}`) + (goal.unit ? ` ${goal.unit}` : "");
+}
+
+function lineClass(data, trial) {
+  if (trial === data.best) return "best-line";
+  if (trial === data.baseline) return "baseline-line";
+  return data.byTrial.get(trial).state === "PRUNED" ? "pruned-line" : "other";
+}
+
+function drawCurves(parent, data, metric) {
+  const [low, high] = metric.window;
+  const trials = Object.keys(metric.curves).map(Number);
+  const firsts = trials.map((t) => metric.curves[t][0]);
+  const lasts = trials.map((t) => metric.curves[t][0] + metric.curves[t].length - 2);
+  const from = Math.min(...firsts), to = Math.max(...lasts, from + 1);
+  const whole = linearTicks(from, to, 8).filter(Number.isInteger);
+  const drawn = panel(parent, { kind: "linear", low: from, high: to, ticks: whole, label: "Epoch" }, { kind: "linear", low, high, label: metric.label });
+  const points = (trial) => metric.curves[trial].slice(1).map((v, i) => [drawn.x(metric.curves[trial][0] + i), drawn.y(v)]);
+  // One element for all curves of a kind: thousands of them would make the page slow.
+  const together = { other: "", "pruned-line": "" };
+  for (const trial of trials) {
+    const kind = lineClass(data, trial);
+    if (kind in together) together[kind] += path(points(trial));
+  }
+  for (const [kind, d] of Object.entries(together)) if (d) element("path", { class: kind, d }, drawn.marks);
+  for (const trial of [data.baseline, data.best]) {
+    if (trial !== null && metric.curves[trial]) element("path", { class: lineClass(data, trial), d: path(points(trial)) }, drawn.marks);
+  }
+  hover(drawn, (px, py) => {
+    const epoch = Math.round(drawn.x.invert(px));
+    let nearest = null, distance = 30;
+    for (const trial of trials) {
+      const value = metric.curves[trial][epoch - metric.curves[trial][0] + 1];
+      if (value === undefined || epoch < metric.curves[trial][0]) continue;
+      const d = Math.abs(drawn.y(value) - py);
+      if (d < distance) { distance = d; nearest = [trial, value]; }
+    }
+    if (!nearest) return null;
+    const [trial, value] = nearest;
+    return {
+      key: `${trial}:${epoch}`,
+      text: `${named(data, trial)}\nepoch ${epoch}: ${value}${metric.unit ? ` ${metric.unit}` : ""}`,
+      draw: (over) => {
+        element("path", { class: "hot-line", d: path(points(trial)) }, over);
+        element("circle", { class: "ring", cx: drawn.x(epoch), cy: drawn.y(value), r: 4.5 }, over);
+      },
+    };
+  });
+  drawn.figure.dataset.chart = "curves";
+}
+
+// Trials as marks; `where` gives a trial's place on x. Values beyond y's range lie on its edge.
+function scatter(drawn, data, goal, index, where) {
+  const [low, high] = goal.window;
+  const placed = [];
+  for (const run of data.runs) {
+    const x = where(run), value = run.values[index];
+    if (x === null || x === undefined || value === null || value === undefined || run.state === "FAILED") continue;
+    const y = Math.min(Math.max(value * goal.scale, low), high);
+    placed.push({ run, px: drawn.x(x), py: drawn.y(y) });
+  }
+  for (const { run, px, py } of placed) mark(drawn.marks, run.state, px, py);
+  for (const { run, px, py } of placed) if (run.trial === data.best || run.baseline) {
+    element("circle", { class: "ring", cx: px, cy: py, r: run.trial === data.best ? 7 : 5.5, style: run.trial === data.best ? "stroke:var(--vermilion)" : "" }, drawn.marks);
+  }
+  hover(drawn, (px, py) => {
+    let nearest = null, distance = 18;
+    for (const one of placed) {
+      const d = Math.hypot(one.px - px, one.py - py);
+      if (d < distance) { distance = d; nearest = one; }
+    }
+    return nearest && {
+      key: nearest.run.trial,
+      text: `${named(data, nearest.run.trial)}\n${data.goals.map((g, i) => `${g.name} ${shownValue(g, nearest.run.values[i], nearest.run.spread[g.name])}`).join("\n")}`,
+      draw: (over) => element("circle", { class: "ring", cx: nearest.px, cy: nearest.py, r: 8 }, over),
+    };
+  });
+}
+
+function drawHistory(parent, data) {
+  const goal = data.goals[0], last = Math.max(...data.runs.map((r) => r.trial), 1);
+  const [low, high] = goal.window;
+  const ticks = linearTicks(0, last, 8).filter(Number.isInteger);
+  const drawn = panel(parent, { kind: "linear", low: -0.02 * last, high: 1.02 * last, ticks, label: "Trial, in the order begun" }, { kind: "linear", low, high, label: goal.label }, { width: 1100, height: 340 });
+  let d = "";
+  data.ordered.forEach((trial, i) => {
+    const value = data.running_best[i];
+    if (value === null) return;
+    const y = drawn.y(value * goal.scale).toFixed(1), x = drawn.x(trial).toFixed(1);
+    d += d ? `H${x}V${y}` : `M${x},${y}`;
+  });
+  element("path", { class: "best-line", d }, drawn.marks);
+  for (const run of data.runs) if (run.state === "FAILED") mark(drawn.marks, "FAILED", drawn.x(run.trial), drawn.y(low) - 6);
+  scatter(drawn, data, goal, 0, (run) => run.trial);
+}
+
+function drawImportances(parent, data) {
+  const rows = data.importances, height = 26 * rows.length + 20;
+  const figure = element("figure", {}, parent);
+  const root = element("svg", { viewBox: `0 0 560 ${height}`, role: "img", "aria-label": "importances" }, figure);
+  const most = Math.max(...rows.map(([, share]) => share));
+  rows.forEach(([key, share], i) => {
+    const y = 8 + 26 * i, width = (300 * share) / most;
+    element("text", { x: 180, y: y + 14, "text-anchor": "end" }, root, key.length > 26 ? `${key.slice(0, 25)}…` : key);
+    element("rect", { class: "bar", x: 188, y, width, height: 19 }, root);
+    element("text", { x: 194 + width, y: y + 14 }, root, `${(100 * share).toFixed(0)} %`);
+  });
+}
+
+function keyAxis(axis, runs) {
+  if (axis.kind === "category") return { kind: "linear", low: -0.5, high: axis.choices.length - 0.5, ticks: axis.choices.map((_, i) => i), names: axis.choices, label: axis.key };
+  const values = runs.filter((r) => r.state !== "FAILED").map((r) => r.params[axis.key]).filter((v) => typeof v === "number");
+  let low = Math.min(...values), high = Math.max(...values);
+  if (axis.kind === "log") { const pad = (high / low) ** 0.04; low /= pad; high *= pad; } else { const pad = 0.04 * (high - low); low -= pad; high += pad; }
+  const named = axis.choices.length > 0 && axis.choices.length <= 8;
+  return { kind: axis.kind, low, high, ticks: named ? axis.choices : null, label: axis.key };
+}
+
+function place(axis, run) {
+  const value = run.params[axis.key];
+  if (value === undefined || value === null) return null;
+  return axis.kind === "category" ? axis.choices.indexOf(String(value)) : value;
+}
+
+function drawSlice(parent, data, axis) {
+  const goal = data.goals[0], [low, high] = goal.window;
+  const drawn = panel(parent, keyAxis(axis, data.runs), { kind: "linear", low, high, label: goal.label }, { width: 400, height: 300 });
+  scatter(drawn, data, goal, 0, (run) => {
+    const x = place(axis, run);
+    // Points of one category would lie on each other.
+    return x === null || axis.kind !== "category" ? x : x + (((run.trial * 7) % 11) / 11 - 0.45) * 0.4;
+  });
+}
+
+function drawParallel(parent, data) {
+  const { uprights, lines, top, middle } = data.parallel;
+  const width = 1100, height = 380, head = 34, foot = 20, left = 70, right = 60;
+  const root = element("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "parallel coordinates" }, element("figure", {}, parent));
+  const x = (i) => left + (i * (width - left - right)) / (uprights.length - 1);
+  const y = (p) => height - foot - p * (height - head - foot);
+  const kind = (line) => (line.rank < top ? "best-line" : line.rank < middle ? "better-line" : "other");
+  const drawnLines = lines.map((line) => ({ line, points: line.places.map((p, i) => (p === null ? null : [x(i), y(p)])).filter(Boolean) }));
+  for (const wanted of ["other", "better-line", "best-line"]) {
+    const d = drawnLines.filter(({ line }) => kind(line) === wanted).map(({ points }) => path(points)).join("");
+    if (d) element("path", { class: wanted, d, style: wanted === "best-line" ? "stroke-width:1.6" : "" }, root);
+  }
+  uprights.forEach((upright, i) => {
+    element("line", { class: "axis", x1: x(i), x2: x(i), y1: y(0), y2: y(1) }, root);
+    const anchor = i === 0 ? "start" : i === uprights.length - 1 ? "end" : "middle";
+    const shift = i === 0 ? -left + 6 : i === uprights.length - 1 ? right - 6 : 0;
+    element("text", { x: x(i) + shift, y: 16, "text-anchor": anchor }, root, upright.name);
+    const before = i === uprights.length - 1;
+    for (const [at, value] of upright.ticks) {
+      element("text", { class: "tick halo", x: x(i) + (before ? 6 : -6), y: y(at) + 4, "text-anchor": before ? "start" : "end" }, root, short(value).slice(0, 18));
+    }
+  });
+  hover({ root, width, height }, (px, py) => {
+    let nearest = null, distance = 14;
+    for (const one of drawnLines) {
+      for (let i = 1; i < one.points.length; i++) {
+        const [ax, ay] = one.points[i - 1], [bx, by] = one.points[i];
+        if (px < ax || px > bx) continue;
+        const d = Math.abs(ay + ((px - ax) / (bx - ax)) * (by - ay) - py);
+        if (d < distance) { distance = d; nearest = one; }
+      }
+    }
+    if (!nearest) return null;
+    const run = data.byTrial.get(nearest.line.trial), goal = data.goals[0];
+    return { key: run.trial, text: `${named(data, run.trial)}\n${goal.name} ${shownValue(goal, run.values[0], run.spread[goal.name])}`, draw: (over) => element("path", { class: "hot-line", d: path(nearest.points) }, over) };
+  });
+}
+
+function drawGrid(parent, data) {
+  const { axes, cells } = data.grid, goal = data.goals[0];
+  if (axes.length === 2) { drawHeat(parent, axes, cells, goal); return; }
+  const ends = cells.flatMap((c) => [c.mean - (c.spread || 0), c.mean + (c.spread || 0)].map((v) => v * goal.scale));
+  const pad = (Math.max(...ends) - Math.min(...ends)) * 0.06 || 1;
+  const drawn = panel(parent, keyAxis(axes[0], data.runs), { kind: "linear", low: Math.min(...ends) - pad, high: Math.max(...ends) + pad, label: goal.label });
+  const points = cells.map((c) => [drawn.x(c.where[0]), drawn.y(c.mean * goal.scale)]);
+  if (axes[0].kind !== "category") element("path", { class: "better-line", d: path(points) }, drawn.marks);
+  cells.forEach((c, i) => {
+    const [px, py] = points[i];
+    if (c.spread) {
+      const [a, b] = [c.mean - c.spread, c.mean + c.spread].map((v) => drawn.y(v * goal.scale));
+      element("path", { class: "error", d: `M${px},${a}V${b}M${px - 5},${a}h10M${px - 5},${b}h10` }, drawn.marks);
+    }
+    mark(drawn.marks, "COMPLETE", px, py);
+  });
+  hover(drawn, (px, py) => {
+    const i = points.findIndex(([x, y]) => Math.hypot(x - px, y - py) < 16);
+    if (i < 0) return null;
+    const c = cells[i], value = axes[0].kind === "category" ? axes[0].choices[c.where[0]] : c.where[0];
+    return { key: i, text: `${axes[0].key}=${short(value)}\n${shownValue(goal, c.mean, c.spread === null ? undefined : c.spread)}, n = ${c.n}`, draw: (over) => element("circle", { class: "ring", cx: points[i][0], cy: points[i][1], r: 8 }, over) };
+  });
+}
+
+// Cividis, which colour-blind and other eyes read alike and which is monotonic in grey.
+const CIVIDIS = [[0, 34, 78], [53, 69, 108], [102, 105, 112], [148, 142, 119], [200, 184, 102], [254, 232, 56]];
+function cividis(t) {
+  const at = Math.min(Math.max(t, 0), 1) * (CIVIDIS.length - 1), i = Math.min(Math.floor(at), CIVIDIS.length - 2);
+  return CIVIDIS[i].map((v, k) => Math.round(v + (CIVIDIS[i + 1][k] - v) * (at - i)));
+}
+
+function drawHeat(parent, [across, up], cells, goal) {
+  const width = Math.max(420, 130 + 84 * across.choices.length), height = 70 + 48 * up.choices.length;
+  const root = element("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "heat map", style: `max-width:${width * 1.15}px` }, element("figure", {}, parent));
+  const means = cells.map((c) => c.mean), low = Math.min(...means), high = Math.max(...means);
+  const left = 120, w = (width - left - 10) / across.choices.length, h = 46;
+  const index = (axis, v) => (axis.kind === "category" ? v : axis.choices.indexOf(v));
+  for (const c of cells) {
+    const px = left + w * index(across, c.where[0]), py = 8 + h * (up.choices.length - 1 - index(up, c.where[1]));
+    const good = goal.maximize ? (c.mean - low) / (high - low || 1) : (high - c.mean) / (high - low || 1);
+    const [r, g, b] = cividis(good), ink = good < 0.5 ? "#fff" : "#000";
+    element("rect", { x: px, y: py, width: w - 2, height: h - 2, fill: `rgb(${r},${g},${b})` }, root);
+    element("text", { x: px + w / 2 - 1, y: py + (c.spread === null ? 26 : 20), "text-anchor": "middle", style: `fill:${ink}` }, root, shownValue(goal, c.mean));
+    if (c.spread !== null) element("text", { x: px + w / 2 - 1, y: py + 36, "text-anchor": "middle", style: `fill:${ink};font-size:11px` }, root, `± ${shownValue(goal, c.spread)}`);
+  }
+  across.choices.forEach((v, i) => element("text", { class: "tick", x: left + w * (i + 0.5), y: 8 + h * up.choices.length + 16, "text-anchor": "middle" }, root, short(v).slice(0, 14)));
+  up.choices.forEach((v, i) => element("text", { class: "tick", x: left - 8, y: 8 + h * (up.choices.length - 0.5 - i) + 4, "text-anchor": "end" }, root, short(v).slice(0, 12)));
+  element("text", { x: (left + width) / 2, y: height - 8, "text-anchor": "middle" }, root, across.key);
+  element("text", { x: 14, y: height / 2 - 20, "text-anchor": "middle", transform: `rotate(-90 14 ${height / 2 - 20})` }, root, up.key);
+}
+
+function drawFront(parent, data) {
+  const [first, second] = data.goals;
+  const drawn = panel(parent, { kind: "linear", low: first.window[0], high: first.window[1], label: first.label }, { kind: "linear", low: second.window[0], high: second.window[1], label: second.label }, { width: 700, height: 380 });
+  const points = data.front.map((t) => data.byTrial.get(t).values).map(([a, b]) => [drawn.x(a * first.scale), drawn.y(b * second.scale)]);
+  element("path", { class: "best-line", d: path(points) }, drawn.marks);
+  scatter(drawn, data, second, 1, (run) => (run.values[0] === null ? null : run.values[0] * first.scale));
+}
+
+function drawTime(parent, data) {
+  const parts = Object.entries(data.time.parts), most = Math.max(...parts.map(([, s]) => s));
+  const root = element("svg", { viewBox: `0 0 560 ${28 * parts.length + 16}`, role: "img", "aria-label": "where the time went" }, element("figure", {}, parent));
+  parts.forEach(([name, seconds], i) => {
+    const y = 8 + 28 * i, width = (260 * seconds) / most;
+    element("text", { x: 190, y: y + 14, "text-anchor": "end" }, root, name);
+    element("rect", { class: "bar", x: 198, y, width, height: 19 }, root);
+    element("text", { x: 204 + width, y: y + 14 }, root, `${short(Number(seconds.toPrecision(3)))} s`);
+  });
+  const done = data.time.done, end = done[done.length - 1][0] / 60;
+  const drawn = panel(parent, { kind: "linear", low: 0, high: end, label: "Time since the first trial began, without pauses (min)" }, { kind: "linear", low: 0, high: done.length, label: "Trials ended" }, { width: 560, height: 240 });
+  element("path", { class: "better-line", d: `M${drawn.x(0)},${drawn.y(0)}` + done.map(([s, n]) => `H${drawn.x(s / 60).toFixed(1)}V${drawn.y(n).toFixed(1)}`).join("") }, drawn.marks);
+}

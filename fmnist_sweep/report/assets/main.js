@@ -1,0 +1,103 @@
+"use strict";
+// Puts the page together from its data.
+
+const data = JSON.parse(document.getElementById("data").textContent);
+data.byTrial = new Map(data.runs.map((run) => [run.trial, run]));
+data.ordered = data.runs.map((run) => run.trial).sort((a, b) => a - b);
+
+function section(title, note) {
+  const made = element("section", {}, document.getElementById("main"));
+  element("h2", {}, made, title);
+  if (note) element("p", { class: "note" }, made, note);
+  return made;
+}
+
+function verdict() {
+  const goal = data.goals[0], said = [];
+  const value = (run) => shownValue(goal, run.values[0], run.spread[goal.name]);
+  const best = data.byTrial.get(data.best), base = data.byTrial.get(data.baseline);
+  const complete = data.runs.filter((r) => r.state === "COMPLETE").length;
+  if (!best) said.push(`None of ${data.runs.length} trials is complete.`);
+  else if (data.goals.length > 1) said.push(`${data.front.length} of ${complete} complete trials are on the Pareto front.`);
+  else {
+    said.push(`Best of ${complete} complete trials: ${goal.name} ${value(best)} (trial ${best.trial}).`);
+    if (base && base !== best && base.values[0] !== null) said.push(`Baseline: ${value(base)} (trial ${base.trial}).`);
+    if (base === best) said.push("It is the baseline.");
+    const confirmed = (data.facts["Confirmed on fresh seeds"] || {})["Fresh seeds"];
+    if (confirmed) said.push(`On fresh seeds: ${confirmed}`);
+    else if (complete > 1) said.push("A best value is a maximum over noise: python -m fmnist_sweep.confirm trains the winners again on fresh seeds.");
+  }
+  document.getElementById("verdict").textContent = said.join(" ");
+  const warning = document.getElementById("warning");
+  warning.hidden = !data.warning;
+  warning.textContent = data.warning || "";
+}
+
+function facts() {
+  const box = element("div", { class: "facts" }, section("What was done"));
+  for (const [title, rows] of Object.entries(data.facts)) {
+    if (!Object.keys(rows).length) continue;
+    const part = element("div", {}, box);
+    element("h3", {}, part, title);
+    const list = element("dl", {}, part);
+    for (const [name, text] of Object.entries(rows)) {
+      element("dt", {}, list, name);
+      element("dd", {}, list, text);
+    }
+  }
+}
+
+function stateEntries() {
+  const names = { COMPLETE: "complete", PRUNED: "pruned (its last value)", FAILED: "failed" };
+  return Object.keys(names).filter((s) => data.runs.some((r) => r.state === s)).map((s) => [names[s], s]);
+}
+
+function pictures() {
+  const goal = data.goals[0], hasValues = goal.window !== null;
+  const drawable = data.curves.filter((metric) => metric.window);
+  if (drawable.length) {
+    const part = section("Curves", "All trials. Point at a curve to see whose it is. Curves far on the bad side of the others are cut.");
+    const marked = [data.best !== null && [`best (trial ${data.best})`, "best-line"], data.baseline !== null && data.baseline !== data.best && [`baseline (trial ${data.baseline})`, "baseline-line"]];
+    legend(part, [...marked.filter(Boolean), ["other trials", "other"], ...(data.runs.some((r) => r.state === "PRUNED") ? [["pruned", "pruned-line"]] : [])]);
+    const plots = element("div", { class: "plots", id: "curves" }, part);
+    for (const metric of drawable) drawCurves(plots, data, metric);
+  }
+  if (data.front.length) {
+    const part = section("Pareto front", "No other trial beats these in one objective without losing in the other.");
+    drawFront(element("div", { class: "plots" }, part), data);
+  }
+  if (!hasValues) return;
+  if (data.grid) {
+    const many = Math.max(...data.grid.cells.map((c) => c.n));
+    const part = section("Grid", `${data.goals[0].label}; ${many > 1 ? `mean ± standard deviation over up to ${many} runs each` : "one run each"}.`);
+    drawGrid(element("div", { class: "plots" }, part), data);
+  }
+  const history = section("Optimisation history", "Each trial's value and the best so far. Values beyond the axis lie on its edge.");
+  legend(history, [["best so far", "best-line"], ...stateEntries(), ["ringed: best, baseline", "ring"]]);
+  drawHistory(history, data);
+  if (data.importances.length) {
+    const part = section("Which keys mattered", `Share of what separates the best quarter of the complete trials from all (PED-ANOVA), from ${data.runs.filter((r) => r.state === "COMPLETE").length} complete trials; with few trials or a narrow range a small share proves nothing.`);
+    drawImportances(element("div", { class: "plots" }, part), data);
+  }
+  if (data.axes.length) {
+    const part = section("Slices", "Each trial against one key, whatever its other keys were.");
+    legend(part, stateEntries().filter(([, state]) => state !== "FAILED"));
+    const plots = element("div", { class: "plots small" }, part);
+    for (const axis of data.axes) drawSlice(plots, data, axis);
+  }
+  if (data.parallel.lines.length) {
+    const part = section("Parallel coordinates", "Complete trials, a line each, over their keys to what they reached.");
+    legend(part, [["best tenth", "best-line"], ["better half", "better-line"], ["others", "other"]]);
+    drawParallel(part, data);
+  }
+}
+
+verdict();
+facts();
+drawTable(section("Trials", "Best first. A click on a head sorts; words and tests such as epochs>10 filter."), data);
+pictures();
+if (data.time) {
+  const part = section("Time", `${short(Number(data.time.per_minute.toPrecision(3)))} trials a minute.`);
+  drawTime(element("div", { class: "plots" }, part), data);
+}
+document.documentElement.dataset.drawn = String(Math.round(performance.now()));
