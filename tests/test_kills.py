@@ -127,7 +127,7 @@ def test_stacks_in_processes_end_with_the_sweep(
             [*command, *swept], stdout=log, stderr=log, start_new_session=True
         )
     until = time.monotonic() + 90
-    while time.monotonic() < until and len(list(Path("multirun/a").glob("*/history.csv"))) < 6:
+    while time.monotonic() < until and len(list(Path("multirun/a").glob("*/history.csv"))) < 4:
         time.sleep(0.05)
     os.kill(process.pid, number)
     assert process.wait(timeout=30) == code, Path("log.txt").read_text()
@@ -135,5 +135,5 @@ def test_stacks_in_processes_end_with_the_sweep(
     url = f"sqlite:///{Path('multirun/a/study.db').absolute()}"
     states = [trial.state.name for trial in study.load(study.Address(url, "a")).trials]
     assert ("RUNNING" in states) == (number == signal.SIGKILL)
-    finished = {path.parent.name for path in Path("multirun/a").glob("*/summary.json")}
+    finished = list(Path("multirun/a").glob("*/summary.json"))
     assert finished and len(finished) < 8
