@@ -83,6 +83,11 @@ class TrainerConfig(Section):
     log_every: int = Field(ge=1)
 
 
+class LoggerConfig(Section):
+    kind: Literal["none", "tensorboard", "mlflow"]
+    uri: str | None
+
+
 class Config(Section):
     """One trial's whole configuration."""
 
@@ -93,6 +98,7 @@ class Config(Section):
     optimizer: OptimizerConfig
     data: DataConfig
     trainer: TrainerConfig
+    logger: LoggerConfig
 
 
 def checked(section: type[S], values: Mapping[str, Any], prefix: str = "") -> S:

@@ -18,6 +18,7 @@ from torch import nn
 from fmnist_sweep import build, record
 from fmnist_sweep.config import Config, ConfigError
 from fmnist_sweep.data import batches
+from fmnist_sweep.loggers import Logger
 from fmnist_sweep.record import Epoch
 from fmnist_sweep.report import plots
 from fmnist_sweep.screen import Screen
@@ -87,6 +88,7 @@ class _Training:
     ) -> None:
         self.config = config
         self.folder = folder
+        self.logger = Logger(config, folder)
         self.data = data
         self.where = where
         self.threads = threads
@@ -156,6 +158,7 @@ class _Training:
         self.history.append(mean)
         record.write_history(self.folder, self.history)
         self.screen.end_epoch(mean)
+        self.logger.epoch(mean)
         if not _finite(mean) or (self.wanted is not None and not self.wanted(mean)):
             for request in self.requests:
                 request.stop = True
@@ -184,6 +187,7 @@ class _Training:
         picture = plots.curves(self.history, _title(self.config))
         record.write_whole(self.folder / "results.png", picture)
         record.write_json(self.folder, "summary.json", summary)
+        self.logger.end(summary, self.folder / "results.png")
         if reason and not finite:
             raise TrialFailed(reason)
         if reason:

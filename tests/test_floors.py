@@ -16,6 +16,7 @@ FLOORS = {
     "models": 2,
     "report": 2,
     "screen.py": 2,
+    "loggers.py": 2,
     "training": 3,
     "compare": 3,
     "build.py": 4,

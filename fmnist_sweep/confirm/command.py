@@ -37,6 +37,8 @@ FREE = (
     "trainer.device",
     "trainer.threads",
     "trainer.compile",
+    "logger.kind",
+    "logger.uri",
 )
 
 

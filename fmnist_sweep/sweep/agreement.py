@@ -11,7 +11,7 @@ from fmnist_sweep.sweep.space import Space
 
 ATTRIBUTE = "began_with"
 # What may differ without a trial's result being another.
-FREE = ("name", "data.root", "data.verify", "trainer.log_every")
+FREE = ("name", "data.root", "data.verify", "trainer.log_every", "logger.kind", "logger.uri")
 SHOWN = 3
 
 
