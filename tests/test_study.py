@@ -11,6 +11,9 @@ import pandas as pd
 import pytest
 
 from fmnist_sweep.sweep import study as study_file
+from fmnist_sweep.sweep.settings import Settings
+from fmnist_sweep.sweep.space import Space
+from fmnist_sweep.sweep.study import SweepStudy
 from tests import postgres
 from tests.conftest import ROOT, Command, Outcome
 
@@ -172,6 +175,24 @@ def test_another_folders_study_is_not_joined(tiny: Command, server: postgres.Ser
     assert outcome.code == 1 and "another folder" in outcome.err
     assert not Path("multirun/a").exists()
     study_file.disconnect()
+
+
+def test_processes_at_work_are_counted(tmp_path: Path) -> None:
+    space = Space({}, {}, {}, [], [], {}, {}, 1, True)
+    settings = Settings.model_construct(
+        objective=["val_accuracy"],
+        direction=["maximize"],
+        storage=None,
+        custom_search_space=None,
+        accept_changes=False,
+        sampler={"_target_": "optuna.samplers.RandomSampler"},
+    )
+    first, second = (SweepStudy(tmp_path, "a", space, settings, 0) for _ in range(2))
+    (tmp_path / ".worker-gone.lock").touch()
+    assert first.processes() == second.processes() == 2
+    second.close()
+    assert first.processes() == 1
+    first.close()
 
 
 def test_two_processes_share_a_sweep(tiny: Command, storage: str | None) -> None:

@@ -19,6 +19,7 @@ class StackedLauncher(Launcher):
 
     def __init__(self, **settings: Any) -> None:
         self.settings = settings
+        self.processes = 1  # that share this machine's cores, where nothing says how many workers
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -46,4 +47,4 @@ class StackedLauncher(Launcher):
         """
         from fmnist_sweep.sweep import together
 
-        together.launch_each(self.settings, *self.surroundings, next_job, on_end)
+        together.launch_each(self.settings, self.processes, *self.surroundings, next_job, on_end)

@@ -103,7 +103,8 @@ def sweep(
     launcher = Plugins.instance().instantiate_launcher(
         hydra_context=context, task_function=job, config=config
     )
-    if is_stacked:
+    if isinstance(launcher, StackedLauncher):
+        launcher.processes = study.processes()
         at_once = settings.n_jobs or (space.n_trials if space.is_grid else AHEAD)
     else:
         at_once = settings.n_jobs or _side_by_side(config)

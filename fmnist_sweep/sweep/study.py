@@ -332,5 +332,12 @@ class SweepStudy:
         except Timeout:
             return True
 
+    def processes(self) -> int:
+        """How many processes are at work on the sweep now, this one included."""
+        with self.lock:
+            names = [path.name for path in self.folder.glob(".worker-*.lock")]
+            workers = [name.removeprefix(".worker-").removesuffix(".lock") for name in names]
+            return sum(self._is_alive(worker) for worker in workers)
+
     def _worker_lock(self, worker: str) -> Path:
         return self.folder / f".worker-{worker}.lock"

@@ -45,6 +45,7 @@ def read(values: Mapping[Any, Any]) -> Settings:
 
 def launch_each(
     values: Mapping[str, Any],
+    processes: int,
     config: DictConfig,
     context: HydraContext,
     task: TaskFunction,
@@ -53,7 +54,7 @@ def launch_each(
 ) -> None:
     """See `StackedLauncher.launch_each`."""
     settings = read(values)
-    workers = settings.workers or _workers(config)
+    workers = settings.workers or max(1, _workers(config) // processes)
     threads = int(config.trainer.threads)
     make_lane = Lane if workers == 1 else lambda: ProcessLane(threads)
     running: list[_Running] = []
