@@ -6,23 +6,27 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 from fmnist_sweep import record
+from fmnist_sweep.cli import conf_folder
 from fmnist_sweep.record import Epoch
 from fmnist_sweep.report.tables import Sweep
 
-CONFIG: dict[str, Any] = {
-    "name": None,
-    "seed": 0,
-    "repeats": 1,
-    "model": {"_target_": "fmnist_sweep.models.mlp.MLP", "width": 128, "depth": 2, "hidden": None,
-              "dropout": 0.0},
-    "optimizer": {"_target_": "torch.optim.Adam", "lr": 0.001},
-    "data": {"root": "data", "verify": True, "validation": "held_out", "val_size": 10000,
-             "train_size": None, "split_seed": 0, "batch_size": 32},
-    "trainer": {"epochs": 2, "device": "cpu", "threads": 1, "precision": "float32",
-                "compile": False, "log_every": 200},
-}  # fmt: skip
+
+def _config() -> dict[str, Any]:
+    """The baseline's whole configuration, of two epochs on the CPU."""
+    GlobalHydra.instance().clear()
+    small = ["trainer.epochs=2", "trainer.device=cpu", "trainer.compile=false"]
+    with initialize_config_dir(conf_folder()):
+        values = OmegaConf.to_container(compose("config", small), resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items() if key != "hydra"}
+
+
+CONFIG = _config()
 KEY = "optimizer.lr"
 
 

@@ -39,6 +39,8 @@ FREE = (
     "trainer.compile",
     "logger.kind",
     "logger.uri",
+    "logger.kind",
+    "logger.uri",
 )
 
 
