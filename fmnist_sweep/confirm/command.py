@@ -39,8 +39,6 @@ FREE = (
     "trainer.compile",
     "logger.kind",
     "logger.uri",
-    "logger.kind",
-    "logger.uri",
 )
 
 
