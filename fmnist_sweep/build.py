@@ -12,6 +12,7 @@ from torch import nn
 from fmnist_sweep.config import Config, ConfigError, trusted_targets
 from fmnist_sweep.training import skeleton
 from fmnist_sweep.training.engine import Trial
+from fmnist_sweep.training.recipe import Recipe
 
 
 def check(config: Config) -> None:
@@ -28,6 +29,21 @@ def check(config: Config) -> None:
         skeleton.check(trial.model)
     except ValueError as error:
         raise ConfigError(f"model._target_={config.model.target}: {error}") from None
+    _check_last_batch(config, trial.model)
+
+
+def _check_last_batch(config: Config, model: nn.Module) -> None:
+    """Refuses batches of one image where batch norm has nothing to take a variance of."""
+    images, size = config.data.train_size or config.data.available, config.data.batch_size
+    if min(size, images % size or size) > 1:
+        return
+    try:
+        model.train()(torch.zeros(1, 1, 28, 28))
+    except ValueError:
+        raise ConfigError(
+            f"data.batch_size={size}: leaves a batch of one of {images:,} images, of which batch "
+            "norm cannot take a variance; choose another data.batch_size or data.train_size"
+        ) from None
 
 
 def build(config: Config) -> Trial:
@@ -49,10 +65,24 @@ def build(config: Config) -> Trial:
         raise ConfigError(f"optimizer._target_={config.optimizer.target}: must be an optimizer")
     _check_names("optimizer", cls, arguments, {"params"})
     try:
-        cls([nn.Parameter(torch.zeros(1))], **arguments)
+        cls([nn.Parameter(torch.zeros(1, 1))], **arguments)  # Muon takes matrices alone
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"optimizer: {_first_line(error)}") from None
-    return Trial(model, cls, dict(arguments), config.seed, config.trainer.epochs)
+    return Trial(model, cls, dict(arguments), config.seed, config.trainer.epochs, recipe(config))
+
+
+def recipe(config: Config) -> Recipe:
+    """What the training does beside plain steps."""
+    trainer = config.trainer
+    stops = trainer.early_stopping.patience is not None
+    return Recipe(
+        scheduler=config.scheduler,
+        label_smoothing=trainer.label_smoothing,
+        clip_norm=trainer.clip_norm,
+        average=trainer.average,
+        early_stopping=trainer.early_stopping if stops else None,
+        decay_all=config.optimizer.decay == "all",
+    )
 
 
 def has_bf16(where: torch.device) -> bool:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 TRAIN_IMAGES = 60_000
@@ -34,8 +34,8 @@ class _Target(Section):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What the configuration says, without `_target_` and without keys it does not mention."""
-        return self.model_dump(exclude_unset=True, exclude={"target"})
+        """What the configuration says for the class, without keys it does not mention."""
+        return self.model_dump(exclude_unset=True, exclude={"target", "decay"})
 
 
 # Keys below default to None only so that a class without them can be named: what the
@@ -57,6 +57,74 @@ class OptimizerConfig(_Target):
         | None
     ) = None
     eps: Annotated[float, Field(gt=0)] | None = None
+    decay: Literal["all", "matrices"] = "all"
+
+
+class ConstantConfig(Section):
+    kind: Literal["constant"]
+
+
+class CosineConfig(Section):
+    kind: Literal["cosine"]
+    per: Literal["step", "epoch"]
+    final: float = Field(ge=0, le=1)
+
+
+class WarmupCosineConfig(Section):
+    kind: Literal["warmup_cosine"]
+    per: Literal["step", "epoch"]
+    warmup_epochs: float = Field(ge=0)
+    start: float = Field(ge=0, le=1)
+    final: float = Field(ge=0, le=1)
+
+
+class OneCycleConfig(Section):
+    kind: Literal["onecycle"]
+    per: Literal["step", "epoch"]
+    warmup_share: float = Field(ge=0, lt=1)
+    start: float = Field(ge=0, le=1)
+    final: float = Field(ge=0, le=1)
+
+
+class StepConfig(Section):
+    kind: Literal["step"]
+    every: int = Field(ge=1)
+    factor: float = Field(gt=0, le=1)
+
+
+class PlateauConfig(Section):
+    kind: Literal["plateau"]
+    metric: Literal["train_loss", "train_accuracy", "val_loss", "val_accuracy"]
+    factor: float = Field(gt=0, lt=1)
+    patience: int = Field(ge=0)
+    min_change: float = Field(ge=0)
+    final: float = Field(ge=0, le=1)
+
+
+_Scheduler = (
+    ConstantConfig | CosineConfig | WarmupCosineConfig | OneCycleConfig | StepConfig | PlateauConfig
+)
+_SCHEDULERS: dict[Any, type[Section]] = {
+    "constant": ConstantConfig,
+    "cosine": CosineConfig,
+    "warmup_cosine": WarmupCosineConfig,
+    "onecycle": OneCycleConfig,
+    "step": StepConfig,
+    "plateau": PlateauConfig,
+}
+
+
+def parse_scheduler(values: Any) -> Any:
+    """Checks against the one schema that `kind` names: its errors then speak of no other."""
+    if isinstance(values, Section):
+        return values
+    kind = values.get("kind") if isinstance(values, Mapping) else values
+    if kind not in _SCHEDULERS:
+        raise ConfigError(f"scheduler.kind={kind}: must be one of {', '.join(_SCHEDULERS)}")
+    return checked(_SCHEDULERS[kind], values, "scheduler.")
+
+
+SchedulerConfig = Annotated[_Scheduler, BeforeValidator(parse_scheduler)]
 
 
 class DataConfig(Section):
@@ -74,8 +142,18 @@ class DataConfig(Section):
         return TRAIN_IMAGES - (self.val_size if self.validation == "held_out" else 0)
 
 
+class EarlyStoppingConfig(Section):
+    patience: Annotated[int, Field(ge=1)] | None
+    min_change: float = Field(ge=0)
+    metric: Literal["train_loss", "train_accuracy", "val_loss", "val_accuracy"]
+
+
 class TrainerConfig(Section):
     epochs: int = Field(ge=1)
+    label_smoothing: float = Field(ge=0, lt=1)
+    clip_norm: Annotated[float, Field(gt=0)] | None
+    average: Annotated[float, Field(gt=0, lt=1)] | None
+    early_stopping: EarlyStoppingConfig
     device: str = Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     threads: int = Field(ge=1, le=1024)
     precision: Literal["float32", "bf16"]
@@ -96,6 +174,7 @@ class Config(Section):
     repeats: int = Field(ge=1, le=1000)
     model: ModelConfig
     optimizer: OptimizerConfig
+    scheduler: SchedulerConfig
     data: DataConfig
     trainer: TrainerConfig
     logger: LoggerConfig
@@ -126,7 +205,22 @@ def parse(values: Mapping[str, Any]) -> Config:
             f"data.train_size={config.data.train_size}: must be at most {config.data.available}, "
             f"what data.val_size={config.data.val_size} leaves of {TRAIN_IMAGES} training images"
         )
+    _check_scheduler(config.scheduler, config.trainer.epochs)
     return config
+
+
+def _check_scheduler(scheduler: _Scheduler, epochs: int) -> None:
+    """Refuses a schedule that the run ends before."""
+    if isinstance(scheduler, WarmupCosineConfig) and scheduler.warmup_epochs >= epochs:
+        raise ConfigError(
+            f"scheduler.warmup_epochs={scheduler.warmup_epochs:g}: must be less than "
+            f"trainer.epochs={epochs}"
+        )
+    if isinstance(scheduler, StepConfig) and scheduler.every >= epochs:
+        raise ConfigError(
+            f"scheduler.every={scheduler.every}: must be less than trainer.epochs={epochs}, "
+            "or no step is ever taken; scheduler=constant is that"
+        )
 
 
 def trusted_targets() -> tuple[str, ...]:

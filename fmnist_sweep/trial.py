@@ -8,7 +8,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from fmnist_sweep.report import plots
 from fmnist_sweep.screen import Screen
 from fmnist_sweep.training import skeleton
 from fmnist_sweep.training.compiling import worth_compiling
+from fmnist_sweep.training.early_stopping import EarlyStopping
 from fmnist_sweep.training.engine import Trial
 from fmnist_sweep.training.scheduling import Request, train
 
@@ -97,6 +98,9 @@ class _Training:
         seeds = [config.seed + repeat for repeat in range(config.repeats)]
         self.configs = [config.model_copy(update={"seed": seed}) for seed in seeds]
         self.histories: list[list[Epoch]] = [[] for _ in seeds]
+        early = build.recipe(config).early_stopping
+        self.stopping = [EarlyStopping(early) if early else None for _ in seeds]
+        self.pruned = False
         steps = math.ceil(len(data.train) / config.data.batch_size)
         self.screen = Screen(
             config.trainer.epochs, steps, bar=wanted is None and sys.stdout.isatty()
@@ -129,9 +133,8 @@ class _Training:
         model = self.requests[0].trial.model
         log.info("Device: %s, %d thread(s), %s", self.where, self.threads, how)
         log.info("Model: %s with %s parameters", type(model).__name__, f"{self.parameters:,}")
-        why = skeleton.unstackable(model)
-        if why:
-            log.info("Trains alone, not in a stack: %s", why)
+        if self.requests[0].kind.alone:
+            log.info("Trains alone, not in a stack: %s", self.requests[0].kind.alone)
         if self.config.repeats > 1:
             log.info(
                 "Repeats: seeds %d to %d, figures are means",
@@ -149,8 +152,37 @@ class _Training:
 
     def _epoch_ended(self, repeat: int, row: Epoch) -> None:
         self.histories[repeat].append(row)
-        if all(len(history) >= row.epoch for history in self.histories):
-            self._all_ended([history[row.epoch - 1] for history in self.histories])
+        stopping = self.stopping[repeat]
+        if stopping:
+            stopping.take(row)
+            self.requests[repeat].stop |= stopping.exhausted
+        while self._epochs_of_all() > len(self.history):
+            self._all_ended(
+                [self._at(one, len(self.history) + 1) for one in range(len(self.requests))]
+            )
+
+    def _epochs_of_all(self) -> int:
+        """Epochs that every repeat has behind it; one that has stopped early waits for none."""
+        going = [
+            len(history)
+            for history, stopping in zip(self.histories, self.stopping)
+            if not (stopping and stopping.exhausted)
+        ]
+        return min(going) if going else max(map(len, self.histories))
+
+    def _at(self, repeat: int, epoch: int) -> Epoch:
+        """A repeat's figures at an epoch; once it has stopped early, those of what it kept."""
+        history = self.histories[repeat]
+        return (
+            history[epoch - 1]
+            if epoch <= len(history)
+            else replace(self._kept(repeat), epoch=epoch, seconds=0)
+        )
+
+    def _kept(self, repeat: int) -> Epoch:
+        """The epoch whose weights a repeat ends with."""
+        stopping = self.stopping[repeat]
+        return stopping.best if stopping and stopping.best else self.histories[repeat][-1]
 
     def _all_ended(self, rows: list[Epoch]) -> None:
         """Takes an epoch that all repeats have finished, and decides on their mean."""
@@ -159,10 +191,12 @@ class _Training:
         record.write_history(self.folder, self.history)
         self.screen.end_epoch(mean)
         self.logger.epoch(mean)
-        if not _finite(mean) or (self.wanted is not None and not self.wanted(mean)):
+        unwanted = self.wanted is not None and not self.wanted(mean)
+        self.pruned = unwanted and mean.epoch < self.config.trainer.epochs
+        if self.pruned or not _finite(mean):
             for request in self.requests:
                 request.stop = True
-        else:
+        elif not all(request.stop for request in self.requests):
             self.screen.begin_epoch(mean.epoch + 1)
 
     def finish(self, started: float, test: bool) -> dict[str, Any]:
@@ -171,7 +205,7 @@ class _Training:
         last = self.history[-1]
         finite = _finite(last)
         reason = None if finite else f"the loss became {last.train_loss} in epoch {last.epoch}"
-        if finite and last.epoch < self.config.trainer.epochs:
+        if finite and self.pruned:
             reason = f"pruned after epoch {last.epoch} of {self.config.trainer.epochs}"
         state = ("PRUNED" if reason else "COMPLETE") if finite else "FAILED"
         ended = {"state": state, "reason": reason}
@@ -192,6 +226,8 @@ class _Training:
             raise TrialFailed(reason)
         if reason:
             log.info("%s", reason.capitalize())
+        if self.stopping[0] and len(single) == 1:
+            log.info("Weights of epoch %d of %d kept", figures["kept_epoch"], figures["epochs"])
         if tested is not None:
             log.info("Final Test Accuracy: %.2f%%", 100 * tested)
         log.info("Run folder: %s", self.folder)
@@ -201,7 +237,7 @@ class _Training:
         """The final row of one repeat."""
         # One that was ahead of the others when they were stopped may have more.
         history = self.histories[repeat] = self.histories[repeat][: len(self.history)]
-        last, best = history[-1], max(history, key=lambda row: row.val_accuracy)
+        last, best = self._kept(repeat), max(history, key=lambda row: row.val_accuracy)
         seconds = sum(row.seconds for row in history)
         images = len(self.data.train)
         tested: tuple[float | None, float | None] = (None, None)
@@ -219,6 +255,7 @@ class _Training:
             "val_accuracy": last.val_accuracy,
             "best_val_accuracy": best.val_accuracy,
             "best_epoch": best.epoch,
+            "kept_epoch": last.epoch,
             "test_loss": tested[0],
             "test_accuracy": tested[1],
             "validation": self.config.data.validation,
@@ -268,7 +305,8 @@ def _means(single: Sequence[dict[str, Any]]) -> dict[str, Any]:
         figures[name] = statistics.fmean(values)
         figures[f"{name}_std"] = statistics.stdev(values) if finite else math.nan
     figures["seconds"] = sum(one["seconds"] for one in single)
-    figures["best_epoch"] = None
+    figures["best_epoch"] = figures["kept_epoch"] = None
+    figures["epochs"] = max(one["epochs"] for one in single)
     return {**figures, "repeats": len(single)}
 
 

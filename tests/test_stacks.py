@@ -4,7 +4,7 @@ import itertools
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from fmnist_sweep.config import CosineConfig, EarlyStoppingConfig, PlateauConfig
 from fmnist_sweep.data.batches import Images, Protocol
 from fmnist_sweep.models.mlp import MLP
 from fmnist_sweep.record import Epoch
@@ -20,6 +21,7 @@ from fmnist_sweep.training import engine, stack
 from fmnist_sweep.training.compiling import worth_compiling
 from fmnist_sweep.training.engine import Trial
 from fmnist_sweep.training.lanes import Lane, LaneDied, ProcessLane
+from fmnist_sweep.training.recipe import Recipe
 from fmnist_sweep.training.scheduling import Request, Scheduler
 from fmnist_sweep.training.stack import Kind, Progress
 
@@ -55,6 +57,7 @@ class Case:
     dropout: float = 0.0
     stop_after: int | None = None
     arguments: tuple[tuple[str, Any], ...] = ()
+    recipe: Recipe = field(default_factory=Recipe)
 
     def request(
         self, data: Protocol, history: list[Epoch], compile: bool = False, bf16: bool = False
@@ -62,7 +65,7 @@ class Case:
         torch.manual_seed(self.seed)
         model = MLP(self.width, 2, None, self.dropout)
         arguments = {"lr": self.lr, **dict(self.arguments)}
-        trial = Trial(model, self.optimizer, arguments, self.seed, self.epochs)
+        trial = Trial(model, self.optimizer, arguments, self.seed, self.epochs, self.recipe)
 
         def on_epoch(row: Epoch) -> None:
             history.append(replace(row, seconds=0))
@@ -108,6 +111,23 @@ def check_same_as_alone(
 
 
 SGD = torch.optim.SGD
+EARLY = EarlyStoppingConfig(patience=1, min_change=0.05, metric="val_loss")
+COSINE = CosineConfig(kind="cosine", per="step", final=0.0)
+PLATEAU = PlateauConfig(
+    kind="plateau", metric="val_loss", factor=0.1, patience=0, min_change=0.5, final=0.0
+)
+RECIPES = [
+    Case(1, 3, recipe=Recipe(COSINE)),
+    Case(2, 4, recipe=Recipe(PLATEAU)),
+    *(Case(s, 3, recipe=Recipe(COSINE, 0.1 * s, 0.5 * s, 1 - 0.1 * s, EARLY)) for s in (1, 2, 3)),
+    *(Case(s, recipe=Recipe(label_smoothing=0.1 * s)) for s in (1, 2)),
+    *(Case(s, recipe=Recipe(clip_norm=0.1 * s)) for s in (1, 2)),
+    *(Case(s, 2, optimizer=SGD, recipe=Recipe(average=0.5 + 0.1 * s)) for s in (1, 2)),
+    *(
+        Case(s, optimizer=torch.optim.AdamW, recipe=Recipe(decay_all=False, average=0.9))
+        for s in (1, 2)
+    ),
+]
 MOMENTUM = (("momentum", 0.9), ("nesterov", True))
 MIXED = [
     *(Case(seed, 1 + seed % 3, lr=0.001 * (1 + seed)) for seed in range(9)),
@@ -116,7 +136,11 @@ MIXED = [
     Case(4, optimizer=SGD, lr=0.02, arguments=(("weight_decay", 0.01),)),
     *(Case(seed, 3, dropout=0.1 * (1 + seed), stop_after=1 + seed % 2) for seed in range(5)),
     Case(1, 3, lr=1e30),  # diverges
-    Case(2, 2, optimizer=torch.optim.NAdam),  # has no stacked rule
+    *(Case(seed, optimizer=torch.optim.NAdam, lr=0.002 * (1 + seed)) for seed in range(2)),
+    *(Case(seed, optimizer=torch.optim.RMSprop, lr=0.001 * (1 + seed)) for seed in range(2)),
+    Case(2, 2, optimizer=torch.optim.Adagrad),  # has no stacked rule
+    Case(2, 2, optimizer=torch.optim.Muon),  # neither
+    *RECIPES,
     Case(3, 2, optimizer=torch.optim.AdamW, arguments=(("weight_decay", 0.1),)),
 ]
 
@@ -281,7 +305,9 @@ def test_models_that_differ_in_more_than_tensors_do_not_share_a_step(data: Proto
     frozen[1].requires_grad_(False)
     assert kind(frozen) != kind(MLP(32, 2, None, 0.0))
     draws = [Random(nn.Flatten(), nn.Linear(784, 10)) for _ in range(2)]
-    assert kind(draws[0]) != kind(draws[1])
+    assert kind(draws[0]).alone and kind(draws[1]).alone
+    assert kind(MLP(32, 2, None, 0.0), torch.optim.Adagrad).alone
+    assert kind(MLP(32, 2, None, 0.0)).alone is None
     convolution = nn.Sequential(nn.Conv2d(1, 2, 28), nn.Flatten(), nn.Linear(2, 10))
     assert kind(convolution) != kind(convolution)
 

@@ -125,7 +125,7 @@ def ours(data: batches.Protocol, config: Config) -> Contender:
     """The engine as the command drives it."""
     one = build.build(config)
     steps = engine.Steps(one, True, False, torch.device("cpu"))
-    row = engine.Row(0, one, steps.skeleton, torch.device("cpu"))
+    row = engine.Row(0, one, steps, -(-len(data.train) // BATCH))
     chunk = engine.Chunk([row], steps, data.train, BATCH)
 
     def train() -> None:

@@ -12,8 +12,18 @@ from fmnist_sweep import record
 from fmnist_sweep.record import Epoch
 
 METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "best_val_accuracy")
-INTEGERS = ("best_epoch", "epochs", "seed", "repeats")
-TAIL = (*METRICS, "best_epoch", "epochs", "seconds", "images_per_second", "seed", "run", "reason")
+INTEGERS = ("best_epoch", "kept_epoch", "epochs", "seed", "repeats")
+TAIL = (
+    *METRICS,
+    "best_epoch",
+    "kept_epoch",
+    "epochs",
+    "seconds",
+    "images_per_second",
+    "seed",
+    "run",
+    "reason",
+)
 
 
 class ReportError(Exception):

@@ -9,7 +9,7 @@ counter that lives there too: a step takes no argument from the host and waits f
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,15 @@ import torch
 from torch import nn
 
 from fmnist_sweep.data.batches import Images, normalise, order
-from fmnist_sweep.training import optim
+from fmnist_sweep.record import Epoch
+from fmnist_sweep.training import optim, skeleton
 from fmnist_sweep.training.compiling import compiled, settled
 from fmnist_sweep.training.dropout import with_keyed_dropout
-from fmnist_sweep.training.skeleton import Skeleton, accurate, unstackable, untrained
+from fmnist_sweep.training.early_stopping import EarlyStopping
+from fmnist_sweep.training.foreign import Foreign
+from fmnist_sweep.training.recipe import Recipe, clipped, follow, scales
+from fmnist_sweep.training.schedules import Schedule
+from fmnist_sweep.training.skeleton import Skeleton, accurate, untrained
 
 
 @dataclass
@@ -29,7 +34,8 @@ class Trial:
 
     model: float32, on the CPU, its weights drawn from `seed`; trained in place.
     optimizer: a class of `torch.optim`, with its arguments.
-    seed: of the batch order and the dropout masks.
+    seed: of the batch order, the dropout masks and the augmentation.
+    recipe: what else its training does.
     """
 
     model: nn.Module
@@ -37,46 +43,75 @@ class Trial:
     arguments: dict[str, Any]
     seed: int
     epochs: int
+    recipe: Recipe = field(default_factory=Recipe)
 
 
 class Row:
     """One trial's state in training: a row of its chunk's tensors, and how far it has come.
 
-    Outside of a chunk the tensors are its own: weights and moments [P], buffers by name.
+    Outside of a chunk the tensors are its own: weights and moments [P], buffers by name. An
+    average of the weights is the last of the moments.
+
+    Args:
+        batches: in an epoch.
     """
 
-    def __init__(self, number: int, trial: Trial, skeleton: Skeleton, device: torch.device) -> None:
+    def __init__(self, number: int, trial: Trial, steps: "Steps", batches: int) -> None:
         self.number = number
         self.trial = trial
-        self.weights = skeleton.flat(trial.model).to(device)
-        self.buffers = {name: t.to(device) for name, t in untrained(trial.model).items()}
+        self.batches = batches
+        self.schedule = Schedule(trial.recipe.scheduler, trial.epochs, batches)
+        early = trial.recipe.early_stopping
+        self.stopping = EarlyStopping(early) if early else None
+        self.best: dict[str, torch.Tensor] | None = None
+        self.epoch = 0
+        self.begin(steps)
+
+    def begin(self, steps: "Steps") -> None:
+        """Takes the weights of the trial's model, the optimizer at its beginning."""
+        trial = self.trial
+        self.skeleton = steps.skeleton
+        self.weights = weights = steps.skeleton.flat(trial.model).to(steps.device)
+        self.buffers = {n: t.to(steps.device) for n, t in untrained(trial.model).items()}
         self.rule = optim.rule(trial.optimizer, trial.arguments)
         moments = self.rule.moments if self.rule else 0
-        self.moments = [torch.zeros_like(self.weights) for _ in range(moments)]
-        self.foreign = None if self.rule else _Foreign(trial, skeleton, self.weights)
-        self.epoch = 0
+        self.moments = [torch.zeros_like(weights) for _ in range(moments)]
+        if trial.recipe.average is not None:
+            self.moments.append(weights.clone())
+        self.foreign: Foreign | None = None
+        if self.rule is None:
+            of = trial.optimizer, trial.arguments, trial.model, trial.recipe
+            self.foreign = Foreign(*of, steps.skeleton.named(weights))
         self.steps = 0
+        self.rates = np.zeros(self.batches)
+
+    def next_epoch(self) -> np.ndarray:
+        """Begins an epoch; the numbers of its steps, float64 [batches, numbers]."""
+        self.epoch += 1
+        self.rates = self.trial.arguments["lr"] * self.schedule.factors(self.epoch)
+        steps = self.steps + np.arange(1, self.batches + 1, dtype=float)
+        self.steps += self.batches
+        numbers = self.trial.recipe.numbers(steps)
+        if self.rule is None:
+            return numbers
+        return np.concatenate([self.rule.coefficients(steps, self.rates), numbers], axis=1)
+
+    def epoch_ended(self, figures: Epoch) -> None:
+        """Takes the figures of the epoch that it has finished."""
+        self.schedule.epoch_ended(figures)
+        if self.stopping and self.stopping.take(figures):
+            self.best = {name: tensor.clone() for name, tensor in self.tensors().items()}
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Parameters and buffers by name; the parameters' average where there is one."""
+        averaged = self.trial.recipe.average is not None
+        weights = self.moments[-1] if averaged else self.weights
+        return {**self.skeleton.named(weights), **self.buffers}
 
     @property
     def lr(self) -> float:
-        """The learning rate of the trial's current epoch."""
-        return float(self.trial.arguments["lr"])
-
-
-class _Foreign:
-    """An optimizer without a stacked counterpart: PyTorch's own class on views of a row."""
-
-    def __init__(self, trial: Trial, skeleton: Skeleton, weights: torch.Tensor) -> None:
-        self.skeleton = skeleton
-        self.weights = weights
-        self.parameters = [nn.Parameter(view) for view in skeleton.named(weights).values()]
-        self.optimizer = trial.optimizer(self.parameters, **trial.arguments)
-
-    def step(self, gradient: torch.Tensor) -> None:
-        views = self.skeleton.named(gradient).values()
-        for parameter, view in zip(self.parameters, views, strict=True):
-            parameter.grad = view
-        self.optimizer.step()
+        """The learning rate of the current epoch's last step."""
+        return float(self.rates[-1])
 
 
 Step = Callable[..., torch.Tensor | None]
@@ -93,10 +128,13 @@ class Steps:
 
     def __init__(self, trial: Trial, compile: bool, bf16: bool, device: torch.device) -> None:
         self.keys = with_keyed_dropout(trial.model)
-        stacked = unstackable(trial.model) is None
-        self.skeleton = Skeleton(trial.model, stacked, bf16)
+        way, _ = skeleton.way(trial.model, device)
+        self.skeleton = Skeleton(trial.model, way, bf16)
         self.rule = optim.rule(trial.optimizer, trial.arguments)
-        self.compile = compile and stacked
+        self.recipe = trial.recipe
+        self.scales = scales(trial.model, trial.recipe, device)
+        self.compile = compile and way != "plain"
+        self.bf16 = bf16
         self.device = device
         self.eager = self._step()
         self._compiled: dict[int, Step] = {}
@@ -113,7 +151,8 @@ class Steps:
         """The step as a function of tensors alone, which is what `torch.compile` wants."""
         gradients = self.skeleton.gradients
         update = self.rule.update if self.rule else None
-        keys = self.keys
+        of_update = self.rule.moments if self.rule else 0
+        keys, parts, factors = self.keys, self.recipe.parts, self.scales
 
         def step(
             weights: torch.Tensor,
@@ -125,19 +164,26 @@ class Steps:
             labels: torch.Tensor,
             batches: torch.Tensor,
             numbers: torch.Tensor,
-            dropout_keys: torch.Tensor,
+            random_keys: torch.Tensor,
         ) -> torch.Tensor | None:
             chosen = batches[counter]
-            buffers = {**buffers, **dict.fromkeys(keys, dropout_keys[counter])}
+            buffers = {**buffers, **dict.fromkeys(keys, random_keys[counter])}
+            now = numbers[counter]
+            of_rule = len(now) - len(parts)
+            part = dict(zip(parts, now[of_rule:]))
             gradient, loss, correct = gradients(
-                weights, buffers, normalise(pixels[chosen]), labels[chosen]
+                weights, buffers, normalise(pixels[chosen]), labels[chosen], part.get("smoothing")
             )
             totals.add_(torch.stack([loss, correct]))
-            if update is None:
-                counter.add_(1)
-                return gradient
-            update(weights, gradient, moments, numbers[counter].unsqueeze(-1))
             counter.add_(1)
+            if "clip" in part:
+                gradient = clipped(gradient, part["clip"])
+            if update is None:
+                return gradient
+            coefficients = now[:of_rule].unsqueeze(-1)
+            update(weights, gradient, moments[:of_update], coefficients, factors)
+            if "average" in part:
+                follow(moments[-1], weights, part["average"])
             return None
 
         return step
@@ -177,18 +223,15 @@ class Chunk:
 
     def begin_epoch(self) -> None:
         """Lays out what each step of the rows' next epoch needs."""
-        for row in self.rows:
-            row.epoch += 1
+        table = np.stack([row.next_epoch() for row in self.rows], axis=-1)
         # For a model that draws random numbers itself, which trains alone.
         torch.manual_seed(_seed(self.rows[0].trial.seed, self.rows[0].epoch))
-        self._lay_out()
-        for row in self.rows:
-            row.steps += self.batches
+        self._lay_out(table)
         self.totals.zero_()
         self.counter.zero_()
         self.batch = 0
 
-    def _lay_out(self) -> None:
+    def _lay_out(self, numbers: np.ndarray) -> None:
         rows, size = self.rows, len(self.images)
         whole = size // self.batch_size
         orders = torch.stack([order(row.trial.seed, row.epoch, size) for row in rows])
@@ -201,16 +244,9 @@ class Chunk:
             .to(self.device)
         )
         self.batch_last = orders[:, cut:].unsqueeze(0).to(self.device)
-        ahead = np.arange(1, self.batches + 1, dtype=float)
-        tables = [
-            row.rule.coefficients(row.steps + ahead, np.full(self.batches, row.lr))
-            for row in rows
-            if row.rule
-        ]
-        table = np.stack(tables, axis=-1) if tables else np.zeros((self.batches, 0, 1))
-        self.numbers = torch.from_numpy(table).float().to(self.device)
-        keys = [_dropout_keys(row.trial.seed, row.epoch, self.batches) for row in rows]
-        self.dropout_keys = torch.from_numpy(np.stack(keys, axis=1)).to(self.device)
+        self.numbers = torch.from_numpy(numbers).float().to(self.device)
+        keys = [_random_keys(row.trial.seed, row.epoch, self.batches) for row in rows]
+        self.random_keys = torch.from_numpy(np.stack(keys, axis=1)).to(self.device)
 
     def run(self, batches: int) -> None:
         """The next `batches` batches of every row."""
@@ -242,13 +278,18 @@ class Chunk:
             self.images.labels,
             batches,
             self.numbers[first:] if first else self.numbers,
-            self.dropout_keys[first:] if first else self.dropout_keys,
+            self.random_keys[first:] if first else self.random_keys,
         )
-        foreign = self.rows[0].foreign
-        if foreign is not None:
-            assert gradient is not None
-            foreign.step(gradient[0])
+        if gradient is not None:
+            self._step_foreign(gradient[0])
         self.batch += 1
+
+    def _step_foreign(self, gradient: torch.Tensor) -> None:
+        (row,) = self.rows
+        assert row.foreign is not None
+        row.foreign.step(self.steps.skeleton.named(gradient), float(row.rates[self.batch]))
+        if "average" in self.steps.recipe.parts:
+            follow(self.moments[-1], self.weights, self.numbers[self.batch, -1])
 
     def running(self) -> list[tuple[float, float]]:
         """Each row's mean training loss and accuracy over the epoch's batches so far."""
@@ -257,7 +298,9 @@ class Chunk:
 
     def evaluate(self, images: Images) -> list[tuple[float, float]]:
         """Each row's mean loss and accuracy on the images."""
-        return self.steps.skeleton.evaluate(self.weights, self.buffers, images)
+        averaged = "average" in self.steps.recipe.parts
+        weights = self.moments[-1] if averaged else self.weights
+        return self.steps.skeleton.evaluate(weights, self.buffers, images)
 
     def halves(self) -> list["Chunk"]:
         """The rows in two chunks that go on where this one stands within its epoch."""
@@ -268,7 +311,7 @@ class Chunk:
             half.batches_whole = self.batches_whole[:, part].contiguous()
             half.batch_last = self.batch_last[:, part].contiguous()
             half.numbers = self.numbers[:, :, part].contiguous()
-            half.dropout_keys = self.dropout_keys[:, part].contiguous()
+            half.random_keys = self.random_keys[:, part].contiguous()
             half.totals.copy_(self.totals[:, part])
             half.counter.copy_(self.counter)
             half.batch = self.batch
@@ -280,7 +323,7 @@ def _seed(seed: int, epoch: int) -> int:
     return int(np.random.SeedSequence([seed, epoch, 2]).generate_state(1)[0])
 
 
-def _dropout_keys(seed: int, epoch: int, batches: int) -> np.ndarray:
+def _random_keys(seed: int, epoch: int, batches: int) -> np.ndarray:
     """Int64 [batches] in [0, 2**32), from the seed and the epoch's number alone."""
     sequence = np.random.SeedSequence([seed, epoch, 1])
     return sequence.generate_state(batches, np.uint32).astype(np.int64)

@@ -6,11 +6,13 @@ elementwise arithmetic on all trials' parameters; the numbers reach it as tensor
 nothing is compiled anew when they change and a trial's result does not depend on its neighbours.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+
+from fmnist_sweep.training.recipe import Scales
 
 
 class Rule(Protocol):
@@ -31,6 +33,7 @@ class Rule(Protocol):
         gradient: torch.Tensor,
         moments: Sequence[torch.Tensor],
         numbers: torch.Tensor,
+        scales: Scales,
     ) -> None:
         """Changes parameters and moments [K, P] in place; numbers is [numbers, K, 1]."""
         ...
@@ -78,8 +81,10 @@ class Adam:
         gradient: torch.Tensor,
         moments: Sequence[torch.Tensor],
         numbers: torch.Tensor,
+        scales: Scales,
     ) -> None:
-        Adam._step(parameters, gradient + numbers[4] * parameters, moments, numbers)
+        gradient = gradient + numbers[4] * scales.decay * parameters
+        Adam._step(parameters, gradient, moments, numbers, scales)
 
     @staticmethod
     def _step(
@@ -87,12 +92,13 @@ class Adam:
         gradient: torch.Tensor,
         moments: Sequence[torch.Tensor],
         numbers: torch.Tensor,
+        scales: Scales,
     ) -> None:
         first, second = moments
         to_first, to_second, size, eps = numbers[:4]
         first.add_((gradient - first) * to_first)
         second.add_((gradient * gradient - second) * to_second)
-        parameters.sub_(first * size / (second.sqrt() + eps))
+        parameters.sub_(first * (size * scales.rate) / (second.sqrt() + eps))
 
 
 class AdamW(Adam):
@@ -116,9 +122,86 @@ class AdamW(Adam):
         gradient: torch.Tensor,
         moments: Sequence[torch.Tensor],
         numbers: torch.Tensor,
+        scales: Scales,
     ) -> None:
-        parameters.sub_(numbers[4] * parameters)
-        Adam._step(parameters, gradient, moments, numbers)
+        parameters.sub_(numbers[4] * scales.rate * scales.decay * parameters)
+        Adam._step(parameters, gradient, moments, numbers, scales)
+
+
+class NAdam(Adam):
+    """Adam with Nesterov's momentum (Dozat, 2016) as `torch.optim.NAdam`."""
+
+    def __init__(
+        self,
+        lr: float = 2e-3,
+        betas: Sequence[float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum_decay: float = 4e-3,
+    ) -> None:
+        super().__init__(lr, betas, eps, weight_decay)
+        self.momentum_decay = momentum_decay
+
+    def coefficients(self, steps: np.ndarray, lr: np.ndarray) -> np.ndarray:
+        numbers = super().coefficients(steps, lr)
+        until_next = np.arange(1, steps[-1] + 2)
+        momentum = self.beta1 * (1 - 0.5 * 0.96 ** (until_next * self.momentum_decay))
+        product = np.cumprod(momentum)
+        now = steps.astype(int) - 1
+        root = np.sqrt(1 - self.beta2**steps)
+        numbers[:, 2] = lr * root * momentum[now + 1] / (1 - product[now + 1])
+        along_gradient = lr * root * (1 - momentum[now]) / (1 - product[now])
+        return np.concatenate([numbers, along_gradient[:, np.newaxis]], axis=1)
+
+    @staticmethod
+    def update(
+        parameters: torch.Tensor,
+        gradient: torch.Tensor,
+        moments: Sequence[torch.Tensor],
+        numbers: torch.Tensor,
+        scales: Scales,
+    ) -> None:
+        first, second = moments
+        to_first, to_second, size, eps, decay, size_along_gradient = numbers
+        gradient = gradient + decay * scales.decay * parameters
+        first.add_((gradient - first) * to_first)
+        second.add_((gradient * gradient - second) * to_second)
+        along = size * scales.rate * first + size_along_gradient * scales.rate * gradient
+        parameters.sub_(along / (second.sqrt() + eps))
+
+
+class RMSprop:
+    """Gradients over their root mean square (Hinton, 2012) as `torch.optim.RMSprop`."""
+
+    moments = 2
+
+    def __init__(
+        self,
+        lr: float = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+    ) -> None:
+        self.lr, self.constants = lr, (1 - alpha, eps, momentum, weight_decay)
+
+    def coefficients(self, steps: np.ndarray, lr: np.ndarray) -> np.ndarray:
+        return np.stack([lr, *(value * np.ones_like(lr) for value in self.constants)], axis=1)
+
+    @staticmethod
+    def update(
+        parameters: torch.Tensor,
+        gradient: torch.Tensor,
+        moments: Sequence[torch.Tensor],
+        numbers: torch.Tensor,
+        scales: Scales,
+    ) -> None:
+        square, velocity = moments
+        lr, to_square, eps, momentum, decay = numbers
+        gradient = gradient + decay * scales.decay * parameters
+        square.add_((gradient * gradient - square) * to_square)
+        velocity.mul_(momentum).add_(gradient / (square.sqrt() + eps))
+        parameters.sub_(lr * scales.rate * velocity)
 
 
 class SGD:
@@ -151,17 +234,21 @@ class SGD:
         gradient: torch.Tensor,
         moments: Sequence[torch.Tensor],
         numbers: torch.Tensor,
+        scales: Scales,
     ) -> None:
         (velocity,) = moments
         lr, momentum, decay, of_gradient, of_velocity = numbers
-        gradient = gradient + decay * parameters
+        gradient = gradient + decay * scales.decay * parameters
         velocity.mul_(momentum).add_(gradient)
-        parameters.sub_(lr * (of_gradient * gradient + of_velocity * velocity))
+        along = of_gradient * gradient + of_velocity * velocity
+        parameters.sub_(lr * scales.rate * along)
 
 
-_RULES: dict[type[torch.optim.Optimizer], type[Adam] | type[SGD]] = {
+_RULES: dict[type[torch.optim.Optimizer], Callable[..., Rule]] = {
     torch.optim.Adam: Adam,
     torch.optim.AdamW: AdamW,
+    torch.optim.NAdam: NAdam,
+    torch.optim.RMSprop: RMSprop,
     torch.optim.SGD: SGD,
 }
 

@@ -173,9 +173,10 @@ class Scheduler:
         one = waiting[0][1]
         fits = stack.most(one.trial, one.batch_size, one.data.train.pixels.device)
         fits += len(self.at_work[lane])
-        if fits < min(share, self.max_stack):
+        max_stack = 1 if kind.alone else self.max_stack
+        if fits < min(share, max_stack):
             log.info("Memory holds a stack of %d such trials", fits)
-        room = max(0, min(share, self.max_stack, fits) - len(self.at_work[lane]))
+        room = max(0, min(share, max_stack, fits) - len(self.at_work[lane]))
         return iter(waiting[: max(room, 0 if self.at_work[lane] else 1)])
 
 

@@ -5,12 +5,13 @@ compiled steps at most, none of its rows is padding, and a chunk's weights stay 
 step to step: one of 64 costs a trial what one of 8 does.
 """
 
+import copy
 import logging
 import os
 import pickle
 import time
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
@@ -22,7 +23,8 @@ from fmnist_sweep.record import Epoch
 from fmnist_sweep.training import optim
 from fmnist_sweep.training.dropout import with_keyed_dropout
 from fmnist_sweep.training.engine import Chunk, Row, Steps, Trial
-from fmnist_sweep.training.skeleton import unstackable, untrained
+from fmnist_sweep.training.recipe import Transferred, decay_scale, lr_scale
+from fmnist_sweep.training.skeleton import untrained, way
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +47,13 @@ class Progress:
 class Kind:
     """What trials must have in common to share a step.
 
-    signature: of the model's structure and the optimizer's class; None shares with no other.
+    signature: of all structure of model, optimizer and recipe.
+    alone: why such trials are trained one after the other, though with the same compiled step;
+        None for trials of a stack.
     """
 
     signature: Hashable
+    alone: str | None
     data: int
     batch_size: int
     compile: bool
@@ -56,7 +61,7 @@ class Kind:
     log_every: int
 
 
-_alone = count()
+_unlike_any = count()
 
 
 def kind(
@@ -64,23 +69,22 @@ def kind(
 ) -> Kind:
     """Says which trials a trial can share a step with; replaces its `nn.Dropout` for that."""
     with_keyed_dropout(trial.model)
-    shared = _signature(trial) if stacks(trial, data.train.pixels.device) else None
-    signature = shared or f"alone {next(_alone)}"
-    return Kind(signature, id(data.train.pixels), batch_size, compile, bf16, log_every)
+    signature = _signature(trial) or next(_unlike_any)
+    alone = _why_alone(trial, data.train.pixels.device)
+    return Kind(signature, alone, id(data.train.pixels), batch_size, compile, bf16, log_every)
 
 
-def stacks(trial: Trial, device: torch.device) -> bool:
-    """Whether several such trials can be trained in one step, and gain from it."""
-    if optim.rule(trial.optimizer, trial.arguments) is None or unstackable(trial.model):
-        return False
-    # Convolutions with weights of their own become grouped ones, which a CPU does slowly.
-    convolves = any(isinstance(m, nn.modules.conv._ConvNd) for m in trial.model.modules())
-    return not (convolves and device.type == "cpu")
+def _why_alone(trial: Trial, device: torch.device) -> str | None:
+    if optim.rule(trial.optimizer, trial.arguments) is None:
+        return f"{trial.optimizer.__name__} with these arguments has no step for several trials"
+    if isinstance(trial.model, Transferred) and trial.model.unfreeze_after is not None:
+        return "its network changes when it is unfrozen"
+    return way(trial.model, device)[1]
 
 
 def _signature(trial: Trial) -> Hashable:
     """All of a trial's structure: what two must agree in to differ in tensors alone."""
-    model = trial.model
+    model, recipe = trial.model, trial.recipe
     common = set(nn.Module().__dict__)
     structure = [
         (name, type(module), {k: v for k, v in vars(module).items() if k not in common})
@@ -90,8 +94,12 @@ def _signature(trial: Trial) -> Hashable:
         (name, tuple(tensor.shape), tensor.dtype, tensor.requires_grad)
         for name, tensor in (*model.named_parameters(), *model.named_buffers())
     ]
+    scaled = [
+        (lr_scale(model, name), decay_scale(recipe, parameter))
+        for name, parameter in model.named_parameters()
+    ]
     try:
-        return pickle.dumps((trial.optimizer, structure, tensors))
+        return pickle.dumps((trial.optimizer, structure, tensors, recipe.parts, scaled))
     except (pickle.PicklingError, TypeError, AttributeError):
         return None
 
@@ -155,18 +163,19 @@ class Stack:
     def add(self, number: int, trial: Trial) -> None:
         """Takes a trial in, at its first epoch."""
         with_keyed_dropout(trial.model)
-        self.rows[number] = Row(number, trial, self.steps.skeleton, self.steps.device)
+        batches = -(-len(self.data.train) // self.batch_size)
+        self.rows[number] = Row(number, trial, self.steps, batches)
         self._chunks = None
 
     def remove(self, number: int) -> dict[str, torch.Tensor]:
         """Lets a trial go.
 
         Returns:
-            Its parameters and buffers by name, on the CPU; for `load`.
+            The parameters and buffers that it keeps, by name, on the CPU; for `load`.
         """
         row = self.rows.pop(number)
         self._chunks = None
-        tensors = {**self.steps.skeleton.named(row.weights), **row.buffers}
+        tensors = row.best or row.tensors()
         return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
 
     def epoch(self, on_batches: Callable[[list[Progress]], None]) -> dict[int, Epoch | Exception]:
@@ -179,6 +188,7 @@ class Stack:
             By number, the finished epoch, or what kept that trial from finishing it. An epoch's
             seconds are the trial's share of the chunk's.
         """
+        self._unfreeze()
         if self._chunks is None:
             self._chunks = self._cut()
         outcomes: dict[int, Epoch | Exception] = {}
@@ -186,6 +196,21 @@ class Stack:
             chunk.begin_epoch()
             self._finish_epoch(chunk, on_batches, outcomes, time.perf_counter())
         return outcomes
+
+    def _unfreeze(self) -> None:
+        """Begins anew, its optimizer too, with a trial whose whole network trains from now on."""
+        for row in self.rows.values():
+            model = row.trial.model
+            if not isinstance(model, Transferred) or model.unfreeze_after != row.epoch:
+                continue
+            # The step of other trials of this kind holds on to the frozen one.
+            thawed = copy.deepcopy(model)
+            load(thawed, row.tensors())
+            thawed.unfreeze()
+            row.trial = replace(row.trial, model=thawed)
+            self.steps = Steps(row.trial, self.steps.compile, self.steps.bf16, self.steps.device)
+            row.begin(self.steps)
+            self._chunks = None
 
     def _cut(self) -> list[Chunk]:
         rows, chunks = list(self.rows.values()), []
@@ -230,7 +255,9 @@ class Stack:
             return
         seconds = (time.perf_counter() - began) / len(chunk.rows)
         for row, training, validation in zip(chunk.rows, trained, evaluated):
-            outcomes[row.number] = Epoch(row.epoch, row.lr, *training, *validation, seconds=seconds)
+            figures = Epoch(row.epoch, row.lr, *training, *validation, seconds=seconds)
+            row.epoch_ended(figures)
+            outcomes[row.number] = figures
 
 
 def load(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
