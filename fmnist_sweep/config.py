@@ -10,6 +10,7 @@ from pydantic_core import ErrorDetails
 
 TRAIN_IMAGES = 60_000
 TEST_IMAGES = 10_000
+CLASSES = 10
 
 
 class ConfigError(Exception):
@@ -45,6 +46,13 @@ class ModelConfig(_Target):
     depth: Annotated[int, Field(ge=1)] | None = None
     hidden: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    architecture: str | None = None
+    image_size: Literal[32, 64, 224] | None = None
+    weights: str | None = None
+    channels: Literal["repeat", "sum"] | None = None
+    freeze: str | None = None
+    unfreeze_after: Annotated[int, Field(ge=1)] | None = None
+    body_lr: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
 class OptimizerConfig(_Target):
@@ -127,19 +135,34 @@ def parse_scheduler(values: Any) -> Any:
 SchedulerConfig = Annotated[_Scheduler, BeforeValidator(parse_scheduler)]
 
 
+def _classes(values: Any) -> tuple[int, ...]:
+    """A list of classes in order, as a tuple: what is read by it is kept by it."""
+    whole = isinstance(values, list | tuple) and all(type(value) is int for value in values)
+    if not whole or len({*values}) < max(2, len(values)) or not {*values} <= {*range(CLASSES)}:
+        raise ValueError
+    return tuple(sorted(values))
+
+
 class DataConfig(Section):
     root: str = Field(min_length=1)
     verify: bool
     validation: Literal["held_out", "test", "train"]
     val_size: int = Field(ge=10, lt=TRAIN_IMAGES)
     train_size: Annotated[int, Field(ge=10, le=TRAIN_IMAGES)] | None
+    classes: Annotated[tuple[int, ...], BeforeValidator(_classes)] | None
     split_seed: int = Field(ge=0)
     batch_size: int = Field(ge=1, le=TRAIN_IMAGES)
 
     @property
     def available(self) -> int:
         """Images left to train on."""
-        return TRAIN_IMAGES - (self.val_size if self.validation == "held_out" else 0)
+        held_out = self.val_size if self.validation == "held_out" else 0
+        if self.classes is None:
+            return TRAIN_IMAGES - held_out
+        # Of a size that ten do not divide, the first classes give one image more.
+        each, more = divmod(held_out, CLASSES)
+        left = TRAIN_IMAGES // CLASSES - each
+        return sum(left - (one < more) for one in self.classes)
 
 
 class EarlyStoppingConfig(Section):
@@ -201,9 +224,14 @@ def parse(values: Mapping[str, Any]) -> Config:
     """
     config = checked(Config, values)
     if config.data.train_size is not None and config.data.train_size > config.data.available:
+        classes = config.data.classes
+        images, which = TRAIN_IMAGES, ""
+        if classes is not None:
+            images = TRAIN_IMAGES // CLASSES * len(classes)
+            which = f" of data.classes={list(classes)}"
         raise ConfigError(
             f"data.train_size={config.data.train_size}: must be at most {config.data.available}, "
-            f"what data.val_size={config.data.val_size} leaves of {TRAIN_IMAGES} training images"
+            f"what data.val_size={config.data.val_size} leaves of {images} training images{which}"
         )
     _check_scheduler(config.scheduler, config.trainer.epochs)
     return config
@@ -286,6 +314,7 @@ _RANGE_ERRORS = {"greater_than", "greater_than_equal", "less_than", "less_than_e
 _SPECIAL = {
     "trainer.device": "must be auto, cpu, cuda, cuda:N or mps",
     "trainer.compile": "must be auto, true or false",
+    "data.classes": "must be a list of two or more different classes of 0 to 9, or null for all",
     "name": "must be letters, digits and . _ + -, beginning with a letter or digit",
 }
 

@@ -1,6 +1,7 @@
 """Splits and orders."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from fmnist_sweep.config import ConfigError, DataConfig
 from fmnist_sweep.data import source
-from fmnist_sweep.data.batches import load, normalise, order, stratified
+from fmnist_sweep.data.batches import Images, load, normalise, order, stratified
 
 
 @pytest.fixture(scope="module")
@@ -43,19 +44,76 @@ def test_split_of_too_few_images() -> None:
         stratified(np.zeros(10, np.uint8), np.arange(10), 11, seed=0)
 
 
+def config(data_root: Path, **changed: Any) -> DataConfig:
+    """The defaults, with some keys changed."""
+    values = {
+        "root": str(data_root),
+        "verify": True,
+        "validation": "held_out",
+        "val_size": 10_000,
+        "train_size": None,
+        "classes": None,
+        "split_seed": 0,
+        "batch_size": 32,
+    }
+    return DataConfig.model_validate({**values, **changed})
+
+
 def test_validation_on_training_images_holds_nothing_out(data_root: Path) -> None:
-    config = DataConfig(
-        root=str(data_root),
-        verify=True,
-        validation="train",
-        val_size=500,
-        train_size=None,
-        split_seed=0,
-        batch_size=32,
-    )
-    data = load(config, torch.device("cpu"), test=False)
+    all_but_none = config(data_root, validation="train", val_size=500)
+    data = load(all_but_none, torch.device("cpu"), test=False)
     assert (len(data.train), len(data.validation), data.test) == (60_000, 500, None)
     assert torch.bincount(data.validation.labels).tolist() == [50] * 10
+
+
+def counts(images: Images) -> list[int]:
+    return torch.bincount(images.labels, minlength=10).tolist()
+
+
+@pytest.mark.parametrize("validation", ["held_out", "test", "train"])
+def test_classes_leave_away_the_images_of_others(data_root: Path, validation: str) -> None:
+    cpu = torch.device("cpu")
+    whole = load(config(data_root, validation=validation), cpu, test=True)
+    some = load(config(data_root, validation=validation, classes=[9, 2]), cpu, test=True)
+    for every, chosen in ((whole.train, some.train), (whole.test, some.test)):
+        assert every is not None and chosen is not None
+        wanted = (every.labels == 2) | (every.labels == 9)
+        assert torch.equal(chosen.pixels, every.pixels[wanted])
+        assert torch.equal(chosen.labels, every.labels[wanted])
+    if validation != "train":  # where val_size is how many of what is trained on
+        wanted = (whole.validation.labels == 2) | (whole.validation.labels == 9)
+        assert torch.equal(some.validation.pixels, whole.validation.pixels[wanted])
+    assert {*some.validation.labels.tolist()} == {2, 9}
+
+
+def test_train_size_counts_images_of_the_classes(data_root: Path) -> None:
+    few = config(data_root, classes=[0, 3, 7], train_size=300, val_size=1000)
+    data = load(few, torch.device("cpu"), test=False)
+    assert counts(data.train) == [100, 0, 0, 100, 0, 0, 0, 100, 0, 0]
+    assert counts(data.validation) == [100, 0, 0, 100, 0, 0, 0, 100, 0, 0]
+
+
+@pytest.mark.parametrize("classes", [None, [0, 1], [0, 7, 9], [8, 9]])
+@pytest.mark.parametrize("val_size", [10, 1234, 9999])
+def test_available_is_what_is_there(
+    data_root: Path, classes: list[int] | None, val_size: int
+) -> None:
+    every = config(data_root, classes=classes, val_size=val_size)
+    data = load(every, torch.device("cpu"), test=False)
+    assert every.available == len(data.train)
+
+
+def test_a_class_without_images_is_one_line(data_root: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "FashionMNIST/raw"
+    raw.mkdir(parents=True)
+    for file in (data_root / "FashionMNIST/raw").glob("train-*-ubyte"):
+        content = bytearray(file.read_bytes())
+        if "labels" in file.name:
+            content[8:] = bytes(content[8:]).replace(b"\x04", b"\x03")
+        (raw / file.name).write_bytes(content)
+    bare = config(tmp_path, verify=False, classes=[3, 4])
+    with pytest.raises(ConfigError, match=r"data.classes=\[3, 4\]: there is no image of class 4"):
+        load(bare, torch.device("cpu"), test=False)
 
 
 def test_order_is_a_permutation_of_its_own() -> None:

@@ -135,6 +135,10 @@ BAD = {
     "data.batch_size=32.5": "data.batch_size=32.5: must be an integer >= 1 and <= 60000",
     "data.val_size=60000": "data.val_size=60000: must be >= 10 and < 60000",
     "data.train_size=55000": "data.train_size=55000: must be at most 50000",
+    "data.classes=[5]": "data.classes=[5]: must be a list of two or more different classes of 0 ",
+    "data.classes=[5,5]": "data.classes=[5, 5]: must be a list of two or more different classes",
+    "data.classes=[5,10]": "data.classes=[5, 10]: must be a list of two or more different classes",
+    "data.classes=shoes": "data.classes=shoes: must be a list of two or more different classes",
     "model.width=0": "model.width=0: must be >= 1",
     "model.width=1": "model.width=1: must be at least 2 for model.depth=2",
     "model.dropout=1.0": "model.dropout=1.0: must be >= 0 and < 1",
@@ -158,6 +162,14 @@ def test_a_mistake_is_one_line_and_leaves_nothing(override: str, fmnist_train: C
     (line,) = outcome.err.strip().splitlines()
     assert BAD[override] in line
     assert not list(Path().iterdir())
+
+
+def test_too_many_images_of_some_classes_is_one_line(fmnist_train: Command) -> None:
+    outcome = fmnist_train("data.classes=[1,0]", "data.train_size=10001")
+    assert outcome.err.strip() == (
+        "data.train_size=10001: must be at most 10000, what data.val_size=10000 leaves of 12000 "
+        "training images of data.classes=[0, 1]"
+    )
 
 
 def test_any_torch_optimizer_by_target(fmnist_train: Command, small: tuple[str, ...]) -> None:

@@ -13,7 +13,7 @@ TOP = 5
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the smaller budget, at which the best so far is compared
 # What may differ without a trial's result being another.
 FREE = ("name", "data.root", "data.verify", "trainer.log_every", "logger.kind", "logger.uri")
-SPLIT = ("data.validation", "data.val_size", "data.split_seed")
+SPLIT = ("data.validation", "data.val_size", "data.split_seed", "data.classes")
 
 
 def findings(sides: Sequence[Side]) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def load(config: DataConfig, device: torch.device, test: bool) -> Protocol:
 
     Raises:
         DataError: no source has the files, or a file is damaged.
-        ConfigError: the data set is smaller than the sizes asked for.
+        ConfigError: the data set is smaller than the sizes asked for, or has no image of a class.
     """
     opened = test or config.validation == "test"
     splits = ("train", "test") if opened else ("train",)
@@ -61,10 +61,11 @@ def load(config: DataConfig, device: torch.device, test: bool) -> Protocol:
         files, made, config.model_copy(update={"batch_size": 1}), device, opened
     )
     log.info(
-        "Data: %s training, %s validation%s images from %s",
+        "Data: %s training, %s validation%s images%s from %s",
         f"{len(train):,}",
         f"{len(validation):,}",
         f", {len(test_images):,} test" if test and test_images is not None else "",
+        f" of classes {', '.join(map(str, config.classes))}" if config.classes else "",
         files.origin,
     )
     if config.validation == "test":
@@ -88,15 +89,24 @@ def _read_and_split(
     device: torch.device,
     opened: bool,
 ) -> tuple[Images, Images, Images | None]:
-    """Training, validation and, where opened, test images; a sweep's trials share one copy."""
+    """Training, validation and, where opened, test images; a sweep's trials share one copy.
+
+    What is held out is chosen among all classes, so that `data.classes` only leaves images away.
+    """
     pixels, labels = source.load(files, "train")
-    test_images = _to_device(*source.load(files, "test"), device) if opened else None
+    test_images = None
+    if opened:
+        test_pixels, test_labels = source.load(files, "test")
+        wanted = _of_classes(test_labels, np.arange(len(test_labels)), config.classes)
+        test_images = _to_device(test_pixels[wanted], test_labels[wanted], device)
     if config.validation != "held_out":
         held_out, left = np.array([], dtype=np.int64), np.arange(len(labels))
     else:
         held_out, left = stratified(
             labels, np.arange(len(labels)), config.val_size, config.split_seed
         )
+        held_out = _of_classes(labels, held_out, config.classes)
+    left = _of_classes(labels, left, config.classes)
     if config.train_size is not None:
         left, _ = stratified(labels, left, config.train_size, config.split_seed)
     if config.validation == "train":
@@ -106,6 +116,20 @@ def _read_and_split(
         assert test_images is not None
         return train, test_images, test_images
     return train, _to_device(pixels[held_out], labels[held_out], device), test_images
+
+
+def _of_classes(
+    labels: np.ndarray, candidates: np.ndarray, classes: tuple[int, ...] | None
+) -> np.ndarray:
+    """Those of the candidates, indices into `labels`, whose label is one of the classes."""
+    if classes is None:
+        return candidates
+    missing = set(classes) - set(labels[candidates].tolist())
+    if missing:
+        raise ConfigError(
+            f"data.classes={list(classes)}: there is no image of class {min(missing)}"
+        )
+    return candidates[np.isin(labels[candidates], classes)]
 
 
 def stratified(

@@ -105,6 +105,8 @@ def _protocol(config: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, str]:
     sizes = {run.summary["train_size"] for run in runs if run.summary.get("train_size")}
     if sizes:
         rows["Training images"] = ", ".join(f"{size:,}" for size in sorted(sizes))
+    if classes := pick(config, "data.classes"):
+        rows["Classes"] = ", ".join(map(str, classes)) + ": images of others were left away"
     if is_selected_on_test(config):
         rows["Selected on"] = TEST_SELECTION
     elif val_size := pick(config, "data.val_size"):
