@@ -82,6 +82,7 @@ def recipe(config: Config) -> Recipe:
         average=trainer.average,
         early_stopping=trainer.early_stopping if stops else None,
         decay_all=config.optimizer.decay == "all",
+        augment=config.augment,
     )
 
 

@@ -21,13 +21,6 @@ from fmnist_sweep.config import Config, ConfigError, nearest_key, parse
 OmegaConf.register_resolver("either", lambda one, other: one or other, replace=True)
 
 
-def conf_folder() -> str:
-    """Where the configuration files are: inside the installed package, or beside it."""
-    package = Path(__file__).parent
-    inside = package / "conf"
-    return str(inside if inside.is_dir() else package.parent / "conf")
-
-
 def parsed(config: DictConfig) -> Config:
     """Checks a composed configuration.
 

@@ -3,6 +3,7 @@
 import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -11,6 +12,13 @@ from pydantic_core import ErrorDetails
 TRAIN_IMAGES = 60_000
 TEST_IMAGES = 10_000
 CLASSES = 10
+
+
+def conf_folder() -> str:
+    """Where the configuration files are: inside the installed package, or beside it."""
+    package = Path(__file__).parent
+    inside = package / "conf"
+    return str(inside if inside.is_dir() else package.parent / "conf")
 
 
 class ConfigError(Exception):
@@ -46,6 +54,7 @@ class ModelConfig(_Target):
     depth: Annotated[int, Field(ge=1)] | None = None
     hidden: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    batch_norm: bool | None = None
     architecture: str | None = None
     image_size: Literal[32, 64, 224] | None = None
     weights: str | None = None
@@ -165,6 +174,15 @@ class DataConfig(Section):
         return sum(left - (one < more) for one in self.classes)
 
 
+class AugmentConfig(Section):
+    flip: float = Field(ge=0, le=1)
+    rotate: float = Field(ge=0, le=180)
+    shift: int = Field(ge=0, lt=28)
+    crop: float = Field(gt=0, le=1)
+    erase: float = Field(ge=0, le=1)
+    erase_size: float = Field(gt=0, le=1)
+
+
 class EarlyStoppingConfig(Section):
     patience: Annotated[int, Field(ge=1)] | None
     min_change: float = Field(ge=0)
@@ -199,6 +217,7 @@ class Config(Section):
     optimizer: OptimizerConfig
     scheduler: SchedulerConfig
     data: DataConfig
+    augment: AugmentConfig
     trainer: TrainerConfig
     logger: LoggerConfig
 

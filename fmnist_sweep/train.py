@@ -9,7 +9,8 @@ from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from fmnist_sweep.cli import conf_folder, parsed, with_clear_errors
+from fmnist_sweep.cli import parsed, with_clear_errors
+from fmnist_sweep.config import conf_folder
 from fmnist_sweep.sweep.launcher import StackedLauncher
 from fmnist_sweep.sweep.sweeper import StudySweeper
 

@@ -11,7 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from fmnist_sweep import record
-from fmnist_sweep.cli import conf_folder
+from fmnist_sweep.config import conf_folder
 from fmnist_sweep.record import Epoch
 from fmnist_sweep.report.tables import Sweep
 

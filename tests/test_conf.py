@@ -7,7 +7,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from fmnist_sweep import build
-from fmnist_sweep.cli import conf_folder, parsed
+from fmnist_sweep.cli import parsed
+from fmnist_sweep.config import conf_folder
 
 CONF = Path(conf_folder())
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))

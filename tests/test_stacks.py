@@ -309,7 +309,7 @@ def test_models_that_differ_in_more_than_tensors_do_not_share_a_step(data: Proto
     assert kind(MLP(32, 2, None, 0.0), torch.optim.Adagrad).alone
     assert kind(MLP(32, 2, None, 0.0)).alone is None
     convolution = nn.Sequential(nn.Conv2d(1, 2, 28), nn.Flatten(), nn.Linear(2, 10))
-    assert kind(convolution) != kind(convolution)
+    assert "convolves" in str(kind(convolution).alone)
 
 
 class Recorder(Lane):

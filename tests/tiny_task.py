@@ -13,7 +13,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from omegaconf import DictConfig
 
-from fmnist_sweep.cli import conf_folder, with_clear_errors
+from fmnist_sweep.cli import with_clear_errors
+from fmnist_sweep.config import conf_folder
 from fmnist_sweep.record import Epoch
 from fmnist_sweep.sweep.job import reporter
 from fmnist_sweep.sweep.launcher import StackedLauncher

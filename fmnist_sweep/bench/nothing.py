@@ -12,7 +12,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from fmnist_sweep.cli import conf_folder, with_clear_errors
+from fmnist_sweep.cli import with_clear_errors
+from fmnist_sweep.config import conf_folder
 from fmnist_sweep.sweep.sweeper import StudySweeper
 
 TRIALS = 500

@@ -19,8 +19,8 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 from fmnist_sweep import build
-from fmnist_sweep.cli import conf_folder, parsed
-from fmnist_sweep.config import Config
+from fmnist_sweep.cli import parsed
+from fmnist_sweep.config import Config, conf_folder
 from fmnist_sweep.data import batches, source
 from fmnist_sweep.training import engine
 

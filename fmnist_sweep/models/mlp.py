@@ -13,6 +13,8 @@ class MLP(nn.Sequential):
         width: units of the first hidden layer, at least 2 ** (depth - 1).
         depth: number of hidden layers; each has half the units of the one before.
         hidden: sizes of the hidden layers in place of `width` and `depth`.
+        batch_norm: normalise each hidden layer over the batch, before its ReLU (Ioffe & Szegedy,
+            2015).
         dropout: probability that a hidden unit is dropped in training, in [0, 1).
 
     `forward` takes float32 [batch, 1, 28, 28] and returns float32 logits [batch, 10].
@@ -23,7 +25,12 @@ class MLP(nn.Sequential):
     """
 
     def __init__(
-        self, width: int, depth: int, hidden: Sequence[int] | None, dropout: float
+        self,
+        width: int,
+        depth: int,
+        hidden: Sequence[int] | None,
+        batch_norm: bool,
+        dropout: float,
     ) -> None:
         sizes = list(hidden) if hidden else [width // 2**layer for layer in range(depth)]
         if min(sizes) < 1:
@@ -33,7 +40,10 @@ class MLP(nn.Sequential):
             )
         layers: list[nn.Module] = [nn.Flatten()]
         for inputs, outputs in zip([28 * 28, *sizes], sizes):
-            layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+            layers.append(nn.Linear(inputs, outputs))
+            if batch_norm:
+                layers.append(nn.BatchNorm1d(outputs))
+            layers.append(nn.ReLU())
             if dropout:
                 layers.append(nn.Dropout(dropout))
         super().__init__(*layers, nn.Linear(sizes[-1], 10))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torchvision.models import get_model
 
-from . import weights as files
+from fmnist_sweep.models import weights as files
 
 ARCHITECTURES = ("resnet18", "resnet50", "vgg11_bn", "vgg16_bn")
 IMAGE_SIZES = (32, 64, 224)

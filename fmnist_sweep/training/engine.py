@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fmnist_sweep.data.augment.transforms import augmented
 from fmnist_sweep.data.batches import Images, normalise, order
 from fmnist_sweep.record import Epoch
 from fmnist_sweep.training import optim, skeleton
@@ -153,6 +154,7 @@ class Steps:
         update = self.rule.update if self.rule else None
         of_update = self.rule.moments if self.rule else 0
         keys, parts, factors = self.keys, self.recipe.parts, self.scales
+        changes = self.recipe.changes
 
         def step(
             weights: torch.Tensor,
@@ -165,14 +167,18 @@ class Steps:
             batches: torch.Tensor,
             numbers: torch.Tensor,
             random_keys: torch.Tensor,
+            drawn: torch.Tensor,
         ) -> torch.Tensor | None:
             chosen = batches[counter]
             buffers = {**buffers, **dict.fromkeys(keys, random_keys[counter])}
             now = numbers[counter]
             of_rule = len(now) - len(parts)
             part = dict(zip(parts, now[of_rule:]))
+            images = normalise(pixels[chosen])
+            if changes:
+                images = augmented(images, drawn[counter], changes)
             gradient, loss, correct = gradients(
-                weights, buffers, normalise(pixels[chosen]), labels[chosen], part.get("smoothing")
+                weights, buffers, images, labels[chosen], part.get("smoothing")
             )
             totals.add_(torch.stack([loss, correct]))
             counter.add_(1)
@@ -233,20 +239,21 @@ class Chunk:
 
     def _lay_out(self, numbers: np.ndarray) -> None:
         rows, size = self.rows, len(self.images)
-        whole = size // self.batch_size
         orders = torch.stack([order(row.trial.seed, row.epoch, size) for row in rows])
-        cut = whole * self.batch_size
-        self.batches_whole = (
-            orders[:, :cut]
-            .view(len(rows), whole, self.batch_size)
-            .transpose(0, 1)
-            .contiguous()
-            .to(self.device)
-        )
-        self.batch_last = orders[:, cut:].unsqueeze(0).to(self.device)
+        self.batches_whole, self.batch_last = self._in_batches(orders)
         self.numbers = torch.from_numpy(numbers).float().to(self.device)
         keys = [_random_keys(row.trial.seed, row.epoch, self.batches) for row in rows]
         self.random_keys = torch.from_numpy(np.stack(keys, axis=1)).to(self.device)
+        drawn = [row.trial.recipe.draws(row.trial.seed, row.epoch, size) for row in rows]
+        self.drawn_whole, self.drawn_last = self._in_batches(torch.from_numpy(np.stack(drawn)))
+
+    def _in_batches(self, of_images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """[K, n, ...] as whole batches [batches, K, batch, ...] and the rest [1, K, rest, ...]."""
+        whole = len(self.images) // self.batch_size
+        cut = whole * self.batch_size
+        shape = len(self.rows), whole, self.batch_size, *of_images.shape[2:]
+        batches = of_images[:, :cut].view(shape).transpose(0, 1).contiguous()
+        return batches.to(self.device), of_images[:, cut:].unsqueeze(0).to(self.device)
 
     def run(self, batches: int) -> None:
         """The next `batches` batches of every row."""
@@ -261,10 +268,10 @@ class Chunk:
     def _one_batch(self) -> None:
         # The last, shorter batch runs as it is: one step an epoch does not repay a compile.
         whole = self.batch < len(self.batches_whole)
-        step, batches, first = (
-            (self._step, self.batches_whole, 0)
+        step, batches, drawn, first = (
+            (self._step, self.batches_whole, self.drawn_whole, 0)
             if whole
-            else (self.steps.eager, self.batch_last, len(self.batches_whole))
+            else (self.steps.eager, self.batch_last, self.drawn_last, len(self.batches_whole))
         )
         if not whole:
             self.counter.zero_()
@@ -279,6 +286,7 @@ class Chunk:
             batches,
             self.numbers[first:] if first else self.numbers,
             self.random_keys[first:] if first else self.random_keys,
+            drawn,
         )
         if gradient is not None:
             self._step_foreign(gradient[0])
@@ -310,6 +318,8 @@ class Chunk:
             half = Chunk(self.rows[part], self.steps, self.images, self.batch_size)
             half.batches_whole = self.batches_whole[:, part].contiguous()
             half.batch_last = self.batch_last[:, part].contiguous()
+            half.drawn_whole = self.drawn_whole[:, part].contiguous()
+            half.drawn_last = self.drawn_last[:, part].contiguous()
             half.numbers = self.numbers[:, :, part].contiguous()
             half.random_keys = self.random_keys[:, part].contiguous()
             half.totals.copy_(self.totals[:, part])

@@ -8,7 +8,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from fmnist_sweep.config import ConstantConfig, EarlyStoppingConfig, SchedulerConfig
+from fmnist_sweep.config import (
+    AugmentConfig,
+    ConstantConfig,
+    EarlyStoppingConfig,
+    SchedulerConfig,
+)
+from fmnist_sweep.data.augment import transforms
 
 CONSTANT = ConstantConfig(kind="constant")
 
@@ -25,6 +31,7 @@ class Recipe:
         (1 + t) / (10 + t).
     early_stopping: None for never.
     decay_all: weight decay acts on biases and norms too.
+    augment: of the training images; None for none.
     """
 
     scheduler: SchedulerConfig = CONSTANT
@@ -33,6 +40,7 @@ class Recipe:
     average: float | None = None
     early_stopping: EarlyStoppingConfig | None = None
     decay_all: bool = True
+    augment: AugmentConfig | None = None
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -43,6 +51,17 @@ class Recipe:
             "average": self.average is not None,
         }
         return tuple(name for name, on in there.items() if on)
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """What is done to the images of a batch, likewise."""
+        return transforms.parts(self.augment) if self.augment else ()
+
+    def draws(self, seed: int, epoch: int, size: int) -> np.ndarray:
+        """What happens to each image of an epoch: see `transforms.draws`; [size, 0] if nothing."""
+        if not self.augment or not self.changes:
+            return np.empty((size, 0), dtype=np.float32)
+        return transforms.draws(self.augment, seed, epoch, size)
 
     def numbers(self, steps: np.ndarray) -> np.ndarray:
         """Float64 [n, parts]: each part's number in the steps numbered `steps` [n], from 1."""

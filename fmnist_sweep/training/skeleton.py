@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map, tree_map_only
 
 from fmnist_sweep.data.batches import Images, normalise
 
@@ -131,8 +131,8 @@ class Skeleton:
 
 
 def _first(rows: Any) -> Any:
-    """The only row of tensors, by name or not."""
-    return tree_map(lambda tensor: tensor[0], rows)
+    """The only row of tensors, by name or not; None stays None."""
+    return tree_map_only(torch.Tensor, lambda tensor: tensor[0], rows)
 
 
 def _of_all(one: Any) -> Any:

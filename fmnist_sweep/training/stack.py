@@ -99,7 +99,9 @@ def _signature(trial: Trial) -> Hashable:
         for name, parameter in model.named_parameters()
     ]
     try:
-        return pickle.dumps((trial.optimizer, structure, tensors, recipe.parts, scaled))
+        return pickle.dumps(
+            (trial.optimizer, structure, tensors, recipe.parts, recipe.changes, scaled)
+        )
     except (pickle.PicklingError, TypeError, AttributeError):
         return None
 

@@ -1,0 +1,1 @@
+"""Random changes of training images, drawn anew for every image and epoch."""
