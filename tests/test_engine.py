@@ -1,5 +1,6 @@
 """The training step against plain PyTorch, and a stack against its trials alone."""
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ from fmnist_sweep.models.mlp import MLP
 from fmnist_sweep.record import Epoch
 from fmnist_sweep.training import engine, scheduling, skeleton
 from fmnist_sweep.training.compiling import worth_compiling
-from fmnist_sweep.training.dropout import KeyedDropout
+from fmnist_sweep.training.layers import KeyedDropout, with_stackable_layers
 from fmnist_sweep.training.scheduling import Request
 from fmnist_sweep.training.stack import Progress
 
@@ -95,7 +96,8 @@ def reference(one: engine.Trial, data: Protocol) -> tuple[nn.Module, list[float]
         (torch.optim.SGD, {"lr": 0.01}),
         (torch.optim.SGD, {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.01}),
         (torch.optim.SGD, {"lr": 0.01, "momentum": 0.9, "nesterov": True}),
-        (torch.optim.NAdam, {}),  # no stacked counterpart: PyTorch's own class
+        (torch.optim.NAdam, {}),
+        (torch.optim.RAdam, {}),  # no stacked counterpart: PyTorch's own class
         (torch.optim.Adam, {"amsgrad": True}),
     ],
 )
@@ -202,7 +204,7 @@ def test_progress_is_a_running_mean(data: Protocol) -> None:
 
 def test_a_foreign_optimizer_trains_beside_the_stack(data: Protocol) -> None:
     def trials() -> list[engine.Trial]:
-        return [trial(0, torch.optim.NAdam), trial(1), trial(2, torch.optim.NAdam), trial(3)]
+        return [trial(0, torch.optim.RAdam), trial(1), trial(2, torch.optim.RAdam), trial(3)]
 
     for one, history in zip(trials(), train(trials(), data)):
         assert train([one], data) == [history]
@@ -220,6 +222,24 @@ def test_keyed_dropout_drops_its_share_and_keeps_the_mean() -> None:
     both = ((first == 0) & (second == 0)).double().mean().item()
     assert both == pytest.approx(0.09, abs=0.002)  # independent from key to key
     assert torch.equal(layer.eval()(ones), ones)
+
+
+def test_stackable_batch_norm_is_pytorchs() -> None:
+    reference = nn.Sequential(nn.BatchNorm1d(7, eps=1e-4, momentum=0.3)).double()
+    nn.init.uniform_(reference[0].weight)
+    nn.init.uniform_(reference[0].bias)
+    model = copy.deepcopy(reference)
+    with_stackable_layers(model)
+    assert type(model[0]) is not nn.BatchNorm1d
+    for step in range(3):
+        x = torch.randn(5 + step, 7, dtype=torch.float64)
+        mine, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+        (model(mine) ** 3).sum().backward()
+        (reference(theirs) ** 3).sum().backward()
+        torch.testing.assert_close(mine.grad, theirs.grad)
+    torch.testing.assert_close(model[0].weight.grad, reference[0].weight.grad)
+    torch.testing.assert_close(model.state_dict(), reference.state_dict())
+    torch.testing.assert_close(model.eval()(x), reference.eval()(x))
 
 
 @pytest.mark.parametrize(

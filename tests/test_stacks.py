@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fmnist_sweep.config import CosineConfig, EarlyStoppingConfig, PlateauConfig
+from fmnist_sweep.config import AugmentConfig, CosineConfig, EarlyStoppingConfig, PlateauConfig
 from fmnist_sweep.data.batches import Images, Protocol
 from fmnist_sweep.models.mlp import MLP
 from fmnist_sweep.record import Epoch
@@ -58,12 +58,13 @@ class Case:
     stop_after: int | None = None
     arguments: tuple[tuple[str, Any], ...] = ()
     recipe: Recipe = field(default_factory=Recipe)
+    batch_norm: bool = False
 
     def request(
         self, data: Protocol, history: list[Epoch], compile: bool = False, bf16: bool = False
     ) -> Request:
         torch.manual_seed(self.seed)
-        model = MLP(self.width, 2, None, self.dropout)
+        model = MLP(self.width, 2, None, self.dropout, self.batch_norm)
         arguments = {"lr": self.lr, **dict(self.arguments)}
         trial = Trial(model, self.optimizer, arguments, self.seed, self.epochs, self.recipe)
 
@@ -116,6 +117,14 @@ COSINE = CosineConfig(kind="cosine", per="step", final=0.0)
 PLATEAU = PlateauConfig(
     kind="plateau", metric="val_loss", factor=0.1, patience=0, min_change=0.5, final=0.0
 )
+
+
+def changed(**settings: Any) -> Recipe:
+    """A recipe of augmentation alone."""
+    none = {"flip": 0.0, "rotate": 0.0, "shift": 0, "crop": 1.0, "erase": 0.0, "erase_size": 0.5}
+    return Recipe(augment=AugmentConfig.model_validate({**none, **settings}))
+
+
 RECIPES = [
     Case(1, 3, recipe=Recipe(COSINE)),
     Case(2, 4, recipe=Recipe(PLATEAU)),
@@ -127,6 +136,11 @@ RECIPES = [
         Case(s, optimizer=torch.optim.AdamW, recipe=Recipe(decay_all=False, average=0.9))
         for s in (1, 2)
     ),
+    *(Case(s, recipe=changed(flip=0.3 * s, shift=s)) for s in (1, 2)),
+    *(Case(s, recipe=changed(rotate=10.0 * s, crop=1 - 0.1 * s)) for s in (1, 2)),
+    *(Case(s, recipe=changed(erase=0.3 * s)) for s in (1, 2)),
+    *(Case(s, recipe=changed(flip=0.5, rotate=5.0, shift=s, erase=0.5)) for s in (1, 2)),
+    *(Case(s, batch_norm=True) for s in (1, 2, 3)),
 ]
 MOMENTUM = (("momentum", 0.9), ("nesterov", True))
 MIXED = [

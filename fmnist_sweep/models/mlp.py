@@ -13,9 +13,9 @@ class MLP(nn.Sequential):
         width: units of the first hidden layer, at least 2 ** (depth - 1).
         depth: number of hidden layers; each has half the units of the one before.
         hidden: sizes of the hidden layers in place of `width` and `depth`.
+        dropout: probability that a hidden unit is dropped in training, in [0, 1).
         batch_norm: normalise each hidden layer over the batch, before its ReLU (Ioffe & Szegedy,
             2015).
-        dropout: probability that a hidden unit is dropped in training, in [0, 1).
 
     `forward` takes float32 [batch, 1, 28, 28] and returns float32 logits [batch, 10].
     width=128 and depth=2 are 784-128-64-10: 109,386 parameters.
@@ -29,8 +29,8 @@ class MLP(nn.Sequential):
         width: int,
         depth: int,
         hidden: Sequence[int] | None,
-        batch_norm: bool,
         dropout: float,
+        batch_norm: bool = False,
     ) -> None:
         sizes = list(hidden) if hidden else [width // 2**layer for layer in range(depth)]
         if min(sizes) < 1:
@@ -40,7 +40,7 @@ class MLP(nn.Sequential):
             )
         layers: list[nn.Module] = [nn.Flatten()]
         for inputs, outputs in zip([28 * 28, *sizes], sizes):
-            layers.append(nn.Linear(inputs, outputs))
+            layers.append(nn.Linear(inputs, outputs, bias=not batch_norm))
             if batch_norm:
                 layers.append(nn.BatchNorm1d(outputs))
             layers.append(nn.ReLU())

@@ -21,9 +21,9 @@ from fmnist_sweep.data.batches import Images, normalise, order
 from fmnist_sweep.record import Epoch
 from fmnist_sweep.training import optim, skeleton
 from fmnist_sweep.training.compiling import compiled, settled
-from fmnist_sweep.training.dropout import with_keyed_dropout
 from fmnist_sweep.training.early_stopping import EarlyStopping
 from fmnist_sweep.training.foreign import Foreign
+from fmnist_sweep.training.layers import with_stackable_layers
 from fmnist_sweep.training.recipe import Recipe, clipped, follow, scales
 from fmnist_sweep.training.schedules import Schedule
 from fmnist_sweep.training.skeleton import Skeleton, accurate, untrained
@@ -122,13 +122,13 @@ class Steps:
     """The step of one kind of trial, made once for each number of rows.
 
     Args:
-        trial: one of its kind; its `nn.Dropout` are replaced by dropout of its own stream.
+        trial: one of its kind; its layers are replaced by stackable ones (see `layers`).
         compile: run the step under `torch.compile`.
         bf16: see `Skeleton`.
     """
 
     def __init__(self, trial: Trial, compile: bool, bf16: bool, device: torch.device) -> None:
-        self.keys = with_keyed_dropout(trial.model)
+        self.keys = with_stackable_layers(trial.model)
         way, _ = skeleton.way(trial.model, device)
         self.skeleton = Skeleton(trial.model, way, bf16)
         self.rule = optim.rule(trial.optimizer, trial.arguments)

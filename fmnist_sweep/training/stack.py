@@ -21,8 +21,8 @@ from torch import nn
 from fmnist_sweep.data.batches import Protocol
 from fmnist_sweep.record import Epoch
 from fmnist_sweep.training import optim
-from fmnist_sweep.training.dropout import with_keyed_dropout
 from fmnist_sweep.training.engine import Chunk, Row, Steps, Trial
+from fmnist_sweep.training.layers import with_stackable_layers
 from fmnist_sweep.training.recipe import Transferred, decay_scale, lr_scale
 from fmnist_sweep.training.skeleton import untrained, way
 
@@ -67,8 +67,8 @@ _unlike_any = count()
 def kind(
     trial: Trial, data: Protocol, batch_size: int, compile: bool, bf16: bool, log_every: int
 ) -> Kind:
-    """Says which trials a trial can share a step with; replaces its `nn.Dropout` for that."""
-    with_keyed_dropout(trial.model)
+    """Says which trials a trial can share a step with; replaces its layers for that."""
+    with_stackable_layers(trial.model)
     signature = _signature(trial) or next(_unlike_any)
     alone = _why_alone(trial, data.train.pixels.device)
     return Kind(signature, alone, id(data.train.pixels), batch_size, compile, bf16, log_every)
@@ -164,7 +164,7 @@ class Stack:
 
     def add(self, number: int, trial: Trial) -> None:
         """Takes a trial in, at its first epoch."""
-        with_keyed_dropout(trial.model)
+        with_stackable_layers(trial.model)
         batches = -(-len(self.data.train) // self.batch_size)
         self.rows[number] = Row(number, trial, self.steps, batches)
         self._chunks = None

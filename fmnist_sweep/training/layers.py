@@ -1,4 +1,4 @@
-"""Dropout whose masks are a trial's own: a function of its seed, its step and the unit alone."""
+"""Layers that compute for a trial in a stack, bit for bit, what they compute for it alone."""
 
 import torch
 from torch import nn
@@ -48,12 +48,52 @@ def _hash(x: torch.Tensor) -> torch.Tensor:
     return x ^ (x >> 15)
 
 
-def with_keyed_dropout(model: nn.Module) -> list[str]:
-    """Replaces every `nn.Dropout` of the model in place; returns the names of all their keys."""
+class RowwiseBatchNorm(nn.BatchNorm1d):
+    """Stands in for `nn.BatchNorm1d` while a stack trains.
+
+    Under vmap PyTorch's own takes a stack's trials for further channels, and the order in which
+    it adds up then depends on how many there are. This is made of operations that keep to a
+    trial. Its input is [batch, channels]; the rest is as in `nn.BatchNorm1d`.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return super().forward(x)
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None and self.momentum is not None
+        mean = x.mean(0)
+        centred = x - mean
+        variance = centred.square().mean(0)
+        with torch.no_grad():
+            unbiased = variance * (len(x) / (len(x) - 1))
+            self.running_mean.mul_(1 - self.momentum).add_(self.momentum * mean)
+            self.running_var.mul_(1 - self.momentum).add_(self.momentum * unbiased)
+            self.num_batches_tracked.add_(1)
+        return centred * (variance + self.eps).rsqrt() * self.weight + self.bias
+
+
+def with_stackable_layers(model: nn.Module) -> list[str]:
+    """Replaces dropout and batch norm of the model in place; returns the names of dropout's keys.
+
+    Weights, buffers and a saved state dict keep their names.
+    """
     plain = [name for name, module in model.named_modules() if type(module) is nn.Dropout]
     for layer, name in enumerate(plain):
         dropout = model.get_submodule(name)
         assert isinstance(dropout, nn.Dropout)
         model.set_submodule(name, KeyedDropout(dropout.p, layer))
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.BatchNorm1d and _is_usual(module):
+            model.set_submodule(name, _rowwise(module))
     modules = model.named_modules()
     return [f"{name}.key" for name, module in modules if isinstance(module, KeyedDropout)]
+
+
+def _is_usual(norm: nn.BatchNorm1d) -> bool:
+    return norm.affine and norm.track_running_stats and norm.momentum is not None
+
+
+def _rowwise(norm: nn.BatchNorm1d) -> RowwiseBatchNorm:
+    made = RowwiseBatchNorm(norm.num_features, norm.eps, norm.momentum)
+    made.__dict__.update(norm.__dict__)  # the very tensors, hooks and mode
+    return made

@@ -1,0 +1,87 @@
+"""Draws samples of augmented training images: `python -m fmnist_sweep.data.augment augment=…`."""
+
+import argparse
+import io
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from matplotlib.figure import Figure
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fmnist_sweep.config import Config, ConfigError, checked, conf_folder
+from fmnist_sweep.data.augment.transforms import augmented, draws, parts
+from fmnist_sweep.data.batches import load, normalise
+from fmnist_sweep.data.idx import DataError
+from fmnist_sweep.record import write_whole
+
+IMAGES, SAMPLES = 6, 8
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fmnist_sweep.data.augment", description=(__doc__ or "").partition(":")[0]
+    )
+    parser.add_argument("overrides", nargs="*", help="such as augment=standard augment.shift=3")
+    parser.add_argument("--out", type=Path, default=Path("outputs/augment.png"))
+    arguments = parser.parse_args()
+    try:
+        drawn = picture(composed(arguments.overrides))
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(arguments.out, drawn)
+    except (ConfigError, DataError) as error:
+        sys.exit(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        sys.exit(" ".join(str(error).partition("Config search path:")[0].split()))
+    except OSError as error:
+        sys.exit(f"{error.filename or arguments.out}: {error.strerror}")
+    print(f"Saved to {arguments.out}")
+
+
+def composed(overrides: list[str]) -> Config:
+    """The configuration that the overrides give.
+
+    Raises:
+        ConfigError: a value that is not allowed.
+    """
+    with initialize_config_dir(conf_folder()):
+        config = compose("config", overrides)
+    return checked(Config, OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+
+
+def picture(config: Config) -> bytes:
+    """A PNG: in each row a training image and what its first epochs make of it."""
+    images = load(config.data, torch.device("cpu"), test=False).train
+    _, chosen = np.unique(images.labels.numpy(), return_index=True)
+    originals = normalise(images.pixels[chosen[:IMAGES]])
+    columns = [originals]
+    for epoch in range(1, SAMPLES + 1):
+        drawn = torch.from_numpy(draws(config.augment, config.seed, epoch, len(originals)))
+        columns.append(augmented(originals, drawn, parts(config.augment)))
+    figure = Figure(figsize=(0.9 * len(columns), 0.9 * len(originals) + 0.4), dpi=110)
+    axes = figure.subplots(len(originals), len(columns), squeeze=False)
+    for row, cells in enumerate(axes):
+        for column, (cell, samples) in enumerate(zip(cells, columns)):
+            cell.imshow(samples[row, 0].numpy(), cmap="gray", vmin=-1, vmax=1)
+            cell.set_axis_off()
+            if row == 0:
+                cell.set_title(f"epoch {column}" if column else "original", fontsize=8)
+    figure.suptitle(_told(config), fontsize=8)
+    figure.subplots_adjust(0.01, 0.01, 0.99, 1 - 0.5 / figure.get_figheight(), 0.05, 0.05)
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    return image.getvalue()
+
+
+def _told(config: Config) -> str:
+    settings = config.augment.model_dump()
+    return "  ".join(f"augment.{key}={value}" for key, value in settings.items())
+
+
+if __name__ == "__main__":
+    main()
