@@ -152,15 +152,45 @@ BAD = {
     "trainer.compile=maybe": "trainer.compile=maybe: must be auto, true or false",
     "seed=-1": "seed=-1: must be >= 0",
     "data.batch_size": "data.batch_size",
+    "model=resnet18 model.freeze=until:layer9": "model.freeze=until:layer9: must be none, all or",
+    "model=resnet18 model.image_size=16": "model.image_size=16: must be",
+    "model=vgg11_bn model.weights=nothing.pt": "model.weights=nothing.pt: no such file",
+    "model=cnn model.width=0": "model.width=0: must be >= 1",
+    "model=resnet18 data.train_size=65": "data.batch_size=32: leaves a batch of one of 65 images",
+    "model.batch_norm=true data.batch_size=1": "data.batch_size=1: leaves a batch of one",
+    "scheduler=step scheduler.every=10": "scheduler.every=10: must be less than trainer.epochs=10",
+    "scheduler=warmup_cosine scheduler.warmup_epochs=10": "scheduler.warmup_epochs=10: must be less",
+    "scheduler=plateau scheduler.factor=1": "scheduler.factor=1: must be > 0 and < 1",
+    "scheduler.kind=linear": "scheduler.kind=linear: must be one of constant, cosine, ",
+    "scheduler=cosine scheduler.warmup=1": "scheduler.warmup: no such key",
+    "augment.flip=1.5": "augment.flip=1.5: must be >= 0 and <= 1",
+    "augment.shift=28": "augment.shift=28: must be >= 0 and < 28",
+    "augment.crop=0.0": "augment.crop=0.0: must be > 0 and <= 1",
+    "trainer.label_smoothing=1.0": "trainer.label_smoothing=1.0: must be >= 0 and < 1",
+    "trainer.average=1.0": "trainer.average=1.0: must be > 0 and < 1",
+    "trainer.clip_norm=0.0": "trainer.clip_norm=0.0: must be > 0",
+    "trainer.early_stopping.patience=0": "trainer.early_stopping.patience=0: must be >= 1",
+    "trainer.early_stopping.metric=loss": "metric=loss: must be 'train_loss',",
+    "optimizer=muon optimizer.decay=none": "optimizer.decay=none: must be 'all' or 'matrices'",
 }
 
 
 @pytest.mark.parametrize("override", BAD)
 def test_a_mistake_is_one_line_and_leaves_nothing(override: str, fmnist_train: Command) -> None:
-    outcome = fmnist_train(override)
+    outcome = fmnist_train(*override.split(" "))
     assert outcome.code == 1
     (line,) = outcome.err.strip().splitlines()
     assert BAD[override] in line
+    assert not list(Path().iterdir())
+
+
+def test_bf16_where_it_cannot_be_had_is_one_line(
+    fmnist_train: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    outcome = fmnist_train("trainer.precision=bf16", "trainer.device=cpu")
+    assert outcome.code == 1
+    assert outcome.err == "trainer.precision=bf16: cpu has no bfloat16; float32 is there\n"
     assert not list(Path().iterdir())
 
 
