@@ -206,7 +206,7 @@ def test_compiled_steps(
 
 
 def test_bf16_is_near_float32(data: Protocol) -> None:
-    cases = [Case(seed, 3) for seed in range(3)]
+    cases = [Case(seed, 3, batch_norm=seed > 1) for seed in range(4)]
     (low, _), (full, _) = train(cases, data, bf16=True), train(cases, data)
     for ours, theirs in zip(low, full):
         assert ours != theirs

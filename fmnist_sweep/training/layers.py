@@ -57,19 +57,21 @@ class RowwiseBatchNorm(nn.BatchNorm1d):
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.training:
-            return super().forward(x)
+        x = x.to(self.weight.dtype)  # under autocast it comes in bfloat16
+        assert self.running_mean is not None and self.running_var is not None
+        mean, variance = self.running_mean, self.running_var
+        if self.training:
+            mean = x.mean(0)
+            variance = (x - mean).square().mean(0)
+            self._follow(mean.detach(), variance.detach() * (len(x) / (len(x) - 1)))
+        return (x - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias
+
+    def _follow(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
         assert self.running_mean is not None and self.running_var is not None
         assert self.num_batches_tracked is not None and self.momentum is not None
-        mean = x.mean(0)
-        centred = x - mean
-        variance = centred.square().mean(0)
-        with torch.no_grad():
-            unbiased = variance * (len(x) / (len(x) - 1))
-            self.running_mean.mul_(1 - self.momentum).add_(self.momentum * mean)
-            self.running_var.mul_(1 - self.momentum).add_(self.momentum * unbiased)
-            self.num_batches_tracked.add_(1)
-        return centred * (variance + self.eps).rsqrt() * self.weight + self.bias
+        self.running_mean.mul_(1 - self.momentum).add_(self.momentum * mean)
+        self.running_var.mul_(1 - self.momentum).add_(self.momentum * variance)
+        self.num_batches_tracked.add_(1)
 
 
 def with_stackable_layers(model: nn.Module) -> list[str]:
