@@ -121,6 +121,21 @@ def test_grid_sampler_tries_every_point_in_the_seeds_order(tiny: Command) -> Non
     assert outcome.code == 1 and "optimizer.lr" in outcome.err and "choices" in outcome.err
 
 
+def test_one_key_at_a_time_around_the_default(tiny: Command) -> None:
+    design = ("hydra.sweeper.design=one_at_a_time", "trainer.epochs=2")
+    swept = ("optimizer.lr=0.0001,0.001,0.01", "model.width=64,128")
+    assert tiny("-m", *swept, *design, "name=a").code == 0
+    rows = table("a").sort_values("trial")
+    points = list(zip(rows["optimizer.lr"], rows["model.width"]))
+    assert points == [(0.001, 128), (0.0001, 128), (0.01, 128), (0.001, 64)]
+    outcome = tiny("-m", "optimizer.lr=0.1,0.2", *design, "name=b")
+    assert outcome.code == 1
+    assert outcome.err == (
+        "hydra.sweeper.design=one_at_a_time: optimizer.lr must have its default, 0.001, among its "
+        "values\n"
+    )
+
+
 def test_search_files_and_ranges_of_ones_own(tiny: Command) -> None:
     own = ("data.batch_size=32", "optimizer.lr=tag(log,interval(1e-3,1e-1))")
     assert tiny("-m", "search=mlp", *own, "hydra.sweeper.n_trials=4", "name=a").code == 0

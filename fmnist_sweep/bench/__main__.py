@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fmnist_sweep import record
-from fmnist_sweep.bench import searching, stacking, sweeping, training
+from fmnist_sweep.bench import convolving, searching, stacking, sweeping, training
 from fmnist_sweep.data import source
 from fmnist_sweep.data.idx import DataError
 
@@ -19,6 +19,7 @@ ROWS = {
     "epochs": "an epoch of training, beside what else there is",
     "whole": "ten epochs as a whole command",
     "stack": "trials in stacks, beside one alone and the bare kernels",
+    "convolve": "a CNN and ResNet-18, beside a DataLoader with the same augmentation",
     "search": "24 trials of search=mlp as whole commands",
     "sweep": "what a sweep of 500 trials costs beside its trials",
 }
@@ -70,6 +71,9 @@ def main() -> None:
     if "stack" in rows:
         results["stack"] = stacking.measure(root, arguments.rounds, arguments.threads)
         print("\n" + stacking.table(results["stack"]))
+    if "convolve" in rows:
+        results["convolve"] = convolving.measure(root, arguments.rounds, arguments.threads)
+        print("\n" + convolving.table(results["convolve"]))
     if "search" in rows:
         results["search"] = searching.measure(root, arguments.rounds, arguments.threads)
         print("\n" + searching.table(results["search"]))

@@ -26,6 +26,7 @@ class Settings(Section):
     n_trials: Annotated[int, Field(ge=1)] | None
     n_jobs: Annotated[int, Field(ge=1)] | None
     max_failures: Annotated[int, Field(ge=1)] | None
+    design: Literal["product", "one_at_a_time"]
     baseline: bool
     params: dict[str, Any]
     custom_search_space: str | None

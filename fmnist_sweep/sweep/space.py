@@ -1,6 +1,7 @@
 """What a sweep searches: its overrides as Optuna's distributions, every value checked first."""
 
 import itertools
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -104,9 +105,11 @@ def read(arguments: Sequence[str], settings: Settings, compose: Compose, seed: i
         or settings.custom_search_space
         or any(override.is_interval_sweep() for override in swept)
     )
-    is_grid = settings.grid_sampler or not is_search
+    alone = settings.design == "one_at_a_time"
+    is_grid = settings.grid_sampler or alone or not is_search
     if is_grid:
-        points = _product(distributions, swept)
+        values = _values(distributions, swept)
+        points = _one_at_a_time(values, default) if alone else _product(values)
         if settings.grid_sampler:
             random.Random(seed).shuffle(points)
         n_trials = min(settings.n_trials or len(points), len(points))
@@ -218,25 +221,42 @@ def _as_integers(distribution: BaseDistribution) -> IntDistribution | None:
     return IntDistribution(int(low), int(high), log=distribution.log)
 
 
-def _product(
+def _values(
     distributions: dict[str, BaseDistribution], swept: Sequence[Override]
-) -> list[dict[str, Any]]:
-    """All combinations, the last key changing fastest."""
-    values = []
+) -> dict[str, list[Any]]:
+    """The values that each key has in a grid."""
+    values = {}
     for override in swept:
         distribution = distributions[_key(override)]
         try:
-            values.append(list(OptunaSweeperImpl._to_grid_sampler_choices(distribution)))
+            choices = OptunaSweeperImpl._to_grid_sampler_choices(distribution)
         except ValueError:
             raise ConfigError(
                 f"{_line(override)}: a grid needs choices, a range or int(interval(...))"
             ) from None
-    size = 1
-    for some in values:
-        size *= len(some)
+        values[_key(override)] = list(choices)
+    return values
+
+
+def _product(values: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    """All combinations, the last key changing fastest."""
+    size = math.prod(map(len, values.values()))
     if size > LARGEST_GRID:
         raise ConfigError(f"a grid of {size:,} trials is more than {LARGEST_GRID:,}")
-    return [dict(zip(distributions, point)) for point in itertools.product(*values)]
+    return [dict(zip(values, point)) for point in itertools.product(*values.values())]
+
+
+def _one_at_a_time(values: dict[str, list[Any]], default: dict[str, Any]) -> list[dict[str, Any]]:
+    """The default configuration, then each key's other values with all other keys at theirs."""
+    for key, some in values.items():
+        if default.get(key) not in some:
+            raise ConfigError(
+                f"hydra.sweeper.design=one_at_a_time: {key} must have its default, "
+                f"{default.get(key)}, among its values"
+            )
+    base = {key: default[key] for key in values}
+    others = [(key, one) for key, some in values.items() for one in some if one != base[key]]
+    return [base, *({**base, key: one} for key, one in others)]
 
 
 def _first(
