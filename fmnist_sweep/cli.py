@@ -54,7 +54,7 @@ class PrepareRun(Callback):
         build.check(parsed(config))
         folder = Path(config.hydra.run.dir)
         if any(override.startswith("hydra.run.dir=") for override in config.hydra.overrides.hydra):
-            if record.holds_run(folder):
+            if record.holds_run(folder) and not record.is_interrupted(folder):
                 raise ConfigError(
                     f"hydra.run.dir={folder}: holds a run already, which is never overwritten; "
                     "name another folder"

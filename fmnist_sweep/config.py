@@ -199,6 +199,7 @@ class TrainerConfig(Section):
     threads: int = Field(ge=1, le=1024)
     precision: Literal["float32", "bf16"]
     compile: bool | Literal["auto"]
+    checkpoint: bool | Literal["auto"]
     log_every: int = Field(ge=1)
 
 
@@ -220,6 +221,18 @@ class Config(Section):
     augment: AugmentConfig
     trainer: TrainerConfig
     logger: LoggerConfig
+
+    @property
+    def identity(self) -> str:
+        """As text, all that a result depends on."""
+        return self.model_dump_json(
+            exclude={
+                "name": True,
+                "logger": True,
+                "data": {"root", "verify"},
+                "trainer": {"log_every", "checkpoint"},
+            }
+        )
 
 
 def checked(section: type[S], values: Mapping[str, Any], prefix: str = "") -> S:
@@ -333,6 +346,7 @@ _RANGE_ERRORS = {"greater_than", "greater_than_equal", "less_than", "less_than_e
 _SPECIAL = {
     "trainer.device": "must be auto, cpu, cuda, cuda:N or mps",
     "trainer.compile": "must be auto, true or false",
+    "trainer.checkpoint": "must be auto, true or false",
     "data.classes": "must be a list of two or more different classes of 0 to 9, or null for all",
     "name": "must be letters, digits and . _ + -, beginning with a letter or digit",
 }

@@ -8,6 +8,7 @@ trial.json        in a sweep: which trial of it this is, and with what values
 environment.json  versions, device, threads, git commit, command line
 results.png       loss and accuracy curves
 model.pt          a state dict for a plain `nn.Module`
+checkpoint-0.pt   while it trains, the state of its first repeat at an epoch's end
 """
 
 import csv
@@ -94,6 +95,27 @@ def reserve(folder: Path) -> Path:
 def holds_run(folder: Path) -> bool:
     """Whether something was trained here before."""
     return any((folder / name).exists() for name in ("history.csv", "summary.json"))
+
+
+def checkpoint(folder: Path, repeat: int) -> Path:
+    """Where the state of a run's repeat is kept while it trains."""
+    return folder / f"checkpoint-{repeat}.pt"
+
+
+def is_interrupted(folder: Path) -> bool:
+    """Whether a run was trained here for a while that can go on from a checkpoint."""
+    kept = any(folder.glob("checkpoint-*.pt"))
+    return kept and not (folder / "summary.json").exists()
+
+
+def earlier_attempts(folder: Path) -> list[Path]:
+    """The folders of earlier attempts at the same run, the newest first: `7-2` and `7` of `7-3`."""
+    name = re.fullmatch(r"(.+)-(\d+)", folder.name)
+    if not name or not folder.with_name(name[1]).is_dir():
+        return []
+    numbers = range(int(name[2]) - 1, 1, -1)
+    between = [folder.with_name(f"{name[1]}-{number}") for number in numbers]
+    return [*(one for one in between if one.is_dir()), folder.with_name(name[1])]
 
 
 def attempts(sweep: Path) -> dict[int, list[Path]]:

@@ -22,13 +22,17 @@ from fmnist_sweep.loggers import Logger
 from fmnist_sweep.record import Epoch
 from fmnist_sweep.report import plots
 from fmnist_sweep.screen import Screen
-from fmnist_sweep.training import skeleton
+from fmnist_sweep.training import checkpoint, skeleton
+from fmnist_sweep.training.checkpoint import Checkpoint
 from fmnist_sweep.training.compiling import worth_compiling
 from fmnist_sweep.training.early_stopping import EarlyStopping
 from fmnist_sweep.training.engine import Trial
 from fmnist_sweep.training.scheduling import Request, train
 
 log = logging.getLogger(__name__)
+
+# Seconds of training between two checkpoints where `trainer.checkpoint=auto`.
+AUTO_CHECKPOINT = 60.0
 
 
 class TrialFailed(Exception):
@@ -39,6 +43,9 @@ def run(
     config: Config, folder: Path, *, test: bool, on_epoch: Callable[[Epoch], bool] | None = None
 ) -> dict[str, Any]:
     """Trains a trial and leaves a complete run folder.
+
+    An interrupted run goes on from its last checkpoint, in this folder or in that of an earlier
+    attempt, with the numbers that it would have had.
 
     With `repeats` > 1 the configuration is trained on as many seeds, from `seed` on, side by side;
     the folder's figures are their means, and each has a folder of its own within, `repeat-0` first.
@@ -56,7 +63,7 @@ def run(
         TrialFailed: the loss or a weight became NaN or infinite; history and summary are written.
     """
     started = time.time()
-    if record.holds_run(folder):
+    if record.holds_run(folder) and not record.is_interrupted(folder):
         raise ConfigError(f"{folder}: holds a run already, which is never overwritten")
     where = build.device(config)
     threads = _threads(config)
@@ -65,6 +72,7 @@ def run(
     torch.set_flush_denormal(True)
     data = batches.load(config.data, where, test)
     training = _Training(config, folder, data, where, threads, on_epoch)
+    training.go_on()
     train(training.requests)
     return training.finish(started, test)
 
@@ -105,13 +113,56 @@ class _Training:
         self.screen = Screen(
             config.trainer.epochs, steps, bar=wanted is None and sys.stdout.isatty()
         )
-        trials = [build.build(one) for one in self.configs]
+        trials = [
+            replace(build.build(one), checkpoint=self._checkpoint(at, one))
+            for at, one in enumerate(self.configs)
+        ]
         self.parameters = sum(p.numel() for p in trials[0].model.parameters())
         compile, how = worth_compiling(
             config.trainer.compile, config.trainer.epochs * steps, self.parameters, where
         )
         self.requests = [self._request(at, one, compile) for at, one in enumerate(trials)]
         self._tell(how)
+
+    def _checkpoint(self, repeat: int, config: Config) -> Checkpoint | None:
+        wish = config.trainer.checkpoint
+        if wish is False:
+            return None
+        seconds = AUTO_CHECKPOINT if wish == "auto" else 0.0
+        return Checkpoint(record.checkpoint(self.folder, repeat), config.identity, seconds)
+
+    def go_on(self) -> None:
+        """Takes in the epochs that checkpoints of an interrupted run hold."""
+        for repeat, request in enumerate(self.requests):
+            kept = request.trial.checkpoint
+            path = self._found(repeat)
+            if kept is None or path is None:
+                continue
+            try:
+                history = checkpoint.read(path, kept.whose)["history"]
+            except (checkpoint.CheckpointError, OSError) as error:
+                if path.parent == self.folder and "another" in str(error):
+                    raise ConfigError(
+                        f"{self.folder}: holds an interrupted run of another configuration; "
+                        "name another folder, or give the same keys to go on"
+                    ) from None
+                log.warning("%s %s; training begins anew", path, error)
+                continue
+            kept.resume = path
+            self.histories[repeat] = [Epoch(*row) for row in history]
+            if stopping := self.stopping[repeat]:
+                for row in self.histories[repeat]:
+                    stopping.take(row)
+            log.info("Going on after epoch %d, from %s", len(history), path)
+        while self._epochs_of_all() > len(self.history):
+            self._write(self._next_epoch())
+        self.screen.begin_epoch(len(self.history) + 1)
+
+    def _found(self, repeat: int) -> Path | None:
+        """The newest checkpoint of a repeat, of this attempt or an earlier one."""
+        folders = [self.folder, *record.earlier_attempts(self.folder)]
+        paths = [record.checkpoint(folder, repeat) for folder in folders]
+        return next((path for path in paths if path.exists()), None)
 
     def _request(self, repeat: int, trial: Trial, compile: bool) -> Request:
         first = repeat == 0
@@ -148,7 +199,6 @@ class _Training:
                 device=str(self.where), device_name=device_name, threads=self.threads, steps=how
             ),
         )
-        self.screen.begin_epoch(1)
 
     def _epoch_ended(self, repeat: int, row: Epoch) -> None:
         self.histories[repeat].append(row)
@@ -157,9 +207,7 @@ class _Training:
             stopping.take(row)
             self.requests[repeat].stop |= stopping.exhausted
         while self._epochs_of_all() > len(self.history):
-            self._all_ended(
-                [self._at(one, len(self.history) + 1) for one in range(len(self.requests))]
-            )
+            self._all_ended(self._next_epoch())
 
     def _epochs_of_all(self) -> int:
         """Epochs that every repeat has behind it; one that has stopped early waits for none."""
@@ -184,13 +232,20 @@ class _Training:
         stopping = self.stopping[repeat]
         return stopping.best if stopping and stopping.best else self.histories[repeat][-1]
 
-    def _all_ended(self, rows: list[Epoch]) -> None:
-        """Takes an epoch that all repeats have finished, and decides on their mean."""
-        mean = _mean(rows)
+    def _next_epoch(self) -> Epoch:
+        """The mean of the first epoch that has not been taken yet."""
+        epoch = len(self.history) + 1
+        return _mean([self._at(repeat, epoch) for repeat in range(len(self.requests))])
+
+    def _write(self, mean: Epoch) -> None:
         self.history.append(mean)
         record.write_history(self.folder, self.history)
-        self.screen.end_epoch(mean)
         self.logger.epoch(mean)
+
+    def _all_ended(self, mean: Epoch) -> None:
+        """Takes an epoch that all repeats have finished, and decides on their mean."""
+        self._write(mean)
+        self.screen.end_epoch(mean)
         unwanted = self.wanted is not None and not self.wanted(mean)
         self.pruned = unwanted and mean.epoch < self.config.trainer.epochs
         if self.pruned or not _finite(mean):
@@ -221,6 +276,8 @@ class _Training:
         picture = plots.curves(self.history, _title(self.config))
         record.write_whole(self.folder / "results.png", picture)
         record.write_json(self.folder, "summary.json", summary)
+        for repeat in range(self.config.repeats):
+            record.checkpoint(self.folder, repeat).unlink(missing_ok=True)
         self.logger.end(summary, self.folder / "results.png")
         if reason and not finite:
             raise TrialFailed(reason)

@@ -9,7 +9,7 @@ counter that lives there too: a step takes no argument from the host and waits f
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from fmnist_sweep.data.augment.transforms import augmented
 from fmnist_sweep.data.batches import Images, normalise, order
 from fmnist_sweep.record import Epoch
 from fmnist_sweep.training import optim, skeleton
+from fmnist_sweep.training.checkpoint import Checkpoint, State
 from fmnist_sweep.training.compiling import compiled, settled
 from fmnist_sweep.training.early_stopping import EarlyStopping
 from fmnist_sweep.training.foreign import Foreign
@@ -37,6 +38,7 @@ class Trial:
     optimizer: a class of `torch.optim`, with its arguments.
     seed: of the batch order, the dropout masks and the augmentation.
     recipe: what else its training does.
+    checkpoint: where its state is kept while it trains; None for nowhere.
     """
 
     model: nn.Module
@@ -45,6 +47,7 @@ class Trial:
     seed: int
     epochs: int
     recipe: Recipe = field(default_factory=Recipe)
+    checkpoint: Checkpoint | None = None
 
 
 class Row:
@@ -65,6 +68,7 @@ class Row:
         early = trial.recipe.early_stopping
         self.stopping = EarlyStopping(early) if early else None
         self.best: dict[str, torch.Tensor] | None = None
+        self.history: list[Epoch] = []
         self.epoch = 0
         self.begin(steps)
 
@@ -99,9 +103,42 @@ class Row:
 
     def epoch_ended(self, figures: Epoch) -> None:
         """Takes the figures of the epoch that it has finished."""
-        self.schedule.epoch_ended(figures)
-        if self.stopping and self.stopping.take(figures):
+        if self._follow(figures):
             self.best = {name: tensor.clone() for name, tensor in self.tensors().items()}
+
+    def _follow(self, figures: Epoch) -> bool:
+        """Tells those who decide by an epoch's figures; whether its weights are to be kept."""
+        self.history.append(figures)
+        self.schedule.epoch_ended(figures)
+        return self.stopping is not None and self.stopping.take(figures)
+
+    def state(self) -> State:
+        """All that its next epoch depends on and that its trial does not say."""
+        optimizers = self.foreign.optimizers if self.foreign else []
+        return {
+            "history": [astuple(figures) for figures in self.history],
+            "steps": self.steps,
+            # Copies, as a view would be saved with all of its chunk.
+            "weights": self.weights.clone(),
+            "moments": [moment.clone() for moment in self.moments],
+            "buffers": {name: buffer.clone() for name, buffer in self.buffers.items()},
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+            "best": self.best,
+        }
+
+    def restore(self, state: State) -> None:
+        """Goes on from a state of the same trial."""
+        for figures in state["history"]:
+            self._follow(Epoch(*figures))
+        self.epoch, self.steps = len(self.history), state["steps"]
+        self.weights.copy_(state["weights"])  # in place: a foreign optimizer holds on to it
+        self.moments = [moment.to(self.weights.device) for moment in state["moments"]]
+        self.buffers = {n: t.to(self.weights.device) for n, t in state["buffers"].items()}
+        for optimizer, own in zip(
+            self.foreign.optimizers if self.foreign else [], state["optimizers"]
+        ):
+            optimizer.load_state_dict(own)
+        self.best = state["best"]
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Parameters and buffers by name; the parameters' average where there is one."""

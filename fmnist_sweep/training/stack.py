@@ -20,7 +20,8 @@ from torch import nn
 
 from fmnist_sweep.data.batches import Protocol
 from fmnist_sweep.record import Epoch
-from fmnist_sweep.training import optim
+from fmnist_sweep.training import checkpoint, optim
+from fmnist_sweep.training.checkpoint import State
 from fmnist_sweep.training.engine import Chunk, Row, Steps, Trial
 from fmnist_sweep.training.layers import with_stackable_layers
 from fmnist_sweep.training.recipe import Transferred, decay_scale, lr_scale
@@ -163,11 +164,24 @@ class Stack:
         self._chunks: list[Chunk] | None = None
 
     def add(self, number: int, trial: Trial) -> None:
-        """Takes a trial in, at its first epoch."""
+        """Takes a trial in, at its first epoch or where its checkpoint has it."""
         with_stackable_layers(trial.model)
         batches = -(-len(self.data.train) // self.batch_size)
-        self.rows[number] = Row(number, trial, self.steps, batches)
+        self.rows[number] = row = Row(number, trial, self.steps, batches)
         self._chunks = None
+        if trial.checkpoint:
+            trial.checkpoint.begin()
+            if trial.checkpoint.resume:
+                state = checkpoint.read(trial.checkpoint.resume, trial.checkpoint.whose)
+                self._restore(row, state)
+
+    def _restore(self, row: Row, state: State) -> None:
+        model = row.trial.model
+        if isinstance(model, Transferred) and model.unfreeze_after is not None:
+            thawed = len(state["history"]) > model.unfreeze_after
+            if thawed:
+                self._thaw(row, model)
+        row.restore(state)
 
     def remove(self, number: int) -> dict[str, torch.Tensor]:
         """Lets a trial go.
@@ -203,16 +217,19 @@ class Stack:
         """Begins anew, its optimizer too, with a trial whose whole network trains from now on."""
         for row in self.rows.values():
             model = row.trial.model
-            if not isinstance(model, Transferred) or model.unfreeze_after != row.epoch:
-                continue
-            # The step of other trials of this kind holds on to the frozen one.
-            thawed = copy.deepcopy(model)
-            load(thawed, row.tensors())
-            thawed.unfreeze()
-            row.trial = replace(row.trial, model=thawed)
-            self.steps = Steps(row.trial, self.steps.compile, self.steps.bf16, self.steps.device)
-            row.begin(self.steps)
-            self._chunks = None
+            if isinstance(model, Transferred) and model.unfreeze_after == row.epoch:
+                self._thaw(row, model)
+                self._chunks = None
+
+    def _thaw(self, row: Row, model: Transferred) -> None:
+        # The step of other trials of this kind holds on to the frozen one.
+        thawed = copy.deepcopy(model)
+        assert isinstance(thawed, nn.Module)
+        load(thawed, row.tensors())
+        thawed.unfreeze()
+        row.trial = replace(row.trial, model=thawed)
+        self.steps = Steps(row.trial, self.steps.compile, self.steps.bf16, self.steps.device)
+        row.begin(self.steps)
 
     def _cut(self) -> list[Chunk]:
         rows, chunks = list(self.rows.values()), []
@@ -260,6 +277,19 @@ class Stack:
             figures = Epoch(row.epoch, row.lr, *training, *validation, seconds=seconds)
             row.epoch_ended(figures)
             outcomes[row.number] = figures
+            self._keep(row)
+
+    def _keep(self, row: Row) -> None:
+        """Writes a trial's checkpoint when it is due, but for one that ends here."""
+        kept = row.trial.checkpoint
+        if kept is None or not kept.is_due or row.epoch == row.trial.epochs:
+            return
+        if row.stopping and row.stopping.exhausted:
+            return
+        try:
+            kept.write(row.state())
+        except OSError as error:
+            log.warning("%s: %s; the trial goes on without", kept.path, error.strerror)
 
 
 def load(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
