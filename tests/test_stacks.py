@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from fmnist_sweep.data.batches import Images, Protocol
 from fmnist_sweep.models.mlp import MLP
 from fmnist_sweep.record import Epoch
 from fmnist_sweep.training import engine, stack
+from fmnist_sweep.training.checkpoint import Checkpoint
 from fmnist_sweep.training.compiling import worth_compiling
 from fmnist_sweep.training.engine import Trial
 from fmnist_sweep.training.lanes import Lane, LaneDied, ProcessLane
@@ -243,6 +245,33 @@ def test_processes_train_the_same_and_their_death_is_told(data: Protocol) -> Non
             scheduler.step()
     assert isinstance(long.error, LaneDied) and "SIGKILL" in str(long.error)
     assert other.error is None and len(histories[1]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_death_of_a_process_costs_one_trial(kept: bool, data: Protocol, tmp_path: Path) -> None:
+    """Whoever is training trial 0 dies: first its stack of three, then it alone."""
+    cases = [Case(seed, 6, dropout=0.1) for seed in range(3)]
+    histories: list[list[Epoch]] = [[] for _ in cases]
+    requests = [case.request(data, history) for case, history in zip(cases, histories)]
+    for number, request in enumerate(requests) if kept else ():
+        request.trial.checkpoint = Checkpoint(tmp_path / f"{number}.pt", str(number), 0.0)
+    kills = 0
+    with Scheduler(lambda: ProcessLane(threads=1), 1, 4) as scheduler:
+        for request in requests:
+            scheduler.add(request)
+        while not all(request.ended for request in requests):
+            scheduler.step()
+            for lane, running in scheduler.at_work.items():
+                if 0 in running and len(histories[0]) > 2 + kills and kills < 2:
+                    assert isinstance(lane, ProcessLane) and lane.process.pid
+                    os.kill(lane.process.pid, signal.SIGKILL)
+                    kills += 1
+    assert kills == 2 and isinstance(requests[0].error, LaneDied)
+    assert [row.epoch for row in histories[1]] == [1, 2, 3, 4, 5, 6]
+    for request in requests:
+        request.trial.checkpoint = None
+    check_same_as_alone(cases[1:], histories[1:], requests[1:], data)
 
 
 def test_a_failure_costs_one_trial(data: Protocol, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ class Request:
     on_epoch: told each finished epoch.
     on_batches: told where the trial stands, every `log_every` batches.
     stop: set by whoever wants the trial to end with the epoch that it has just finished.
+    told: epochs that `on_epoch` has been told of.
     error: what kept the trial from going on.
     ended: the trial's model holds its trained weights, on the CPU, unless there was an error.
     """
@@ -38,6 +39,7 @@ class Request:
     on_epoch: Callable[[Epoch], None]
     on_batches: Callable[[Progress], None]
     stop: bool = False
+    told: int = 0
     error: Exception | None = None
     ended: bool = False
     kind: Kind = field(init=False)
@@ -45,6 +47,30 @@ class Request:
     def __post_init__(self) -> None:
         setting = self.batch_size, self.compile, self.bf16, self.log_every
         self.kind = stack.kind(self.trial, self.data, *setting)
+
+    def again_alone(self) -> None:
+        """To be trained once more and by itself, from its checkpoint or from the beginning.
+
+        It has the same numbers as before; epochs that were told are not told again.
+        """
+        self.kind = replace(self.kind, alone="the process of its stack has died")
+        checkpoint = self.trial.checkpoint
+        if checkpoint and checkpoint.path.exists():
+            checkpoint.resume = checkpoint.path
+
+    def take(self, outcome: Epoch | Exception) -> None:
+        """Takes what came of an epoch."""
+        if isinstance(outcome, Exception):
+            self.error = outcome
+        elif outcome.epoch > self.told:
+            self.told = outcome.epoch
+            self.on_epoch(outcome)
+
+    def has_ended_with(self, outcome: Epoch | Exception) -> bool:
+        """Whether that was its last epoch."""
+        if isinstance(outcome, Exception):
+            return True
+        return outcome.epoch >= self.trial.epochs or (self.stop and outcome.epoch >= self.told)
 
 
 class Scheduler:
@@ -103,11 +129,21 @@ class Scheduler:
         try:
             work(lane)
         except LaneDied as error:
-            for request in self.at_work.pop(lane).values():
-                request.error, request.ended = error, True
+            self._survive(self.at_work.pop(lane), error)
             lane.close()
             if self.waiting and not self.at_work:
                 self.at_work[self.make_lane()] = {}
+
+    def _survive(self, running: dict[int, Request], error: LaneDied) -> None:
+        """Of several trials one has brought the others' process down: by itself it will again."""
+        if len(running) == 1:
+            (request,) = running.values()
+            request.error, request.ended = error, True
+            return
+        log.warning("%s; its %d trials go on, each by itself", error, len(running))
+        for number, request in running.items():
+            request.again_alone()
+            self.waiting.append((number, request))
 
     def _listen(self, lane: Lane) -> None:
         running = self.at_work[lane]
@@ -120,14 +156,10 @@ class Scheduler:
         if outcomes is None:
             return
         for number, outcome in outcomes.items():
-            if isinstance(outcome, Exception):
-                running[number].error = outcome
-            else:
-                running[number].on_epoch(outcome)
+            running[number].take(outcome)
         # Only now: the last repeat of a configuration may have ended all of them.
         for number, outcome in outcomes.items():
-            request = running[number]
-            if request.stop or request.error or _is_last(outcome, request):
+            if running[number].has_ended_with(outcome):
                 self._end(lane, number)
         self._fill(lane)
 
@@ -141,7 +173,7 @@ class Scheduler:
     def _fill(self, lane: Lane) -> None:
         """Lets waiting trials join a lane's stack, and starts its next epoch."""
         running = self.at_work[lane]
-        self.waiting = [(number, one) for number, one in self.waiting if not one.stop]
+        self.waiting = [(number, one) for number, one in self.waiting if not one.stop or one.told]
         if not running:
             if not self.waiting:
                 return
@@ -178,10 +210,6 @@ class Scheduler:
             log.info("Memory holds a stack of %d such trials", fits)
         room = max(0, min(share, max_stack, fits) - len(self.at_work[lane]))
         return iter(waiting[: max(room, 0 if self.at_work[lane] else 1)])
-
-
-def _is_last(outcome: Epoch | Exception, request: Request) -> bool:
-    return isinstance(outcome, Epoch) and outcome.epoch >= request.trial.epochs
 
 
 def train_here(requests: Sequence[Request]) -> None:

@@ -172,8 +172,7 @@ class Stack:
         if trial.checkpoint:
             trial.checkpoint.begin()
             if trial.checkpoint.resume:
-                state = checkpoint.read(trial.checkpoint.resume, trial.checkpoint.whose)
-                self._restore(row, state)
+                self._restore(row, checkpoint.read(trial.checkpoint.resume, trial.checkpoint.whose))
 
     def _restore(self, row: Row, state: State) -> None:
         model = row.trial.model
