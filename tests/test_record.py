@@ -58,3 +58,18 @@ def test_files_follow_the_umask(tmp_path: Path) -> None:
 def test_reserved_folders_are_never_shared(tmp_path: Path) -> None:
     folders = [record.reserve(tmp_path / "a" / "12-00-00") for _ in range(3)]
     assert [folder.name for folder in folders] == ["12-00-00", "12-00-00-2", "12-00-00-3"]
+
+
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [
+        ("=HYPERLINK(1)", "'=HYPERLINK(1)"),
+        ("+cmd|' /C calc'!A0", "'+cmd|' /C calc'!A0"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("-1e-3", "-1e-3"),
+        ("adam", "adam"),
+        (-1, -1),
+    ],
+)
+def test_a_cell_holds_no_formula(text: object, cell: object) -> None:
+    assert record.inert(text) == cell

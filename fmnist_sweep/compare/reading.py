@@ -5,8 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from fmnist_sweep import record
 from fmnist_sweep.compare.rows import CompareError, Side, checked, csv
 from fmnist_sweep.report import facts, tables
@@ -65,7 +63,7 @@ def _side(path: Path, objective: str | None) -> Side:
         file = path / "sweep.csv"
         if sweep.runs:
             table = sweep.sweep_table()
-            if file.exists() and file.read_bytes() != _as_csv(table):
+            if file.exists() and file.read_bytes() != tables.as_csv(table).encode():
                 notes.append(
                     f"{file} is not what the run folders say, which are taken here; "
                     f"python -m fmnist_sweep.report {path} makes it anew"
@@ -89,10 +87,6 @@ def _runs(folder: Path) -> Sweep:
     except tables.ReportError as error:
         raise CompareError(str(error)) from None
     return sweep
-
-
-def _as_csv(table: pd.DataFrame) -> bytes:
-    return table.to_csv(index=False, lineterminator="\n").encode()
 
 
 def _goals(sweep: Sweep) -> dict[str, str]:

@@ -9,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fmnist_sweep import record
 from fmnist_sweep.compare.findings import TOP
 from fmnist_sweep.report.facts import duration
 from fmnist_sweep.report.measure import Measure
@@ -157,7 +158,7 @@ def as_csv(found: Mapping[str, Any]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     rows = [_csv_row(sweep) for sweep in found["sweeps"]]
     writer.writerow(rows[0])
-    writer.writerows(row.values() for row in rows)
+    writer.writerows(map(record.inert, row.values()) for row in rows)
     return text.getvalue()
 
 

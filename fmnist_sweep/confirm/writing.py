@@ -13,6 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fmnist_sweep import record
 from fmnist_sweep.config import Config
 from fmnist_sweep.confirm.verdict import Mean, Standing
 from fmnist_sweep.report import facts
@@ -121,7 +122,7 @@ def as_csv(table: Sequence[Standing], measure: Measure) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({key: record.inert(value) for key, value in row.items()} for row in rows)
     return text.getvalue()
 
 

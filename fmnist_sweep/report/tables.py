@@ -136,8 +136,14 @@ class Sweep:
     def write(self) -> None:
         """Writes `sweep.csv` and `curves.csv` into the sweep's folder, with every digit."""
         for name, table in (("sweep", self.sweep_table()), ("curves", self.curves_table())):
-            text = table.to_csv(index=False, lineterminator="\n")
-            record.write_whole(self.folder / f"{name}.csv", text)
+            record.write_whole(self.folder / f"{name}.csv", as_csv(table))
+
+
+def as_csv(table: pd.DataFrame) -> str:
+    """A table as text, with every digit and without formulas."""
+    texts = table.select_dtypes(exclude="number").columns
+    safe = table.assign(**{name: table[name].map(record.inert) for name in texts})
+    return safe.to_csv(index=False, lineterminator="\n")
 
 
 def read_run(trial: int, folder: Path) -> Run | None:
