@@ -100,11 +100,11 @@ class Reporter:
         """
         if len(self.job.objectives) > 1 or self.job.objectives[0] not in record.EPOCH_METRICS:
             return True
-        told = study.load(self.job.address)
-        backend = study.storage(self.job.address.url)
         value = getattr(row, self.job.objectives[0])
 
         def report() -> bool:
+            told = study.load(self.job.address)
+            backend = study.storage(self.job.address.url)
             trial = told.get_trials(deepcopy=False)[self.number]
             if trial.user_attrs.get("run") != self.run.name:
                 raise TakenOver

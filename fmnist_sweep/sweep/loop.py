@@ -9,7 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -38,7 +38,7 @@ from fmnist_sweep.sweep.job import SweepJob
 from fmnist_sweep.sweep.launcher import Job, StackedLauncher
 from fmnist_sweep.sweep.settings import Settings, make_sampler
 from fmnist_sweep.sweep.space import Space
-from fmnist_sweep.sweep.study import SweepStudy, reachable, tell
+from fmnist_sweep.sweep.study import Lost, SweepStudy, reachable, tell
 
 log = logging.getLogger(__name__)
 
@@ -236,8 +236,10 @@ class Loop:
                 code, stopped = 128 + stop.number, "Interrupted"
             except TooManyFailures as stop:
                 code, stopped = 1, str(stop)
+            except Lost as lost:
+                code, stopped = 1, str(lost)
             finally:
-                self.study.settle_mine()
+                self._settle()
                 self._refresh(final=True)
         runs = list(self.table.runs.values())
         if runs:
@@ -251,6 +253,10 @@ class Loop:
             sys.exit(code)
         if runs and all(run.state == "FAILED" for run in runs):
             sys.exit(f"All {len(runs)} trials failed, the last with: {self._last_reason()}")
+
+    def _settle(self) -> None:
+        with suppress(Lost):  # then the next start does it
+            self.study.settle_mine()
 
     def _greet(self) -> None:
         """Says what is about to happen, after settling what an earlier process left."""

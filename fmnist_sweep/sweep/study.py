@@ -6,6 +6,7 @@ operating system lets go of the lock when that process dies, however it dies.
 """
 
 import functools
+import sys
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -27,7 +28,15 @@ from fmnist_sweep.sweep.settings import Settings, make_sampler
 from fmnist_sweep.sweep.space import Space
 
 T = TypeVar("T")
-PATIENCE = 60.0  # seconds that a locked or restarting database is waited for
+PATIENCE = 180.0  # seconds that a locked or restarting database is waited for
+SQLITE_WAIT = 20.0  # of them, seconds that SQLite itself waits for a lock each time
+
+
+class Lost(KeyboardInterrupt):
+    """The study's database is gone; what has finished is in the run folders.
+
+    No error of the trial's, and so none of `Exception`: it ends the sweep as an interruption does.
+    """
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,7 @@ def storage(url: str) -> RDBStorage:
     if url in _opened:
         return _opened[url]
     is_file = url.startswith("sqlite")
-    arguments = {"connect_args": {"timeout": PATIENCE}} if is_file else {"pool_pre_ping": True}
+    arguments = {"connect_args": {"timeout": SQLITE_WAIT}} if is_file else {"pool_pre_ping": True}
     opened = RDBStorage(url, engine_kwargs=arguments)
     if is_file:
         # By default SQLite takes its lock at the first write: of two processes that have read the
@@ -65,6 +74,7 @@ def storage(url: str) -> RDBStorage:
 
 def disconnect() -> None:
     """Closes what this process has opened."""
+    _lost.clear()
     load.cache_clear()
     for opened in _opened.values():
         opened.remove_session()
@@ -125,20 +135,36 @@ def _noted(folder: Path, name: str) -> dict[str, Any]:
         return noted
 
 
+_lost: set[str] = set()
+
+
 def persist(call: Callable[[], T]) -> T:
-    """Repeats a call that may safely be repeated until the database takes it.
+    """Repeats a call that may safely be repeated until the database takes it, and says so.
 
     A result is good even if the database is locked or its server restarts just now.
+
+    Raises:
+        Lost: it did not within `PATIENCE`; further calls are then not repeated.
     """
     wait, until = 0.05, time.monotonic() + PATIENCE
+    told = False
     while True:
         try:
             return call()
-        except (StorageInternalError, sqlalchemy.exc.DBAPIError):
-            if time.monotonic() > until:
-                raise
+        except (StorageInternalError, sqlalchemy.exc.DBAPIError) as error:
+            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            if _lost or time.monotonic() > until:
+                _lost.add(reason)
+                raise Lost(f"The study's database is gone ({reason})") from None
+        if not told and time.monotonic() > until - PATIENCE + 1:
+            _say(f"The study's database does not answer ({reason}); waiting up to {PATIENCE:g} s")
+            told = True
         time.sleep(wait)
         wait = min(2 * wait, 2.0)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 @functools.cache
@@ -155,9 +181,9 @@ def tell(address: Address, number: int, run: Path, objectives: Sequence[str]) ->
     """
     summary = record.summary(run)
     assert summary is not None
-    study, backend = load(address), storage(address.url)
 
     def once() -> None:
+        study, backend = load(address), storage(address.url)
         trial = study.get_trials(deepcopy=False)[number]
         if trial.state.is_finished() or trial.user_attrs.get("run") != run.name:
             return
