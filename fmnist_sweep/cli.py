@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hydra
+import omegaconf
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
@@ -73,7 +75,7 @@ def with_clear_errors(command: Callable[[], Any]) -> None:
         print("Interrupted.", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        line = _one_line(error)
+        line = in_a_line(error)
         if line is None:
             raise
         sys.exit(line)
@@ -82,14 +84,23 @@ def with_clear_errors(command: Callable[[], Any]) -> None:
             os.environ.pop("HYDRA_FULL_ERROR", None)
 
 
-def _one_line(error: BaseException) -> str | None:
+def in_a_line(error: BaseException) -> str | None:
     """What to tell the user of an error, or None for a fault of ours."""
+    if _is_of_hydra(error):
+        return hydra_line(error)
     if isinstance(error, HydraException | OmegaConfBaseException):
         return hydra_line(error)
     if isinstance(error, YAMLError):
         return "YAML: " + " ".join(str(error).split())
     known = {"ConfigError", "DataError", "TrialFailed"}
     return str(error) if type(error).__name__ in known else None
+
+
+def _is_of_hydra(error: BaseException) -> bool:
+    """Whether Hydra itself has raised it, as of an override without a key."""
+    trace = traceback.extract_tb(error.__traceback__)
+    inside = {str(Path(module.__file__).parent) for module in (hydra, omegaconf) if module.__file__}
+    return bool(trace) and any(trace[-1].filename.startswith(folder) for folder in inside)
 
 
 def hydra_line(error: BaseException) -> str:

@@ -32,18 +32,19 @@ def pairs(combination: Combination) -> set[tuple[tuple[int, str], ...]]:
     return set(itertools.combinations(enumerate(combination), 2))
 
 
-def covering() -> list[Combination]:
-    """Combinations in which every two options of different groups meet, chosen greedily."""
-    missing = set().union(*map(pairs, ALL))
+def covering(combinations: list[Combination]) -> list[Combination]:
+    """Some in which every two options of different groups meet, chosen greedily."""
+    missing = set().union(*map(pairs, combinations))
     chosen = []
     while missing:
-        best = max(ALL, key=lambda combination: len(pairs(combination) & missing))
+        best = max(combinations, key=lambda combination: len(pairs(combination) & missing))
         chosen.append(best)
         missing -= pairs(best)
     return chosen
 
 
-COVERING = covering()
+# One network of each class of pretrained ones.
+SMALLER = [combination for combination in ALL if combination[0] not in ("resnet50", "vgg16_bn")]
 
 
 # What a run of two epochs asks of a scheduler.
@@ -72,7 +73,7 @@ def lines(combination: Combination) -> list[str]:
 def test_there_are_so_many() -> None:
     assert [len(options) for options in OPTIONS.values()] == [6, 6, 6, 7]
     assert len(ALL) == 1512
-    assert len(COVERING) < 60
+    assert len(covering(ALL)) < 60
 
 
 def test_every_combination_passes_the_schema() -> None:
@@ -103,7 +104,7 @@ def test_a_sweep_of_them_is_killed_resumed_and_trains_each(
     fmnist_train: Command, tmp_path: Path, data_root: Path
 ) -> None:
     """Every two options of different groups, two epochs of one batch, in a single sweep."""
-    train_and_resume(COVERING, fmnist_train, tmp_path, data_root)
+    train_and_resume(covering(SMALLER), fmnist_train, tmp_path, data_root)
 
 
 @pytest.mark.torture

@@ -88,7 +88,8 @@ def grid(runs: Sequence[Run]) -> tuple[list[Axis], list[Cell]] | None:
         if run.state == "COMPLETE" and objective(run) is not None:
             where = tuple(axis.place(run.params.get(axis.key)) for axis in found)
             points.setdefault(where, []).append(run)
-    cells = [_cell(where, some) for where, some in sorted(points.items()) if None not in where]
+    whole = [where for where in points if None not in where]  # a conditional key may be missing
+    cells = [_cell(where, points[where]) for where in sorted(whole)]
     full = math.prod(len(axis.choices) for axis in found)
     # A search that happens to draw few values leaves most of the product empty.
     return (found, cells) if cells and len(points) > full / 2 else None

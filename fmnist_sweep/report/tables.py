@@ -1,12 +1,13 @@
 """A sweep's tables, made from its run folders alone: `sweep.csv` and `curves.csv`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fmnist_sweep import record
 from fmnist_sweep.record import Epoch
@@ -30,6 +31,42 @@ class ReportError(Exception):
     """A folder that is no sweep, or a torn file; the message is one line."""
 
 
+class _Note(BaseModel):
+    """What must be in `trial.json`, which may be somebody else's."""
+
+    model_config = ConfigDict(strict=True)
+
+    params: dict[str, bool | int | float | str | None]
+    default: bool
+    objective: Annotated[list[str], Field(min_length=1)]
+    direction: Annotated[list[Literal["minimize", "maximize"]], Field(min_length=1)]
+
+
+class _Row(BaseModel):
+    """What must be in `summary.json`; numbers that it has not are missing."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    __pydantic_extra__: dict[str, bool | int | float | str | None]
+
+    state: Literal["COMPLETE", "PRUNED", "FAILED"]
+    reason: str | None = None
+    train_loss: float | None = None
+    train_accuracy: float | None = None
+    val_loss: float | None = None
+    val_accuracy: float | None = None
+    best_val_accuracy: float | None = None
+    test_accuracy: float | None = None
+    best_epoch: int | None = None
+    kept_epoch: int | None = None
+    epochs: int | None = None
+    seed: int | None = None
+    repeats: Annotated[int, Field(ge=1)] | None = None
+    seconds: float | None = None
+    images_per_second: float | None = None
+    started: float | None = None
+    ended: float | None = None
+
+
 @dataclass(frozen=True)
 class Run:
     """A finished run of a sweep.
@@ -45,7 +82,7 @@ class Run:
     params: Mapping[str, Any]
     default: bool
     objective: list[str]
-    direction: list[str]
+    direction: Sequence[str]
     summary: Mapping[str, Any]
     history: list[Epoch]
     folder: Path
@@ -163,13 +200,20 @@ def read_run(trial: int, folder: Path) -> Run | None:
         history = record.read_history(folder)
     except FileNotFoundError:
         history = []
+    try:
+        said = _Note.model_validate(note)
+        row = _Row.model_validate(summary)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(map(str, fault["loc"]))
+        raise ValueError(f"{key}: {fault['msg'].lower()}") from None
     return Run(
         trial=trial,
-        state=str(summary["state"]),
-        params=note["params"],
-        default=bool(note["default"]),
-        objective=list(note["objective"]),
-        direction=list(note["direction"]),
+        state=row.state,
+        params=said.params,
+        default=said.default,
+        objective=said.objective,
+        direction=said.direction,
         summary=summary,
         history=history,
         folder=folder,
