@@ -1,9 +1,10 @@
 # make train   sets up what is missing and trains the baseline
 # make test    sets up what is missing, checks and tests
+# make torture tries for hours to break what docs/promises.md says
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test check postgres chromium bench
+.PHONY: train test torture check postgres chromium bench
 
 train: .venv/installed
 	$(BIN)/python -m fmnist_sweep.train
@@ -11,6 +12,9 @@ train: .venv/installed
 test: check postgres chromium
 	$(BIN)/python -m fmnist_sweep.data.source
 	$(BIN)/pytest
+
+torture: .venv/installed postgres
+	$(BIN)/pytest -m torture
 
 # The server that the tests run sweeps on; without one those tests are skipped.
 postgres:

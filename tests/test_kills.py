@@ -137,3 +137,36 @@ def test_stacks_in_processes_end_with_the_sweep(
     assert ("RUNNING" in states) == (number == signal.SIGKILL)
     finished = list(Path("multirun/a").glob("*/summary.json"))
     assert finished and len(finished) < 8
+
+
+@pytest.mark.slow
+def test_killed_trials_go_on_from_their_checkpoints(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FMNIST_SWEEP_DATA", str(data_root))
+    small = ("data.train_size=640", "data.val_size=100", "trainer.epochs=40")
+    how = ("trainer.checkpoint=true", "trainer.compile=false", "hydra.launcher.workers=2")
+    command = [sys.executable, "-m", "fmnist_sweep.train", "-m", "seed=1,2", *small, *how]
+    folder = Path("multirun/a")
+
+    def epochs(run: str) -> list[list[str]]:
+        """A run's rows without their seconds."""
+        file = folder / run / "history.csv"
+        return [row.split(",")[:-1] for row in file.read_text().splitlines()[1:]]
+
+    with open("log.txt", "w") as log:
+        process = subprocess.Popen([*command, "name=a"], stdout=log, stderr=log)
+        while (
+            not all((folder / run / "history.csv").exists() for run in "01")
+            or min(len(epochs(run)) for run in "01") < 3
+        ):
+            assert process.poll() is None, Path("log.txt").read_text()
+            time.sleep(0.005)
+        process.kill()
+        process.wait()
+    assert subprocess.run([*command, "name=a"]).returncode == 0
+    assert subprocess.run([*command, "name=b"]).returncode == 0
+    for run in "01":
+        assert "Going on after epoch" in (folder / f"{run}-2" / "train.log").read_text()
+        assert len(epochs(f"{run}-2")) == 40
+        assert epochs(f"{run}-2") == epochs(f"../b/{run}")
