@@ -1,4 +1,7 @@
-"""Kills a sweep again and again until it is complete: `python -m tests.kill_repeatedly KILLS ...`.
+"""Kills a sweep again and again until it is complete.
+
+python -m tests.kill_repeatedly KILLS SEED OVERRIDES...: the seed decides on moments and on whether
+the process alone or its whole group is killed.
 
 The sweep runs in children forked from this process, which has imported everything: they get to
 work at once. Prints the number of kills. After each, the tables must be whole and no finished run
@@ -26,6 +29,7 @@ def begin(arguments: list[str]) -> int:
     child = os.fork()
     if child:
         return child
+    os.setsid()
     code = 1
     try:
         with open("log.txt", "a") as log:
@@ -38,10 +42,11 @@ def begin(arguments: list[str]) -> int:
         os._exit(code)
 
 
-def ends_within(child: int, seconds: float, begun: int | None = None) -> bool:
+def ends_within(child: int, seconds: float, group: bool, begun: int | None = None) -> bool:
     """Waits for a child; kills it if it is not done in time.
 
     Args:
+        group: kill all processes that it has started with it.
         begun: the time counts from when more runs than these have begun.
     """
     until = None
@@ -53,7 +58,7 @@ def ends_within(child: int, seconds: float, begun: int | None = None) -> bool:
             assert status == 0, Path("log.txt").read_text()[-2000:]
             return True
         time.sleep(0.005)
-    os.kill(child, signal.SIGKILL)
+    (os.killpg if group else os.kill)(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return False
 
@@ -68,15 +73,17 @@ def finished() -> dict[str, tuple[bytes, int]]:
 
 def main() -> None:
     """The command."""
-    wanted, arguments = int(sys.argv[1]), sys.argv[2:]
+    wanted, seed, arguments = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+    print(f"Seed {seed}", flush=True)
     kills = 0
-    moments = random.Random(0)
+    moments = random.Random(seed)
     before: dict[str, tuple[bytes, int]] = {}
     while True:
         enough = kills >= wanted
         # Most kills hit trials at work, every fourth any moment since the start.
         begun = None if kills % 4 == 3 or enough else len(list(RUNS.glob("*/trial.json")))
-        if ends_within(begin(arguments), 120 if enough else moments.uniform(0, 0.5), begun):
+        seconds = 120 if enough else moments.uniform(0, 0.5)
+        if ends_within(begin(arguments), seconds, moments.random() < 0.5, begun):
             assert enough, f"complete after {kills} kills"
             break
         kills += 1

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from fmnist_sweep.sweep import study
+from tests import postgres
 from tests.conftest import ROOT
 
 SEARCH = (
@@ -32,9 +33,9 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     study.disconnect()
 
 
-def check_complete(n_trials: int) -> None:
+def check_complete(n_trials: int, url: str | None = None) -> None:
     """Exactly so many finished trials, each run to its end exactly once."""
-    url = f"sqlite:///{Path('multirun/a/study.db').absolute()}"
+    url = url or f"sqlite:///{Path('multirun/a/study.db').absolute()}"
     trials = study.load(study.Address(url, "a")).trials
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * n_trials
     assert len({trial.params["optimizer.lr"] for trial in trials}) == n_trials
@@ -62,16 +63,39 @@ def no_process_is_left(group: int) -> bool:
 
 @pytest.mark.slow
 def test_twenty_kills_lose_nothing() -> None:
-    command = [sys.executable, "-m", "tests.kill_repeatedly", "20"]
+    kill(20, 0, N_TRIALS)
+    check_complete(N_TRIALS)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("storage", ["sqlite", "postgresql"])
+@pytest.mark.parametrize("launcher", ["stacked", "basic", "joblib"])
+def test_two_hundred_kills_lose_nothing(launcher: str, storage: str) -> None:
+    seed = int(time.time())
+    options = [f"hydra/launcher={launcher}"]
+    if launcher == "joblib":
+        options += ["hydra.launcher.n_jobs=2"]
+    if storage == "sqlite":
+        kill(200, seed, 400, *options)
+        check_complete(400)
+        return
+    with postgres.server() as server:
+        url = server.new_database()
+        kill(200, seed, 400, *options, f"hydra.sweeper.storage={url}")
+        check_complete(400, url)
+        study.disconnect()
+
+
+def kill(kills: int, seed: int, n_trials: int, *options: str) -> None:
+    command = [sys.executable, "-m", "tests.kill_repeatedly", str(kills), str(seed)]
     outcome = subprocess.run(
-        [*command, *SEARCH, f"hydra.sweeper.n_trials={N_TRIALS}"],
+        [*command, *SEARCH, *options, f"hydra.sweeper.n_trials={n_trials}"],
         env={**os.environ, "TINY_TASK_MS": "20"},
         capture_output=True,
         text=True,
     )
-    assert outcome.returncode == 0, outcome.stderr[-3000:]
-    assert outcome.stdout.startswith("20 kills")
-    check_complete(N_TRIALS)
+    assert outcome.returncode == 0, f"seed {seed}: {outcome.stderr[-3000:]}"
+    assert f"{kills} kills" in outcome.stdout
     again = [path for path in Path("multirun/a").iterdir() if "-" in path.name]
     assert again, "no trial was caught at work"
 
