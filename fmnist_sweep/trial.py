@@ -23,7 +23,7 @@ from fmnist_sweep.record import Epoch
 from fmnist_sweep.report import plots
 from fmnist_sweep.screen import Screen
 from fmnist_sweep.training import checkpoint, skeleton
-from fmnist_sweep.training.checkpoint import Checkpoint
+from fmnist_sweep.training.checkpoint import Checkpoint, CheckpointError, OtherConfiguration
 from fmnist_sweep.training.compiling import worth_compiling
 from fmnist_sweep.training.early_stopping import EarlyStopping
 from fmnist_sweep.training.engine import Trial
@@ -140,8 +140,8 @@ class _Training:
                 continue
             try:
                 history = checkpoint.read(path, kept.whose)["history"]
-            except (checkpoint.CheckpointError, OSError) as error:
-                if path.parent == self.folder and "another" in str(error):
+            except (CheckpointError, OSError) as error:
+                if path.parent == self.folder and isinstance(error, OtherConfiguration):
                     raise ConfigError(
                         f"{self.folder}: holds an interrupted run of another configuration; "
                         "name another folder, or give the same keys to go on"

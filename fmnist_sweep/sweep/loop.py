@@ -38,7 +38,7 @@ from fmnist_sweep.sweep.job import SweepJob
 from fmnist_sweep.sweep.launcher import Job, StackedLauncher
 from fmnist_sweep.sweep.settings import Settings, make_sampler
 from fmnist_sweep.sweep.space import Space
-from fmnist_sweep.sweep.study import Lost, SweepStudy, reachable, tell
+from fmnist_sweep.sweep.study import Lost, SweepStudy, check_written, reachable, tell
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +89,9 @@ def sweep(
     plain = OmegaConf.to_container(OmegaConf.create(dict(values)), resolve=True)
     assert isinstance(plain, dict)
     settings = settings_file.read({str(key): value for key, value in plain.items()})
+    written = OmegaConf.to_container(config.hydra.sweeper, resolve=False)
+    assert isinstance(written, dict)
+    check_written(written["storage"])
     space = space_file.read(arguments, settings, compose, config.seed)
     extend = _custom_space(settings, config)
     _rehearse(settings, space)

@@ -110,6 +110,24 @@ def reachable(url: str) -> RDBStorage:
         ) from None
 
 
+def check_written(url: str | None) -> None:
+    """Refuses a password in a storage as it is written, which every run folder would repeat.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    try:
+        secret = sqlalchemy.make_url(url or "").password
+    except sqlalchemy.exc.ArgumentError:  # none, or an interpolation
+        return
+    if secret:
+        raise ConfigError(
+            f"hydra.sweeper.storage={_shown(str(url))}: a password here would be written into run "
+            "folders; give it as PGPASSWORD, in ~/.pgpass or a service file, or the whole address "
+            "as hydra.sweeper.storage='${oc.env:NAME}'"
+        )
+
+
 def _shown(url: str) -> str:
     """A URL without its password."""
     try:

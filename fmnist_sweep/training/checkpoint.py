@@ -21,6 +21,10 @@ class CheckpointError(ValueError):
     """A file that cannot be gone on from; the message says why."""
 
 
+class OtherConfiguration(CheckpointError):
+    """A good file, but of a trial with other keys."""
+
+
 @dataclass
 class Checkpoint:
     """Where and how often a trial's state is kept.
@@ -60,7 +64,7 @@ def read(path: Path, whose: str) -> State:
     """Reads a state; nothing in the file is executed.
 
     Raises:
-        CheckpointError: the file is damaged or another configuration's.
+        CheckpointError: the file is damaged; `OtherConfiguration`: it is another trial's.
         OSError: it cannot be read.
     """
     digest, _, content = path.read_bytes().partition(b"\n")
@@ -72,5 +76,5 @@ def read(path: Path, whose: str) -> State:
     except Exception:  # not what `write` has written, whatever its checksum says
         raise CheckpointError("is damaged") from None
     if owner != whose:
-        raise CheckpointError("is of another configuration")
+        raise OtherConfiguration("is of another configuration")
     return state
