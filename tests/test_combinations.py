@@ -43,8 +43,8 @@ def covering(combinations: list[Combination]) -> list[Combination]:
     return chosen
 
 
-# One network of each class of pretrained ones.
-SMALLER = [combination for combination in ALL if combination[0] not in ("resnet50", "vgg16_bn")]
+# The other pretrained networks take minutes more and differ in nothing that the groups touch.
+QUICK = [combination for combination in ALL if combination[0] in ("mlp", "cnn", "resnet18")]
 
 
 # What a run of two epochs asks of a scheduler.
@@ -104,7 +104,7 @@ def test_a_sweep_of_them_is_killed_resumed_and_trains_each(
     fmnist_train: Command, tmp_path: Path, data_root: Path
 ) -> None:
     """Every two options of different groups, two epochs of one batch, in a single sweep."""
-    train_and_resume(covering(SMALLER), fmnist_train, tmp_path, data_root)
+    train_and_resume(covering(QUICK), fmnist_train, tmp_path, data_root)
 
 
 @pytest.mark.torture
