@@ -119,7 +119,7 @@ def _peer(config: Config, workers: int) -> Callable[[], None]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Medians, and ours in float32 as a multiple of each, round by round."""
+    """Medians, and ours in float32 as a multiple of each; all have had the same threads."""
     lines = [
         "| images a second | median | fmnist_sweep, float32, is times as fast |",
         "|---|---|---|",
