@@ -1,7 +1,8 @@
 """Fixtures: the real data set and the command, run in this process."""
 
+import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,8 +42,10 @@ def in_process(
     data_root: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
-) -> InProcess:
+) -> Iterator[InProcess]:
     """Turns a command's `main` into a function of its arguments, run in an empty folder."""
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FMNIST_SWEEP_DATA", str(data_root))
 
@@ -64,7 +67,12 @@ def in_process(
 
         return run
 
-    return command
+    yield command
+    # Hydra leaves handlers behind that write to this test's output.
+    for handler in set(root.handlers) - set(before):
+        handler.close()
+    root.handlers[:] = before
+    root.setLevel(level)
 
 
 @pytest.fixture
