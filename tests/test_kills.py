@@ -168,7 +168,7 @@ def test_killed_trials_go_on_from_their_checkpoints(
     data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FMNIST_SWEEP_DATA", str(data_root))
-    small = ("data.train_size=640", "data.val_size=100", "trainer.epochs=40")
+    small = ("data.train_size=640", "data.val_size=100", "trainer.epochs=16")
     how = ("trainer.checkpoint=true", "trainer.compile=false", "hydra.launcher.workers=2")
     command = [sys.executable, "-m", "fmnist_sweep.train", "-m", "seed=1,2", *small, *how]
     folder = Path("multirun/a")
@@ -192,5 +192,5 @@ def test_killed_trials_go_on_from_their_checkpoints(
     assert subprocess.run([*command, "name=b"]).returncode == 0
     for run in "01":
         assert "Going on after epoch" in (folder / f"{run}-2" / "train.log").read_text()
-        assert len(epochs(f"{run}-2")) == 40
+        assert len(epochs(f"{run}-2")) == 16
         assert epochs(f"{run}-2") == epochs(f"../b/{run}")
