@@ -14,7 +14,7 @@ from fmnist_sweep.sweep import study
 from tests import postgres
 from tests.conftest import ROOT
 
-PROCESSES, N_TRIALS = 6, 40
+PROCESSES, N_TRIALS = 6, 24
 SEARCH = (
     *("-m", "name=a", "optimizer.lr=tag(log,interval(1e-4,1e-1))", "trainer.epochs=1"),
     *("hydra/sweeper/sampler=random", f"hydra.sweeper.n_trials={N_TRIALS}"),

@@ -81,7 +81,7 @@ MISTAKES = {
     "server down": (
         [
             SEARCH,
-            f"hydra.sweeper.storage='postgresql+psycopg://me:secret@127.0.0.1:{unused_port()}/d'",
+            f"hydra.sweeper.storage='postgresql+psycopg://me@127.0.0.1:{unused_port()}/d'",
         ],
         ["hydra.sweeper.storage=postgresql", "refused"],
     ),
