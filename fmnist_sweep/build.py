@@ -68,10 +68,10 @@ def build(config: Config) -> Trial:
         cls([nn.Parameter(torch.zeros(1, 1))], **arguments)  # Muon takes matrices alone
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"optimizer: {_first_line(error)}") from None
-    return Trial(model, cls, dict(arguments), config.seed, config.trainer.epochs, recipe(config))
+    return Trial(model, cls, dict(arguments), config.seed, config.trainer.epochs, _recipe(config))
 
 
-def recipe(config: Config) -> Recipe:
+def _recipe(config: Config) -> Recipe:
     """What the training does beside plain steps."""
     trainer = config.trainer
     stops = trainer.early_stopping.patience is not None

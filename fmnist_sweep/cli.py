@@ -99,8 +99,8 @@ def in_a_line(error: BaseException) -> str | None:
 def _is_of_hydra(error: BaseException) -> bool:
     """Whether Hydra itself has raised it, as of an override without a key."""
     trace = traceback.extract_tb(error.__traceback__)
-    inside = {str(Path(module.__file__).parent) for module in (hydra, omegaconf) if module.__file__}
-    return bool(trace) and any(trace[-1].filename.startswith(folder) for folder in inside)
+    packages = [Path(module.__file__).parent for module in (hydra, omegaconf) if module.__file__]
+    return bool(trace) and any(map(Path(trace[-1].filename).is_relative_to, packages))
 
 
 def hydra_line(error: BaseException) -> str:

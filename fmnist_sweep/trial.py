@@ -106,8 +106,6 @@ class _Training:
         seeds = [config.seed + repeat for repeat in range(config.repeats)]
         self.configs = [config.model_copy(update={"seed": seed}) for seed in seeds]
         self.histories: list[list[Epoch]] = [[] for _ in seeds]
-        early = build.recipe(config).early_stopping
-        self.stopping = [EarlyStopping(early) if early else None for _ in seeds]
         self.pruned = False
         steps = math.ceil(len(data.train) / config.data.batch_size)
         self.screen = Screen(
@@ -117,6 +115,8 @@ class _Training:
             replace(build.build(one), checkpoint=self._checkpoint(at, one))
             for at, one in enumerate(self.configs)
         ]
+        early = trials[0].recipe.early_stopping
+        self.stopping = [EarlyStopping(early) if early else None for _ in seeds]
         self.parameters = sum(p.numel() for p in trials[0].model.parameters())
         compile, how = worth_compiling(
             config.trainer.compile, config.trainer.epochs * steps, self.parameters, where

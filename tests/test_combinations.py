@@ -104,17 +104,17 @@ def test_a_sweep_of_them_is_killed_resumed_and_trains_each(
     fmnist_train: Command, tmp_path: Path, data_root: Path
 ) -> None:
     """Every two options of different groups, two epochs of one batch, in a single sweep."""
-    train_and_resume(covering(QUICK), fmnist_train, tmp_path, data_root)
+    check_killed_and_resumed_sweep(covering(QUICK), fmnist_train, tmp_path, data_root)
 
 
 @pytest.mark.torture
 def test_a_sweep_of_all_is_killed_resumed_and_trains_each(
     fmnist_train: Command, tmp_path: Path, data_root: Path
 ) -> None:
-    train_and_resume(ALL, fmnist_train, tmp_path, data_root)
+    check_killed_and_resumed_sweep(ALL, fmnist_train, tmp_path, data_root)
 
 
-def train_and_resume(
+def check_killed_and_resumed_sweep(
     combinations: list[Combination], fmnist_train: Command, tmp_path: Path, data_root: Path
 ) -> None:
     experiments = tmp_path / "conf/experiment"

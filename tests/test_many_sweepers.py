@@ -60,16 +60,16 @@ def storage(
 
 @pytest.mark.slow
 def test_six_sweepers_at_once(storage: str) -> None:
-    sweep_together(storage)
+    check_six_sweepers(storage)
 
 
 @pytest.mark.torture
 @pytest.mark.parametrize("turn", range(20))
 def test_six_sweepers_at_once_twenty_times(turn: int, storage: str) -> None:
-    sweep_together(storage)
+    check_six_sweepers(storage)
 
 
-def sweep_together(storage: str) -> None:
+def check_six_sweepers(storage: str) -> None:
     where = () if storage.startswith("sqlite") else (f"hydra.sweeper.storage={storage}",)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TINY_TASK_MS": "20"}
     outcome = subprocess.run(

@@ -9,15 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 from torch import nn
 
 from fmnist_sweep import build
-from fmnist_sweep.bench.training import OURS, ratio, timed
-from fmnist_sweep.cli import parsed
-from fmnist_sweep.config import Config, conf_folder
+from fmnist_sweep.bench.training import OURS, composed, ours, ratio, timed
+from fmnist_sweep.config import Config
 from fmnist_sweep.data import batches, source
-from fmnist_sweep.training import engine
 
 CPU = torch.device("cpu")
 BATCH = 128
@@ -36,13 +33,14 @@ def measure(root: str, rounds: int, threads: int) -> dict[str, Any]:
 def _rates(root: str, network: str, rounds: int, threads: int) -> dict[str, list[float]]:
     size = NETWORKS[network] * BATCH
     config = _config(root, network, size)
+    data = batches.load(config.data, CPU, test=False)
     contenders = {
         f"{PEER}, in the training process": _peer(config, 0),
         f"{PEER}, {threads} workers": _peer(config, threads),
-        f"{OURS}, float32": _ours(config, bf16=False),
+        f"{OURS}, float32": ours(data, config).train,
     }
     if build.has_bf16(CPU):
-        contenders[f"{OURS}, bf16"] = _ours(config, bf16=True)
+        contenders[f"{OURS}, bf16"] = ours(data, config, bf16=True).train
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(-1, rounds):
         for name, train in contenders.items():
@@ -55,27 +53,8 @@ def _rates(root: str, network: str, rounds: int, threads: int) -> dict[str, list
 
 def _config(root: str, network: str, size: int) -> Config:
     folder = str(source.locate(root).folder.parent.parent)
-    overrides = [
-        *(f"model={network}", "augment=standard", "optimizer=sgd"),
-        *(f"data.root={folder}", f"data.train_size={size}", f"data.batch_size={BATCH}"),
-    ]
-    with initialize_config_dir(conf_folder()):
-        return parsed(compose("config", overrides))
-
-
-def _ours(config: Config, bf16: bool) -> Callable[[], None]:
-    data = batches.load(config.data, CPU, test=False)
-    trial = build.build(config)
-    steps = engine.Steps(trial, True, bf16, CPU)
-    row = engine.Row(0, trial, steps, len(data.train) // BATCH)
-    chunk = engine.Chunk([row], steps, data.train, BATCH)
-
-    def train() -> None:
-        chunk.begin_epoch()
-        chunk.run(chunk.batches)
-        chunk.running()
-
-    return train
+    sizes = f"data.root={folder}", f"data.train_size={size}", f"data.batch_size={BATCH}"
+    return composed(f"model={network}", "augment=standard", "optimizer=sgd", *sizes)
 
 
 def _peer(config: Config, workers: int) -> Callable[[], None]:
@@ -86,12 +65,11 @@ def _peer(config: Config, workers: int) -> Callable[[], None]:
     how = config.augment
     transform = v2.Compose(
         [
-            *(
-                v2.ToImage(),
-                v2.RandomCrop(28, padding=how.shift),
-                v2.RandomHorizontalFlip(how.flip),
-            ),
-            *(v2.ToDtype(torch.float32, scale=True), v2.Normalize((0.5,), (0.5,))),
+            v2.ToImage(),
+            v2.RandomCrop(28, padding=how.shift),
+            v2.RandomHorizontalFlip(how.flip),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize((0.5,), (0.5,)),
             v2.RandomErasing(how.erase, scale=(0.001, how.erase_size**2)),
         ]
     )

@@ -115,18 +115,23 @@ def scikit_learn(data: batches.Protocol) -> Contender | None:
     )
 
 
+def composed(*overrides: str) -> Config:
+    """What `python -m fmnist_sweep.train` composes of overrides."""
+    with initialize_config_dir(conf_folder()):
+        return parsed(compose("config", list(overrides)))
+
+
 def published_protocol(root: str) -> Config:
     """What `python -m fmnist_sweep.train experiment=seed` composes."""
-    with initialize_config_dir(conf_folder()):
-        return parsed(compose("config", ["experiment=seed", f"data.root={root}"]))
+    return composed("experiment=seed", f"data.root={root}")
 
 
-def ours(data: batches.Protocol, config: Config) -> Contender:
+def ours(data: batches.Protocol, config: Config, bf16: bool = False) -> Contender:
     """The engine as the command drives it."""
-    one = build.build(config)
-    steps = engine.Steps(one, True, False, torch.device("cpu"))
-    row = engine.Row(0, one, steps, -(-len(data.train) // BATCH))
-    chunk = engine.Chunk([row], steps, data.train, BATCH)
+    one, batch = build.build(config), config.data.batch_size
+    steps = engine.Steps(one, True, bf16, torch.device("cpu"))
+    row = engine.Row(0, one, steps, -(-len(data.train) // batch))
+    chunk = engine.Chunk([row], steps, data.train, batch)
 
     def train() -> None:
         chunk.begin_epoch()

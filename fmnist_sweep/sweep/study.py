@@ -175,14 +175,11 @@ def persist(call: Callable[[], T]) -> T:
                 _lost.add(reason)
                 raise Lost(f"The study's database is gone ({reason})") from None
         if not told and time.monotonic() > until - PATIENCE + 1:
-            _say(f"The study's database does not answer ({reason}); waiting up to {PATIENCE:g} s")
             told = True
+            line = f"The study's database does not answer ({reason}); waiting up to {PATIENCE:g} s"
+            print(line, file=sys.stderr, flush=True)
         time.sleep(wait)
         wait = min(2 * wait, 2.0)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fmnist_sweep.config import Config, ConfigError, checked, conf_folder
+from fmnist_sweep.config import Config, ConfigError, conf_folder, parse
 from fmnist_sweep.data.augment.transforms import augmented, draws, parts
 from fmnist_sweep.data.batches import load, normalise
 from fmnist_sweep.data.idx import DataError
@@ -51,7 +51,7 @@ def composed(overrides: list[str]) -> Config:
     """
     with initialize_config_dir(conf_folder()):
         config = compose("config", overrides)
-    return checked(Config, OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+    return parse(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
 
 
 def picture(config: Config) -> bytes:
