@@ -12,9 +12,10 @@ from omegaconf import DictConfig
 from fmnist_sweep.cli import parsed, with_clear_errors
 from fmnist_sweep.config import conf_folder
 from fmnist_sweep.sweep.launcher import StackedLauncher
+from fmnist_sweep.sweep.ray_launcher import RayLauncher
 from fmnist_sweep.sweep.sweeper import StudySweeper
 
-for plugin in (StudySweeper, StackedLauncher):
+for plugin in (StudySweeper, StackedLauncher, RayLauncher):
     Plugins.instance().register(plugin)
 
 

@@ -3,7 +3,6 @@
 import io
 import logging
 import math
-import os
 import statistics
 import sys
 import time
@@ -19,6 +18,7 @@ from fmnist_sweep import build, record
 from fmnist_sweep.config import Config, ConfigError
 from fmnist_sweep.data import batches
 from fmnist_sweep.loggers import Logger
+from fmnist_sweep.processes import cores_left
 from fmnist_sweep.record import Epoch
 from fmnist_sweep.report import plots
 from fmnist_sweep.screen import Screen
@@ -66,7 +66,7 @@ def run(
     if record.holds_run(folder) and not record.is_interrupted(folder):
         raise ConfigError(f"{folder}: holds a run already, which is never overwritten")
     where = build.device(config)
-    threads = _threads(config)
+    threads = min(config.trainer.threads, cores_left() or config.trainer.threads)
     torch.set_num_threads(threads)
     # Dead ReLU units let Adam's moments decay into denormals, which slow a step several times.
     torch.set_flush_denormal(True)
@@ -75,12 +75,6 @@ def run(
     training.go_on()
     train(training.requests)
     return training.finish(started, test)
-
-
-def _threads(config: Config) -> int:
-    """`trainer.threads`, or the share that a launcher of several processes left to this one."""
-    share = os.environ.get("OMP_NUM_THREADS", "")
-    return min(config.trainer.threads, int(share)) if share.isdigit() else config.trainer.threads
 
 
 class _Training:

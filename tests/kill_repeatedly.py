@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from fmnist_sweep.sweep import loop
+from fmnist_sweep.sweep import begin
 from tests import tiny_task
 
-assert loop  # imported for the children
+assert begin  # imported for the children
 RUNS = Path("multirun/a")
 
 

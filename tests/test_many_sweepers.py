@@ -22,7 +22,7 @@ SEARCH = (
 # Forked from one that has imported everything: they begin within milliseconds.
 PROGRAM = f"""
 import os, sys
-from fmnist_sweep.sweep import loop
+from fmnist_sweep.sweep import begin
 from tests import tiny_task
 children = []
 for number in range({PROCESSES}):

@@ -17,12 +17,13 @@ from torch import nn
 from fmnist_sweep.config import AugmentConfig, CosineConfig, EarlyStoppingConfig, PlateauConfig
 from fmnist_sweep.data.batches import Images, Protocol
 from fmnist_sweep.models.mlp import MLP
+from fmnist_sweep.processes import ProcessDied
 from fmnist_sweep.record import Epoch
 from fmnist_sweep.training import engine, stack
 from fmnist_sweep.training.checkpoint import Checkpoint
 from fmnist_sweep.training.compiling import worth_compiling
 from fmnist_sweep.training.engine import Trial
-from fmnist_sweep.training.lanes import Lane, LaneDied, ProcessLane
+from fmnist_sweep.training.lanes import Lane, ProcessLane
 from fmnist_sweep.training.recipe import Recipe
 from fmnist_sweep.training.scheduling import Request, Scheduler
 from fmnist_sweep.training.stack import Kind, Progress
@@ -243,7 +244,7 @@ def test_processes_train_the_same_and_their_death_is_told(data: Protocol) -> Non
         scheduler.add(other)
         while not (long.ended and other.ended):
             scheduler.step()
-    assert isinstance(long.error, LaneDied) and "SIGKILL" in str(long.error)
+    assert isinstance(long.error, ProcessDied) and "SIGKILL" in str(long.error)
     assert other.error is None and len(histories[1]) == 2
 
 
@@ -267,7 +268,7 @@ def test_the_death_of_a_process_costs_one_trial(kept: bool, data: Protocol, tmp_
                     assert isinstance(lane, ProcessLane) and lane.process.pid
                     os.kill(lane.process.pid, signal.SIGKILL)
                     kills += 1
-    assert kills == 2 and isinstance(requests[0].error, LaneDied)
+    assert kills == 2 and isinstance(requests[0].error, ProcessDied)
     assert [row.epoch for row in histories[1]] == [1, 2, 3, 4, 5, 6]
     for request in requests:
         request.trial.checkpoint = None

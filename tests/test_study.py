@@ -10,6 +10,7 @@ import optuna
 import pandas as pd
 import pytest
 
+from fmnist_sweep.processes import call_apart
 from fmnist_sweep.sweep import study as study_file
 from fmnist_sweep.sweep.settings import Settings
 from fmnist_sweep.sweep.space import Space
@@ -187,10 +188,16 @@ def test_processes_at_work_are_counted(tmp_path: Path) -> None:
         accept_changes=False,
         sampler={"_target_": "optuna.samplers.RandomSampler"},
     )
-    first, second = (SweepStudy(tmp_path, "a", space, settings, 0) for _ in range(2))
+    first = SweepStudy(tmp_path, "a", space, settings, 0)
     (tmp_path / ".worker-gone.lock").touch()
-    assert first.processes() == second.processes() == 2
-    second.close()
+
+    def second() -> None:
+        other = SweepStudy(tmp_path, "a", space, settings, 0)
+        assert other.processes() == 2
+        other.close()
+
+    study_file.hang_up()
+    call_apart(second)
     assert first.processes() == 1
     first.close()
 

@@ -3,10 +3,14 @@
 Its value depends on the learning rate alone; some seeds make it end in other ways.
 """
 
+import ctypes
 import math
 import os
+import resource
+import signal
 import sys
 import time
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -18,18 +22,34 @@ from fmnist_sweep.config import conf_folder
 from fmnist_sweep.record import Epoch
 from fmnist_sweep.sweep.job import reporter
 from fmnist_sweep.sweep.launcher import StackedLauncher
+from fmnist_sweep.sweep.ray_launcher import RayLauncher
 from fmnist_sweep.sweep.sweeper import StudySweeper
 
-for plugin in (StudySweeper, StackedLauncher):
+for plugin in (StudySweeper, StackedLauncher, RayLauncher):
     Plugins.instance().register(plugin)
 
 # Seeds from here to 99 more.
-RAISES, RETURNS_NONE, RETURNS_NAN, EXITS, RETURNS_TEXT = 100, 200, 300, 400, 500
+RAISES, RETURNS_NONE, RETURNS_NAN, EXITS, RETURNS_TEXT, RETURNS_INF = 100, 200, 300, 400, 500, 600
+# These take their process with them, or try to.
+LEAVES, IS_KILLED, CRASHES, EATS_MEMORY = 700, 800, 900, 1000
 
 
 def value(lr: float) -> float:
     """Best at 0.001."""
     return 1 / (1 + (math.log10(lr) + 3) ** 2)
+
+
+def bring_down(kind: int) -> None:
+    """Ends this process in one of four ways."""
+    if kind == LEAVES:
+        os._exit(7)
+    if kind == IS_KILLED:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == CRASHES:
+        ctypes.string_at(0)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, resource.RLIM_INFINITY))
+    bytearray(2**30)
 
 
 @hydra.main(
@@ -42,6 +62,8 @@ def task(config: DictConfig) -> object:
         raise RuntimeError("the task\nraised")
     if kind == EXITS:
         sys.exit(3)
+    if kind >= LEAVES:
+        bring_down(kind)
     best = value(config.optimizer.lr)
     tell = reporter()
     for epoch in range(1, config.trainer.epochs + 1):
@@ -52,7 +74,12 @@ def task(config: DictConfig) -> object:
             import optuna
 
             raise optuna.TrialPruned(f"pruned after epoch {epoch}")
-    wrong = {RETURNS_NONE: None, RETURNS_NAN: math.nan, RETURNS_TEXT: "good"}
+    wrong = {
+        RETURNS_NONE: None,
+        RETURNS_NAN: math.nan,
+        RETURNS_TEXT: "good",
+        RETURNS_INF: math.inf,
+    }
     if kind in wrong:
         return wrong[kind]
     both = len(HydraConfig.get().sweeper.direction) == 2

@@ -1,5 +1,6 @@
 """Hydra's plugin `hydra/launcher=stacked`. Light to import: single runs load it too."""
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ class StackedLauncher(Launcher):
 
     def __init__(self, **settings: Any) -> None:
         self.settings = settings
-        self.processes = 1  # that share this machine's cores, where nothing says how many workers
+        self.cores = len(os.sched_getaffinity(0))  # for it, where nothing says how many workers
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -47,4 +48,4 @@ class StackedLauncher(Launcher):
         """
         from fmnist_sweep.sweep import together
 
-        together.launch_each(self.settings, self.processes, *self.surroundings, next_job, on_end)
+        together.launch_each(self.settings, self.cores, *self.surroundings, next_job, on_end)

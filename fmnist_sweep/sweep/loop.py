@@ -1,44 +1,33 @@
-"""A whole sweep: its command line checked, its folder made, its trials run, its tables written."""
+"""A sweep from its first trial to its tables: trials asked for, launched, taken in and shown."""
 
 import logging
 import os
-import shutil
 import signal
 import sys
 import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import optuna
-from hydra.core.plugins import Plugins
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.utils import JobReturn
-from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, TaskFunction
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
 
 from fmnist_sweep import record
-from fmnist_sweep.cli import hydra_line
-from fmnist_sweep.config import ConfigError, trusted_targets
+from fmnist_sweep.processes import ProcessDied, call_apart
 from fmnist_sweep.report import ranking
 from fmnist_sweep.report.publish import publish
 from fmnist_sweep.report.tables import Run, Sweep
-from fmnist_sweep.sweep import settings as settings_file
-from fmnist_sweep.sweep import space as space_file
-from fmnist_sweep.sweep import together
 from fmnist_sweep.sweep.display import Display
-from fmnist_sweep.sweep.job import SweepJob
 from fmnist_sweep.sweep.launcher import Job, StackedLauncher
-from fmnist_sweep.sweep.settings import Settings, make_sampler
+from fmnist_sweep.sweep.settings import Settings
 from fmnist_sweep.sweep.space import Space
-from fmnist_sweep.sweep.study import Lost, SweepStudy, check_written, reachable, tell
+from fmnist_sweep.sweep.study import Lost, SweepStudy, forget, hang_up, tell
 
 log = logging.getLogger(__name__)
 
@@ -61,133 +50,24 @@ class TooManyFailures(Exception):
     """`hydra.sweeper.max_failures` was reached; the message says how."""
 
 
-def sweep(
-    arguments: Sequence[str],
-    values: Mapping[str, Any],
-    config: DictConfig,
-    context: HydraContext,
-    task: TaskFunction,
-) -> None:
-    """Runs a sweep, or what is left of it.
+def ahead(settings: Settings, space: Space) -> int:
+    """How many trials a process that trains stacks asks for before the first of them has ended."""
+    return settings.n_jobs or (space.n_trials if space.is_grid else AHEAD)
 
-    Args:
-        arguments: the command line's overrides, without those of `hydra.*`.
-        values: `hydra.sweeper`.
+
+def _wrong_with(returned: JobReturn) -> str | None:
+    """Why a job did not come to its end.
 
     Raises:
-        ConfigError: a user's mistake; nothing has been begun.
-        SystemExit: interrupted (130 or 143), or stopped by failures (1).
+        TooManyFailures: it was a share, which has met them.
     """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-
-    def compose(lines: Sequence[str]) -> DictConfig:
-        try:
-            return context.config_loader.load_sweep_config(config, list(lines))
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(hydra_line(error)) from None
-
-    plain = OmegaConf.to_container(OmegaConf.create(dict(values)), resolve=True)
-    assert isinstance(plain, dict)
-    settings = settings_file.read({str(key): value for key, value in plain.items()})
-    written = OmegaConf.to_container(config.hydra.sweeper, resolve=False)
-    assert isinstance(written, dict)
-    check_written(written["storage"])
-    space = space_file.read(arguments, settings, compose, config.seed)
-    extend = _custom_space(settings, config)
-    _rehearse(settings, space)
-    is_stacked = config.hydra.launcher._target_.endswith(".StackedLauncher")
-    if is_stacked:
-        together.read(config.hydra.launcher)
-    with _folder(config, settings) as folder:
-        name = config.name or "/".join(folder.parts[-2:])
-        study = SweepStudy(folder, name, space, settings, config.seed)
-        record.write_whole(folder / "multirun.yaml", OmegaConf.to_yaml(config))
-    job = SweepJob(task, study.address, settings.objective, settings.pruner)
-    launcher = Plugins.instance().instantiate_launcher(
-        hydra_context=context, task_function=job, config=config
-    )
-    if isinstance(launcher, StackedLauncher):
-        launcher.processes = study.processes()
-        at_once = settings.n_jobs or (space.n_trials if space.is_grid else AHEAD)
-    else:
-        at_once = settings.n_jobs or _side_by_side(config)
     try:
-        Loop(study, settings, launcher, at_once, extend).run(config.name)
-    finally:
-        study.close()
-
-
-def _custom_space(settings: Settings, config: DictConfig) -> Callable[[optuna.Trial], None] | None:
-    """The user's function that adds conditional keys."""
-    target = settings.custom_search_space
-    if target is None:
-        return None
-    try:
-        function = instantiate(
-            {"_target_": target, "_partial_": True}, _execution_whitelist_=trusted_targets()
-        )
-    except HydraException as error:
-        raise ConfigError(
-            f"hydra.sweeper.custom_search_space={target}: {hydra_line(error)}; the environment "
-            "variable FMNIST_SWEEP_TRUST=yourpackage.* lets a package of your own be called"
-        ) from None
-    return lambda trial: function(config, trial)
-
-
-def _rehearse(settings: Settings, space: Space) -> None:
-    """Lets the sampler suggest two trials of a study in memory.
-
-    Raises:
-        ConfigError: it cannot work with this space or these directions.
-    """
-    sampler = make_sampler(settings, 0, 0)
-    if space.is_grid:
-        return
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            study = optuna.create_study(sampler=sampler, directions=settings.direction)
-            for _ in range(2):
-                trial = study.ask(space.distributions)
-                study.tell(trial, [0.0] * len(settings.direction))
-    except (ValueError, ImportError, RuntimeError) as error:
-        text = " ".join(str(error).split())
-        raise ConfigError(f"hydra/sweeper/sampler: {text}") from None
-
-
-@contextmanager
-def _folder(config: DictConfig, settings: Settings) -> Iterator[Path]:
-    """The sweep's folder: a new one, unless a name or the user says which.
-
-    A folder made here is taken away again if the study cannot be opened in it.
-    """
-    if settings.storage:
-        reachable(settings.storage)
-    folder = Path(config.hydra.sweep.dir).absolute()
-    chosen = [o for o in config.hydra.overrides.hydra if o.startswith("hydra.sweep.dir=")]
-    made = None
-    try:
-        if chosen or config.name:
-            if not folder.exists():
-                folder.mkdir(parents=True)
-                made = folder
-        else:
-            folder = made = record.reserve(folder)
-        yield folder
-    except BaseException as error:
-        if made:
-            shutil.rmtree(made, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise ConfigError(f"hydra.sweep.dir={folder}: {error.strerror}") from None
+        _ = returned.return_value
+    except TooManyFailures:
         raise
-
-
-def _side_by_side(config: DictConfig) -> int:
-    """How many trials run at once, as far as the launcher's configuration says."""
-    jobs = OmegaConf.select(config, "hydra.launcher.n_jobs")
-    if not isinstance(jobs, int) or jobs == 0:
-        return 1
-    return jobs if jobs > 0 else max(1, (os.cpu_count() or 1) + 1 + jobs)
+    except Exception as error:
+        return _in_a_line(error)
+    return None
 
 
 def _in_a_line(error: Exception) -> str:
@@ -204,6 +84,7 @@ class Loop:
         launcher: Launcher,
         at_once: int,
         extend: Callable[[optuna.Trial], None] | None,
+        console: Console,
     ) -> None:
         self.study = study
         self.space = study.space
@@ -212,7 +93,7 @@ class Loop:
         self.at_once = at_once
         self.extend = extend
         self.begun: dict[int, Path] = {}
-        self.console = ranking.console()
+        self.console = console
         self.table = Sweep(study.folder)
         self.failures = 0
         self.writing = threading.Lock()
@@ -228,7 +109,7 @@ class Loop:
         folder = _relative(self.study.folder)
         way_back = "The same command goes on" if name else f"hydra.sweep.dir={folder} goes on"
         stopped: str | None = None
-        code = 0
+        code, is_lost = 0, False
         self._greet()
         before = list(self.table.runs.values())
         with Display(self.console, self.space.n_trials, before) as self.display:
@@ -241,8 +122,10 @@ class Loop:
                 code, stopped = 1, str(stop)
             except Lost as lost:
                 code, stopped = 1, str(lost)
+                is_lost = True
             finally:
-                self._settle()
+                if not is_lost:  # else the next start does it
+                    self._settle()
                 self._refresh(final=True)
         runs = list(self.table.runs.values())
         if runs:
@@ -257,8 +140,20 @@ class Loop:
         if runs and all(run.state == "FAILED" for run in runs):
             sys.exit(f"All {len(runs)} trials failed, the last with: {self._last_reason()}")
 
+    def work(self) -> None:
+        """Runs trials until none is left, as one of several processes and without a word."""
+        self.table.update()
+        before = list(self.table.runs.values())
+        with Display(self.console, self.space.n_trials, before) as self.display:
+            try:
+                with _quiet_launchers():
+                    self._launch_all(is_first=not before)
+            finally:
+                self._settle()
+                self._refresh(final=True)
+
     def _settle(self) -> None:
-        with suppress(Lost):  # then the next start does it
+        with suppress(Lost):
             self.study.settle_mine()
 
     def _greet(self) -> None:
@@ -283,16 +178,75 @@ class Loop:
         if isinstance(self.launcher, StackedLauncher):
             self._launch_each(is_first)
             return
-        while batch := self._ask():
-            reason = "the launcher returned without it"
-            try:
-                self.launcher.launch([job for _, job in batch], initial_job_idx=batch[0][0])
-            except Exception as error:
-                reason = _in_a_line(error)
-            for number, _ in batch:
-                self._ended(number, reason)
-            for number, _ in batch:
+        if self.settings.shares:
+            self._launch_shares(self.settings.shares)
+            return
+        one_by_one = 0
+        while batch := self._ask(1 if one_by_one else None):
+            one_by_one = max(0, one_by_one - 1)
+            reasons, reason = self._launch(batch)
+            numbers = [number for number, _ in batch]
+            lost = [n for n in numbers if record.summary(self.begun[n]) is None]
+            unexplained = [number for number in lost if number not in reasons]
+            if len(unexplained) > 1:  # one has taken the others with it: by itself it will again
+                many = f"{len(unexplained)} trials go on, each by itself"
+                print(f"{reason}; {many}", file=sys.stderr)
+                self.study.put_back(unexplained)
+                for number in unexplained:
+                    numbers.remove(number)
+                    del self.begun[number]
+                one_by_one += len(unexplained)
+            for number in numbers:
+                self._ended(number, reasons.get(number, reason))
+            for number in numbers:
                 self._count_failure(number, is_first)
+
+    def _launch(self, batch: list[Job]) -> tuple[dict[int, str], str]:
+        """Runs a batch to its end.
+
+        Returns:
+            What went wrong with single trials, and why others may be without a result.
+        """
+        returns: list[JobReturn] = []
+        reason = "the launcher returned without it"
+
+        def launch() -> None:
+            jobs = [job for _, job in batch]
+            returns.extend(self.launcher.launch(jobs, initial_job_idx=batch[0][0]))
+
+        def launch_apart() -> None:
+            forget()
+            launch()
+
+        try:
+            if isinstance(self.launcher, BasicLauncher):
+                hang_up()
+                call_apart(launch_apart)
+            else:
+                launch()
+        except ProcessDied as death:
+            reason = str(death)
+        except Exception as error:
+            reason = _in_a_line(error)
+        explained = zip(batch, map(_wrong_with, returns))
+        return {number: wrong for (number, _), wrong in explained if wrong}, reason
+
+    def _launch_shares(self, shares: int) -> None:
+        """Each job of the launcher takes trials until none is left; again if some have died.
+
+        Raises:
+            TooManyFailures: the trials or the shares themselves fail.
+        """
+        while (done := len(self.table.runs)) < self.space.n_trials:
+            folders = [record.reserve(self.study.folder / "shares" / "0") for _ in range(shares)]
+            jobs = [self._placed(Path("shares", folder.name)) for folder in folders]
+            reason = "they ended without it"
+            for returned in self.launcher.launch(jobs, initial_job_idx=0):
+                reason = _wrong_with(returned) or reason
+            self.study.take_over()
+            self._refresh()
+            if len(self.table.runs) == done:
+                raise TooManyFailures(f"Stopped: {shares} shares finished no trial ({reason})")
 
     def _launch_each(self, is_first: bool) -> None:
         """Without batches: as one trial ends another is asked for."""
@@ -302,11 +256,7 @@ class Loop:
             return asked[0] if asked else None
 
         def on_end(number: int, returned: JobReturn) -> None:
-            try:
-                reason = f"returned {returned.return_value!r}"
-            except Exception as error:
-                reason = _in_a_line(error)
-            self._ended(number, reason)
+            self._ended(number, _wrong_with(returned) or f"returned {returned.return_value!r}")
             self._count_failure(number, is_first)
 
         assert isinstance(self.launcher, StackedLauncher)
@@ -323,11 +273,14 @@ class Loop:
         return batch
 
     def _overrides(self, run: Path, params: dict[str, Any]) -> list[str]:
+        return [*self.space.overrides(params), *self._placed(Path(run.name))]
+
+    def _placed(self, subfolder: Path) -> list[str]:
+        """Has a job leave its log in a folder within the sweep's, and be silent otherwise."""
         folder = str(self.study.folder).replace("'", "\\'")
         return [
-            *self.space.overrides(params),
             f"hydra.sweep.dir='{folder}'",
-            f"hydra.sweep.subdir='{run.name}'",
+            f"hydra.sweep.subdir='{subfolder}'",
             "hydra.job_logging.handlers.console.level=CRITICAL",
         ]
 
@@ -383,7 +336,8 @@ class Loop:
             while not done.wait(0.5):
                 self._refresh()
 
-        if self.at_once == 1 or isinstance(self.launcher, StackedLauncher):
+        alone = self.at_once == 1 and not self.settings.shares
+        if alone or isinstance(self.launcher, StackedLauncher):
             yield
             return
         watcher = threading.Thread(target=refresh, daemon=True)

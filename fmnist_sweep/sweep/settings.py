@@ -25,6 +25,7 @@ class Settings(Section):
     direction: Annotated[list[Literal["minimize", "maximize"]], BeforeValidator(_listed)]
     n_trials: Annotated[int, Field(ge=1)] | None
     n_jobs: Annotated[int, Field(ge=1)] | None
+    shares: Annotated[int, Field(ge=1)] | None
     max_failures: Annotated[int, Field(ge=1)] | None
     design: Literal["product", "one_at_a_time"]
     baseline: bool

@@ -5,20 +5,24 @@ folder. A trial belongs to the process that holds the worker's lock named in its
 operating system lets go of the lock when that process dies, however it dies.
 """
 
+import fcntl
 import functools
+import os
 import sys
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import optuna
 import sqlalchemy
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from optuna.exceptions import StorageInternalError
-from optuna.storages import RDBStorage
+from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from fmnist_sweep import record
@@ -47,17 +51,32 @@ class Address:
     name: str
 
 
-_opened: dict[str, RDBStorage] = {}
+_opened: dict[str, BaseStorage] = {}
 
 
-def storage(url: str) -> RDBStorage:
+def storage(url: str) -> BaseStorage:
     """Opens a database once in a process, creating its tables where there are none.
 
     Raises:
-        sqlalchemy.exc.SQLAlchemyError, ImportError: no such server, driver or file.
+        sqlalchemy.exc.SQLAlchemyError, ImportError, ConnectionError: no such server, driver or
+            file.
     """
-    if url in _opened:
-        return _opened[url]
+    if url not in _opened:
+        _opened[url] = _proxy(url) if url.startswith("grpc://") else _database(url)
+    return _opened[url]
+
+
+def _proxy(url: str) -> BaseStorage:
+    """Optuna's gRPC proxy, which stands before a database."""
+    address = urlsplit(url)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        opened = GrpcStorageProxy(host=address.hostname or "localhost", port=address.port or 13000)
+    opened.wait_server_ready(10)
+    return opened
+
+
+def _database(url: str) -> BaseStorage:
     is_file = url.startswith("sqlite")
     arguments = {"connect_args": {"timeout": SQLITE_WAIT}} if is_file else {"pool_pre_ping": True}
     opened = RDBStorage(url, engine_kwargs=arguments)
@@ -68,18 +87,34 @@ def storage(url: str) -> RDBStorage:
         sqlalchemy.event.listen(engine, "connect", _leave_transactions_to_us)
         sqlalchemy.event.listen(engine, "begin", _begin_immediate)
         engine.dispose()
-    _opened[url] = opened
     return opened
+
+
+def hang_up() -> None:
+    """Closes connections to databases, which open again when they are needed.
+
+    To be called before a fork, which must not share them.
+    """
+    for opened in _opened.values():
+        opened.remove_session()
+        if isinstance(opened, RDBStorage):
+            opened.engine.dispose()
+
+
+def forget() -> None:
+    """Has a fork open for itself what it needs."""
+    _lost.clear()
+    load.cache_clear()
+    _opened.clear()
 
 
 def disconnect() -> None:
     """Closes what this process has opened."""
-    _lost.clear()
-    load.cache_clear()
+    hang_up()
     for opened in _opened.values():
-        opened.remove_session()
-        opened.engine.dispose()
-    _opened.clear()
+        if isinstance(opened, GrpcStorageProxy):
+            opened.close()
+    forget()
 
 
 def _leave_transactions_to_us(connection: Any, _: Any) -> None:
@@ -90,7 +125,19 @@ def _begin_immediate(connection: sqlalchemy.Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-def reachable(url: str) -> RDBStorage:
+def _faults() -> tuple[type[Exception], ...]:
+    """What a database raises that is locked, restarts or is gone."""
+    grpc = sys.modules.get("grpc")
+    proxied = (grpc.RpcError,) if grpc else ()
+    return (StorageInternalError, sqlalchemy.exc.DBAPIError, *proxied)
+
+
+def _reason(error: Exception) -> str:
+    said = error.details() if hasattr(error, "details") else error.__cause__ or error
+    return (str(said).strip().splitlines() or [type(error).__name__])[0]
+
+
+def reachable(url: str) -> BaseStorage:
     """Opens a database.
 
     Raises:
@@ -99,14 +146,17 @@ def reachable(url: str) -> RDBStorage:
     try:
         try:
             return storage(url)
-        except (StorageInternalError, sqlalchemy.exc.DBAPIError):
+        except _faults():
             time.sleep(1)  # two processes that create the tables at once
             return storage(url)
-    except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError, ImportError, ValueError) as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
+    except Exception as error:
+        mistakes = (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError, ConnectionError)
+        if not isinstance(error, (*mistakes, *_faults())):
+            raise
         raise ConfigError(
-            f"hydra.sweeper.storage={_shown(url)}: {reason}; it takes an SQLAlchemy URL such as "
-            "sqlite:////folder/study.db or postgresql://user@host/database"
+            f"hydra.sweeper.storage={_shown(url)}: {_reason(error)}; it takes an SQLAlchemy URL "
+            "such as sqlite:////folder/study.db or postgresql+psycopg://user@host/database, or "
+            "grpc://host:port of Optuna's proxy"
         ) from None
 
 
@@ -169,8 +219,8 @@ def persist(call: Callable[[], T]) -> T:
     while True:
         try:
             return call()
-        except (StorageInternalError, sqlalchemy.exc.DBAPIError) as error:
-            reason = str(error.__cause__ or error).strip().splitlines()[0]
+        except _faults() as error:
+            reason = _reason(error)
             if _lost or time.monotonic() > until:
                 _lost.add(reason)
                 raise Lost(f"The study's database is gone ({reason})") from None
@@ -234,9 +284,10 @@ class SweepStudy:
         self.lock = FileLock(folder / ".study.lock")
         with self.lock:
             self.study = self._open(name, settings, seed)
+            # Not `FileLock`: a fork of this process would hold that beyond the process's death.
+            self._alive = os.open(self._worker_lock(self.worker), os.O_RDWR | os.O_CREAT, 0o666)
+            fcntl.lockf(self._alive, fcntl.LOCK_EX)
         self.address = Address(_url(folder, settings), self.study.study_name)
-        self._alive = FileLock(self._worker_lock(self.worker))
-        self._alive.acquire()
 
     def _open(self, name: str, settings: Settings, seed: int) -> optuna.Study:
         """Creates the study, or makes sure that it is the one to be continued."""
@@ -264,7 +315,7 @@ class SweepStudy:
 
     def close(self) -> None:
         """Says that this process works on the sweep no longer."""
-        self._alive.release()
+        os.close(self._alive)
         self._worker_lock(self.worker).unlink(missing_ok=True)
         disconnect()
 
@@ -278,7 +329,8 @@ class SweepStudy:
         """Takes the next trial and makes its run folder.
 
         Waiting trials come first, those of an interrupted sweep among them, then the space's
-        points, then what the sampler suggests.
+        points, then what the sampler suggests, and in the end the trials of processes that have
+        died meanwhile.
 
         Args:
             extend: suggests further, conditional parameters.
@@ -300,7 +352,7 @@ class SweepStudy:
                 return self._ask(extend)
         if not any(trial.state == TrialState.WAITING for trial in trials):
             if len(trials) >= space.n_trials:
-                return None
+                return self._ask(extend) if self.take_over() else None
             point = space.points[len(trials)] if len(trials) < len(space.points) else {}
             self.study.enqueue_trial(point, user_attrs=space.fixed)
         trial = self.study.ask(space.distributions)
@@ -318,6 +370,13 @@ class SweepStudy:
         record.write_json(run, "trial.json", note)
         trial.set_user_attr("run", run.name)
         return trial, run
+
+    def put_back(self, numbers: Sequence[int]) -> None:
+        """Has trials that were begun in vain run again, by whoever asks next."""
+        with self.lock:
+            for trial in self.trials():
+                if trial.number in numbers and trial.state == TrialState.RUNNING:
+                    self._put_back(trial)
 
     def settle_mine(self) -> None:
         """Leaves none of this process's trials RUNNING."""
@@ -364,13 +423,14 @@ class SweepStudy:
         if worker is None or worker == self.worker:
             return worker is not None
         path = self._worker_lock(worker)
-        if not path.exists():
-            return False
         try:
-            with FileLock(path, timeout=0):
+            with open(path, "r+") as file:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
             return False
-        except Timeout:
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
             return True
 
     def processes(self) -> int:

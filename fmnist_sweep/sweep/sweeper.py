@@ -23,7 +23,7 @@ class StudySweeper(Sweeper):
         self.surroundings = config, hydra_context, task_function
 
     def sweep(self, arguments: list[str]) -> None:
-        """Runs the sweep to its end; see `loop.sweep`."""
-        from fmnist_sweep.sweep import loop
+        """Runs the sweep to its end; see `begin.sweep`."""
+        from fmnist_sweep.sweep import begin
 
-        loop.sweep(arguments, self.settings, *self.surroundings)
+        begin.sweep(arguments, self.settings, *self.surroundings)

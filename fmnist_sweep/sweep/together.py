@@ -45,7 +45,7 @@ def read(values: Mapping[Any, Any]) -> Settings:
 
 def launch_each(
     values: Mapping[str, Any],
-    processes: int,
+    cores: int,
     config: DictConfig,
     context: HydraContext,
     task: TaskFunction,
@@ -54,9 +54,11 @@ def launch_each(
 ) -> None:
     """See `StackedLauncher.launch_each`."""
     settings = read(values)
-    workers = settings.workers or max(1, _workers(config) // processes)
     threads = int(config.trainer.threads)
-    make_lane = Lane if workers == 1 else lambda: ProcessLane(threads)
+    on_cpu = _on_cpu(config)
+    # As many stacks side by side as cores allow; a GPU takes one, in this process.
+    workers = settings.workers or max(1, cores // threads if on_cpu else 1)
+    make_lane = (lambda: ProcessLane(threads)) if on_cpu or workers > 1 else Lane
     running: list[_Running] = []
     there_may_be_more = True
     with Scheduler(make_lane, workers, settings.max_stack) as scheduler:
@@ -80,18 +82,14 @@ def launch_each(
                 one.abandon()
 
 
-def _workers(config: DictConfig) -> int:
-    """As many stacks side by side as cores allow; a GPU takes one."""
+def _on_cpu(config: DictConfig) -> bool:
     from fmnist_sweep import build
     from fmnist_sweep.cli import parsed
 
     try:
-        where = build.device(parsed(config))
-    except ConfigError:
-        return 1
-    if where.type != "cpu":
-        return 1
-    return max(1, len(os.sched_getaffinity(0)) // int(config.trainer.threads))
+        return build.device(parsed(config)).type == "cpu"
+    except ConfigError:  # which the trials will tell
+        return True
 
 
 def _collect(running: list["_Running"], on_end: Callable[[int, JobReturn], None]) -> bool:

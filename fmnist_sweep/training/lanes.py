@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import threading
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 from fmnist_sweep.data.batches import Protocol
+from fmnist_sweep.processes import died, end_with_parent, portable
 from fmnist_sweep.record import Epoch
 from fmnist_sweep.training.engine import Steps, Trial
 from fmnist_sweep.training.stack import CHUNK, Kind, Progress, Stack
@@ -24,10 +24,6 @@ from fmnist_sweep.training.stack import CHUNK, Kind, Progress, Stack
 KINDS_KEPT = 16
 
 Outcomes = dict[int, Epoch | Exception]
-
-
-class LaneDied(Exception):
-    """The process of a lane has ended, with what it was training."""
 
 
 class Trainer:
@@ -84,7 +80,7 @@ class Lane:
             The epoch's outcomes once it is finished; until then None.
 
         Raises:
-            LaneDied: the trainer's process has ended.
+            ProcessDied: the trainer's process has ended.
         """
         return self.trainer.stack.epoch(tell)
 
@@ -96,9 +92,12 @@ class ProcessLane(Lane):
     """A trainer in a process of its own, which ends with this one."""
 
     def __init__(self, threads: int) -> None:
-        spawn = multiprocessing.get_context("spawn")
-        self.connection, theirs = spawn.Pipe()
-        self.process = spawn.Process(target=_serve, args=(theirs, threads), daemon=True)
+        # Forks of a server that has imported this file: made at once, and unlike forks of this
+        # process without its threads, which OpenMP does not survive.
+        server = multiprocessing.get_context("forkserver")
+        server.set_forkserver_preload([__name__])
+        self.connection, theirs = server.Pipe()
+        self.process = server.Process(target=_serve, args=(theirs, threads), daemon=True)
         self.process.start()
         theirs.close()
 
@@ -131,22 +130,16 @@ class ProcessLane(Lane):
         try:
             self.connection.send_bytes(pickle.dumps(message))  # type: ignore[union-attr]
         except OSError:
-            raise self._died() from None
+            raise died(self.process) from None
 
     def _receive(self) -> Any:
         try:
             kind, value = pickle.loads(self.connection.recv_bytes())  # type: ignore[union-attr]
         except (EOFError, OSError):
-            raise self._died() from None
+            raise died(self.process) from None
         if kind == "error":
             raise value
         return kind, value
-
-    def _died(self) -> LaneDied:
-        self.process.join(5)
-        code = self.process.exitcode
-        how = f"signal {signal.Signals(-code).name}" if code and code < 0 else f"exit code {code}"
-        return LaneDied(f"the process that trained it ended with {how}")
 
 
 def ready(lanes: Sequence[Lane]) -> Lane:
@@ -161,7 +154,7 @@ def ready(lanes: Sequence[Lane]) -> Lane:
 def _serve(connection: Connection, threads: int) -> None:
     """What a lane's process does: calls and epochs, one after the other."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     trainer = Trainer()
@@ -180,26 +173,8 @@ def _serve(connection: Connection, threads: int) -> None:
         try:
             if method == "epoch":
                 outcomes = trainer.stack.epoch(lambda told: send("progress", told))
-                send("epoch", {n: _portable(outcome) for n, outcome in outcomes.items()})
+                send("epoch", {n: portable(outcome) for n, outcome in outcomes.items()})
             else:
                 send("result", getattr(trainer, method)(*arguments))
         except Exception as error:
-            send("error", _portable(error))
-
-
-def _portable(outcome: Any) -> Any:
-    """An exception that survives its journey, whatever it holds; anything else as it is."""
-    if not isinstance(outcome, Exception):
-        return outcome
-    try:
-        pickle.loads(pickle.dumps(outcome))
-        return outcome
-    except Exception:
-        return RuntimeError(f"{type(outcome).__name__}: {outcome}")
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+            send("error", portable(error))

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 from fmnist_sweep.data.batches import Images, Protocol
+from fmnist_sweep.processes import ProcessDied
 from fmnist_sweep.record import Epoch
 from fmnist_sweep.training import lanes as lane_file
 from fmnist_sweep.training import stack
 from fmnist_sweep.training.engine import Trial
-from fmnist_sweep.training.lanes import Lane, LaneDied
+from fmnist_sweep.training.lanes import Lane
 from fmnist_sweep.training.stack import Kind, Progress
 
 log = logging.getLogger(__name__)
@@ -128,13 +129,13 @@ class Scheduler:
         """Does something with a lane, whose process may have ended."""
         try:
             work(lane)
-        except LaneDied as error:
+        except ProcessDied as error:
             self._survive(self.at_work.pop(lane), error)
             lane.close()
             if self.waiting and not self.at_work:
                 self.at_work[self.make_lane()] = {}
 
-    def _survive(self, running: dict[int, Request], error: LaneDied) -> None:
+    def _survive(self, running: dict[int, Request], error: ProcessDied) -> None:
         """Of several trials one has brought the others' process down: by itself it will again."""
         if len(running) == 1:
             (request,) = running.values()

@@ -1,0 +1,96 @@
+"""Processes that may die without harm to the one that started them, and that end with it."""
+
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+
+class ProcessDied(Exception):
+    """A process has ended with what it was at; the message says how."""
+
+
+def died(process: BaseProcess) -> ProcessDied:
+    """What to raise of a process that has ended, or is about to."""
+    process.join(5)
+    code = process.exitcode
+    how = f"signal {signal.Signals(-code).name}" if code and code < 0 else f"exit code {code}"
+    return ProcessDied(f"the process that trained it ended with {how}")
+
+
+def end_with_parent() -> None:
+    """Has this process end at once when the one that started it does."""
+
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def cores_left() -> int | None:
+    """What a launcher of several processes, such as joblib or Ray, has left to this one."""
+    share = os.environ.get("OMP_NUM_THREADS", "")
+    return int(share) if share.isdigit() else None
+
+
+def portable(value: Any) -> Any:
+    """An exception that survives its journey, whatever it holds; anything else as it is."""
+    if not isinstance(value, BaseException):
+        return value
+    try:
+        pickle.loads(pickle.dumps(value))
+        return value
+    except Exception:
+        return RuntimeError(f"{type(value).__name__}: {value}")
+
+
+def call_apart(call: Callable[[], object]) -> None:
+    """Calls in a fork of this process, and waits for it.
+
+    When this process is interrupted meanwhile so is the call.
+
+    Raises:
+        ProcessDied: the fork ended before the call did. Otherwise whatever the call raises.
+    """
+    fork = multiprocessing.get_context("fork")
+    ours, theirs = fork.Pipe(duplex=False)
+    child = fork.Process(target=_call, args=(call, theirs))
+    child.start()
+    theirs.close()
+    try:
+        error = ours.recv()
+    except EOFError:
+        raise died(child) from None
+    except BaseException:
+        child.terminate()
+        raise
+    finally:
+        child.join(5)
+        child.kill()
+        child.join()
+        ours.close()
+    if error is not None:
+        raise error
+
+
+def _call(call: Callable[[], object], connection: Connection) -> None:
+    signals = (signal.SIGINT, signal.SIGTERM)
+    for number in signals:
+        signal.signal(number, signal.default_int_handler)
+    end_with_parent()
+    error: BaseException | None = None
+    try:
+        call()
+    except BaseException as raised:
+        error = raised
+    for number in signals:
+        signal.signal(number, signal.SIG_IGN)
+    connection.send(portable(error))

@@ -1,0 +1,108 @@
+"""Hydra's plugin `hydra/launcher=ray`: each job is a task of a Ray cluster, or of a local Ray.
+
+Hydra's own plugin for Ray asks for a cloudpickle older than what joblib needs. Light to import:
+single runs load it too.
+"""
+
+import os
+import signal
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from fmnist_sweep.config import ConfigError
+
+
+class RayLauncher(Launcher):
+    """Runs a batch of jobs as Ray tasks.
+
+    Args:
+        init: arguments of `ray.init`.
+        remote: what each job needs of the cluster, as `ray.remote` takes it.
+    """
+
+    def __init__(self, init: DictConfig, remote: DictConfig) -> None:
+        self.init: Any = OmegaConf.to_container(init, resolve=True)
+        self.remote: Any = OmegaConf.to_container(remote, resolve=True)
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Hydra's hook before `launch`."""
+        self.surroundings = hydra_context, config, task_function
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> list[JobReturn]:
+        """Runs a batch of jobs; of one whose process dies the others are unharmed.
+
+        Raises:
+            ConfigError: there is no Ray.
+        """
+        ray = connect(self.init)
+        run = ray.remote(max_retries=0, **self.remote)(_run)
+        jobs = [
+            run.remote(number, list(overrides), *self.surroundings, Singleton.get_state())
+            for number, overrides in enumerate(job_overrides, initial_job_idx)
+        ]
+        try:
+            ray.wait(jobs, num_returns=len(jobs))
+        except BaseException:
+            for job in jobs:
+                ray.cancel(job, force=True)
+            raise
+        return [_result(ray, job) for job in jobs]
+
+
+def connect(arguments: Any) -> Any:
+    """Ray, connected; a local one ends with this process.
+
+    Raises:
+        ConfigError: it is not installed, or there is no cluster at the address.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError(
+            "hydra/launcher=ray: needs the extra ray: pip install 'fmnist-sweep[ray]'"
+        ) from None
+    if not ray.is_initialized():
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            ray.init(**arguments)
+        except (ConnectionError, ValueError) as error:
+            text = " ".join(str(error).split())
+            raise ConfigError(f"hydra.launcher.init={arguments}: {text}") from None
+        signal.signal(signal.SIGTERM, before)
+    return ray
+
+
+def _run(
+    number: int,
+    overrides: list[str],
+    context: HydraContext,
+    config: DictConfig,
+    task: TaskFunction,
+    singletons: Any,
+) -> JobReturn:
+    """What a Ray process does: as joblib's do, Hydra's own job."""
+    from hydra_plugins.hydra_joblib_launcher._core import execute_job
+
+    returned: JobReturn = execute_job(number, overrides, context, config, task, singletons)
+    return returned
+
+
+def _result(ray: Any, job: Any) -> JobReturn:
+    try:
+        returned: JobReturn = ray.get(job)
+        return returned
+    except ray.exceptions.RayError as error:
+        failed = JobReturn(status=JobStatus.FAILED)
+        failed.return_value = error
+        return failed
