@@ -91,6 +91,7 @@ def _call(call: Callable[[], object], connection: Connection) -> None:
         call()
     except BaseException as raised:
         error = raised
+        vars(error).clear()  # Hydra hangs the whole job on it, which takes minutes to pickle
     for number in signals:
         signal.signal(number, signal.SIG_IGN)
     connection.send(portable(error))

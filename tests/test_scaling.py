@@ -1,6 +1,12 @@
-"""Sweeps over several processes and hosts: clusters' launchers, databases with passwords."""
+"""Sweeps over several processes and hosts: clusters' launchers, proxies, passwords."""
 
 import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,22 +31,138 @@ def server() -> Iterator[postgres.Server]:
         study.disconnect()
 
 
-@pytest.mark.slow
-def test_jobs_of_submitit(
-    tiny: Command, server: postgres.Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its executor of local processes; a cluster's differs in who starts them."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    url = server.new_database()
-    where = (f"hydra.sweeper.storage={url}",)
-    cluster = ("hydra/launcher=submitit_local", "hydra.sweeper.n_jobs=2")
-    outcome = tiny(*SWEEP, *cluster, *where)
-    assert outcome.code == 0, outcome.err
+def check_complete(n_trials: int, url: str | None = None) -> set[str]:
+    """Each trial has run once, whoever ran it; returns who did."""
     table = pd.read_csv("multirun/a/sweep.csv")
-    assert list(table.trial) == [0, 1, 2, 3] and set(table.state) == {"COMPLETE"}
+    assert list(table.trial) == list(range(n_trials)) and set(table.state) == {"COMPLETE"}
+    url = url or f"sqlite:///{Path('multirun/a/study.db').absolute()}"
     trials = study.load(study.Address(url, "a")).trials
-    assert [trial.state for trial in trials] == [optuna.trial.TrialState.COMPLETE] * 4
+    assert [trial.state for trial in trials] == [optuna.trial.TrialState.COMPLETE] * n_trials
     assert all(len(trial.intermediate_values) == 1 for trial in trials)
+    notes = list(Path("multirun/a").glob("*/trial.json"))
+    assert len(notes) == n_trials
+    study.disconnect()
+    return {note.read_text().split('"worker": ')[1][:14] for note in notes}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        # submitit's executor of local processes; a cluster's differs in who starts them.
+        ("hydra/launcher=submitit_local", "hydra.sweeper.n_jobs=2"),
+        ("hydra/launcher=ray", "hydra.launcher.init.num_cpus=2", "hydra.sweeper.shares=2"),
+        ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweeper.shares=2"),
+    ],
+)
+def test_jobs_of_a_cluster(
+    launcher: tuple[str, ...],
+    tiny: Command,
+    server: postgres.Server,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("TINY_TASK_MS", "200")
+    url = server.new_database()
+    outcome = tiny(*SWEEP, *launcher, f"hydra.sweeper.storage={url}")
+    assert outcome.code == 0, outcome.err
+    shares = [word for word in launcher if "shares" in word]
+    assert len(check_complete(4, url)) == (2 if shares else 1)
+
+
+def test_shares_need_processes(tiny: Command) -> None:
+    for launcher in ("stacked", "basic"):
+        outcome = tiny(*SWEEP, f"hydra/launcher={launcher}", "hydra.sweeper.shares=2")
+        assert outcome.code == 1 and len(outcome.err.splitlines()) == 1
+        assert outcome.err.startswith("hydra.sweeper.shares=2: needs a launcher that starts")
+    assert not Path("multirun").exists()
+
+
+@pytest.mark.slow
+def test_failing_shares_stop_the_sweep(tiny: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    where = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweeper.shares=2")
+    outcome = tiny("-m", "name=a", "seed=100,101,102,103,104,105,106,107,0", *where)
+    assert outcome.code == 1 and "Traceback" not in outcome.err, outcome.err
+    assert "hydra.sweeper.max_failures=3" in outcome.err
+
+
+PROXY = """
+import sys, warnings
+from optuna.storages import get_storage, run_grpc_proxy_server
+warnings.simplefilter("ignore")
+run_grpc_proxy_server(get_storage(sys.argv[1]), host="127.0.0.1", port=int(sys.argv[2]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["stacked", "basic"])
+def test_a_proxy_before_the_database(
+    launcher: str, tiny: Command, server: postgres.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is killed in mid-sweep and comes back."""
+    monkeypatch.setenv("TINY_TASK_MS", "100")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = server.new_database()
+    command = [sys.executable, "-c", PROXY, url, str(port)]
+    proxies = [subprocess.Popen(command)]
+    storage = f"hydra.sweeper.storage=grpc://127.0.0.1:{port}"
+
+    def replace() -> None:
+        while not list(Path("multirun/a").glob("*/summary.json")):
+            time.sleep(0.02)
+        proxies[0].kill()
+        proxies[0].wait()
+        time.sleep(2)
+        proxies.append(subprocess.Popen(command))
+
+    thread = threading.Thread(target=replace, daemon=True)
+    thread.start()
+    try:
+        outcome = tiny(*SWEEP, f"hydra/launcher={launcher}", storage)
+        thread.join(30)
+    finally:
+        for proxy in proxies:
+            proxy.kill()
+            proxy.wait()
+    assert outcome.code == 0, outcome.err
+    assert "does not answer" in outcome.err
+    check_complete(4, url)
+
+
+def test_no_proxy(tiny: Command) -> None:
+    outcome = tiny(*SWEEP, "hydra.sweeper.storage=grpc://127.0.0.1:9")
+    assert outcome.code == 1 and len(outcome.err.splitlines()) == 1, outcome.err
+    assert outcome.err.startswith("hydra.sweeper.storage=grpc://127.0.0.1:9: ")
+
+
+@pytest.mark.slow
+def test_two_hosts(
+    tmp_path: Path, server: postgres.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each with a copy of the project of its own; they share the database and one folder."""
+    url = server.new_database()
+    (tmp_path / "multirun").mkdir()
+    processes = []
+    for host in ("one", "two"):
+        for part in ("fmnist_sweep", "conf", "tests"):
+            shutil.copytree(ROOT / part, tmp_path / host / part)
+        where = (f"hydra.sweep.dir={tmp_path}/multirun/a", f"hydra.sweeper.storage={url}")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.tiny_task", *SWEEP, *where, "hydra.sweeper.n_jobs=1"],
+            cwd=tmp_path / host,
+            env={**os.environ, "PYTHONPATH": str(tmp_path / host), "TINY_TASK_MS": "900"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        processes.append(process)
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    monkeypatch.chdir(tmp_path)
+    assert len(check_complete(4, url)) == 2
 
 
 def test_a_password_is_in_no_file(

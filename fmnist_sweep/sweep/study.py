@@ -72,7 +72,7 @@ def _proxy(url: str) -> BaseStorage:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         opened = GrpcStorageProxy(host=address.hostname or "localhost", port=address.port or 13000)
-    opened.wait_server_ready(10)
+    opened.wait_server_ready(5)
     return opened
 
 

@@ -1,0 +1,70 @@
+"""A long sweep takes no more memory, files and threads at its end than after its first trials."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+N_TRIALS = 2000
+MARKS = (200, 500, 1000, 1500, 1999)
+WHERE = {
+    "stacked": (),
+    "stacked in two processes": ("hydra.launcher.workers=2",),
+    "basic": ("hydra/launcher=basic",),
+    "joblib": ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
+}
+
+
+def family(process: int) -> list[int]:
+    """A process and all that it has started."""
+    children = Path(f"/proc/{process}/task").glob("*/children")
+    listed = [int(child) for path in children for child in path.read_text().split()]
+    return [process, *(one for child in listed for one in family(child))]
+
+
+def held(process: int) -> tuple[float, int, int]:
+    """Its private memory in MB, open files and threads."""
+    folder = Path(f"/proc/{process}")
+    private = re.findall(r"Private_\w+: +(\d+) kB", (folder / "smaps_rollup").read_text())
+    threads = re.findall(r"Threads:\s+(\d+)", (folder / "status").read_text())
+    return sum(map(int, private)) / 1000, len(os.listdir(folder / "fd")), int(threads[0])
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("where", WHERE)
+def test_two_thousand_trials(where: str, tmp_path: Path, data_root: Path) -> None:
+    small = ("data.train_size=640", "data.val_size=100", "trainer.epochs=1", "data.batch_size=64")
+    space = ("optimizer.lr=tag(log,interval(1e-4,1e-1))", "hydra/sweeper/sampler=random")
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "fmnist_sweep.train", "-m", "name=a", *small, *space),
+            *(*WHERE[where], f"hydra.sweeper.n_trials={N_TRIALS}", "trainer.compile=false"),
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "FMNIST_SWEEP_DATA": str(data_root)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    seen: dict[int, tuple[float, int, int]] = {}
+    for line in process.stdout:
+        done = re.match(r"\[(\d+)/", line)
+        if done and int(done[1]) in MARKS:
+            all_held = []
+            for one in family(process.pid):
+                try:
+                    all_held.append(held(one))
+                except OSError:  # it has just ended
+                    continue
+            memory, files, threads = (sum(column) for column in zip(*all_held))
+            seen[int(done[1])] = round(memory), int(files), int(threads)
+            print(f"{where}: after {done[1]} trials {seen[int(done[1])]}", flush=True)
+    assert process.wait() == 0
+    first, last = seen[MARKS[0]], seen[MARKS[-1]]
+    assert last[0] < first[0] * 1.1 + 50, seen
+    assert last[1] <= first[1] + 10 and last[2] <= first[2] + 5, seen
