@@ -175,14 +175,14 @@ def test_without_checkpoints_nothing_is_kept_and_a_run_is_not_overwritten() -> N
         run(settings, "parts")
 
 
-def test_auto_keeps_nothing_in_the_first_minute_and_then_seldom(
+def test_auto_takes_at_most_a_fiftieth_of_the_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     kept = Checkpoint(tmp_path / "checkpoint-0.pt", "mine", trial.AUTO_CHECKPOINT)
     assert not kept.is_due
-    kept.begin()
+    kept.begin(1_000_000)
     now = 59.0
     assert not kept.is_due
     now = 60.0
@@ -191,6 +191,11 @@ def test_auto_keeps_nothing_in_the_first_minute_and_then_seldom(
     now = 119.0
     assert not kept.is_due
     now = 120.0
+    assert kept.is_due
+    kept.begin(1_000_000_000)  # of ten seconds
+    now += 499
+    assert not kept.is_due
+    now += 1
     assert kept.is_due
 
 

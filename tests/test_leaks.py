@@ -12,11 +12,10 @@ from tests.conftest import ROOT
 
 N_TRIALS = 2000
 MARKS = (200, 500, 1000, 1500, 1999)
-WHERE = {
-    "stacked": (),
-    "stacked in two processes": ("hydra.launcher.workers=2",),
-    "basic": ("hydra/launcher=basic",),
-    "joblib": ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
+SWEEPS = {
+    "stacked": ("fmnist_sweep.train", "hydra.launcher.workers=1"),
+    "basic": ("tests.tiny_task", "hydra/launcher=basic"),
+    "joblib": ("tests.tiny_task", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
 }
 
 
@@ -36,14 +35,15 @@ def held(process: int) -> tuple[float, int, int]:
 
 
 @pytest.mark.torture
-@pytest.mark.parametrize("where", WHERE)
-def test_two_thousand_trials(where: str, tmp_path: Path, data_root: Path) -> None:
+@pytest.mark.parametrize("kind", SWEEPS)
+def test_two_thousand_trials(kind: str, tmp_path: Path, data_root: Path) -> None:
     small = ("data.train_size=640", "data.val_size=100", "trainer.epochs=1", "data.batch_size=64")
     space = ("optimizer.lr=tag(log,interval(1e-4,1e-1))", "hydra/sweeper/sampler=random")
+    module, *where = SWEEPS[kind]
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "fmnist_sweep.train", "-m", "name=a", *small, *space),
-            *(*WHERE[where], f"hydra.sweeper.n_trials={N_TRIALS}", "trainer.compile=false"),
+            *(sys.executable, "-m", module, "-m", "name=a", *small, *space, *where),
+            *(f"hydra.sweeper.n_trials={N_TRIALS}", "trainer.compile=false"),
         ],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "FMNIST_SWEEP_DATA": str(data_root)},
@@ -63,7 +63,7 @@ def test_two_thousand_trials(where: str, tmp_path: Path, data_root: Path) -> Non
                     continue
             memory, files, threads = (sum(column) for column in zip(*all_held))
             seen[int(done[1])] = round(memory), int(files), int(threads)
-            print(f"{where}: after {done[1]} trials {seen[int(done[1])]}", flush=True)
+            print(f"{kind}: after {done[1]} trials {seen[int(done[1])]}", flush=True)
     assert process.wait() == 0
     first, last = seen[MARKS[0]], seen[MARKS[-1]]
     assert last[0] < first[0] * 1.1 + 50, seen

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fmnist_sweep import record
-from fmnist_sweep.bench import convolving, searching, stacking, sweeping, training
+from fmnist_sweep.bench import convolving, coordinating, searching, stacking, sweeping, training
 from fmnist_sweep.data import source
 from fmnist_sweep.data.idx import DataError
 
@@ -23,6 +23,8 @@ ROWS = {
     "search": "24 trials of search=mlp as whole commands",
     "sweep": "what a sweep of 500 trials costs beside its trials",
 }
+# Asked for by name alone, as it needs --server.
+COORDINATE = "coordinate"
 
 
 def main() -> None:
@@ -34,14 +36,22 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each (default: 3)")
     parser.add_argument("--threads", type=int, default=2, help="threads of the peers (default: 2)")
+    parser.add_argument(
+        "--server",
+        help=f"PostgreSQL server for the row {COORDINATE} (many workers on one study, directly and "
+        "through Optuna's proxy), such as postgresql+psycopg://me@localhost:5432/postgres",
+    )
     parser.add_argument("--out", type=Path, default=Path("outputs/bench.json"))
     parser.add_argument("--published-script", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.rounds < 1 or arguments.threads < 1:
         sys.exit("--rounds and --threads: must be at least 1")
     rows = arguments.rows or list(ROWS)
-    if unknown := set(rows) - set(ROWS):
-        sys.exit(f"{', '.join(sorted(unknown))}: no such row; there are {', '.join(ROWS)}")
+    if unknown := set(rows) - {*ROWS, COORDINATE}:
+        known = ", ".join([*ROWS, COORDINATE])
+        sys.exit(f"{', '.join(sorted(unknown))}: no such row; there are {known}")
+    if COORDINATE in rows and not arguments.server:
+        sys.exit(f"{COORDINATE}: needs --server")
     try:
         root = str(source.locate(arguments.root).folder.parent.parent.resolve())
     except DataError as error:
@@ -81,6 +91,11 @@ def main() -> None:
         results["sweep"] = sweeping.measure(root, arguments.rounds)
         print("\n" + sweeping.table(results["sweep"]))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    if COORDINATE in rows:
+        results[COORDINATE] = coordinating.measure(arguments.server)
+        print("\n" + coordinating.table(results[COORDINATE]))
+        picture = arguments.out.with_suffix(".png")
+        record.write_whole(picture, coordinating.picture(results[COORDINATE]))
     record.write_whole(arguments.out, json.dumps({**machine, **results}, indent=2) + "\n")
     print(f"Saved to {arguments.out}")
 

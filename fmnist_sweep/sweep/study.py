@@ -347,7 +347,7 @@ class SweepStudy:
         space, trials = self.space, self.trials()
         for known in trials:
             # Asked for by a process that stopped, or lost the database, before it could say so.
-            if known.state == TrialState.RUNNING and self._worker(known) is None:
+            if known.state == TrialState.RUNNING and "run" not in known.user_attrs:
                 self._put_back(known)
                 return self._ask(extend)
         if not any(trial.state == TrialState.WAITING for trial in trials):

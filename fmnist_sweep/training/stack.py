@@ -170,7 +170,8 @@ class Stack:
         self.rows[number] = row = Row(number, trial, self.steps, batches)
         self._chunks = None
         if trial.checkpoint:
-            trial.checkpoint.begin()
+            # Weights and as many numbers twice for the optimizer.
+            trial.checkpoint.begin(3 * sum(p.nbytes for p in trial.model.parameters()))
             if trial.checkpoint.resume:
                 self._restore(row, checkpoint.read(trial.checkpoint.resume, trial.checkpoint.whose))
 
