@@ -1,5 +1,7 @@
 """What every storage and launcher must do alike, on SQLite and on a PostgreSQL server."""
 
+import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -176,6 +178,24 @@ def test_another_folders_study_is_not_joined(tiny: Command, server: postgres.Ser
     assert outcome.code == 1 and "another folder" in outcome.err
     assert not Path("multirun/a").exists()
     study_file.disconnect()
+
+
+def test_a_database_points_at_no_run_outside_of_the_sweep(tiny: Command) -> None:
+    backend = Backend(tiny, None, ())
+    assert backend.sweep("seed=1,2", "trainer.epochs=1").code == 0
+    shutil.copytree("multirun/a/1", "elsewhere")
+    shutil.rmtree("multirun/a/1")
+    opened = backend.study()
+    storage = study_file.storage(f"sqlite:///{Path('multirun/a/study.db').absolute()}")
+    with sqlite3.connect("multirun/a/study.db") as connection:
+        connection.execute("UPDATE trials SET state = 'RUNNING' WHERE number = 1")
+    connection.close()
+    storage.set_trial_user_attr(opened.trials[1]._trial_id, "run", "../../elsewhere")
+    study_file.disconnect()
+    again = backend.sweep("seed=1,2", "trainer.epochs=1")
+    assert again.code == 0 and "1 interrupted to be run again" in again.out
+    assert Path("multirun/a/1/summary.json").exists()
+    assert backend.states() == ["COMPLETE"] * 2
 
 
 def test_processes_at_work_are_counted(tmp_path: Path) -> None:

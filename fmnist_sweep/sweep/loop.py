@@ -238,7 +238,7 @@ class Loop:
             TooManyFailures: the trials or the shares themselves fail.
         """
         while (done := len(self.table.runs)) < self.space.n_trials:
-            folders = [record.reserve(self.study.folder / "shares" / "0") for _ in range(shares)]
+            folders = [record.reserve(self.study.folder / "shares" / str(n)) for n in range(shares)]
             jobs = [self._placed(Path("shares", folder.name)) for folder in folders]
             reason = "they ended without it"
             for returned in self.launcher.launch(jobs, initial_job_idx=0):

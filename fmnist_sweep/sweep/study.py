@@ -397,8 +397,8 @@ class SweepStudy:
             for trial in self.trials():
                 if trial.state != TrialState.RUNNING or not ours(self._worker(trial)):
                     continue
-                run = self.folder / str(trial.user_attrs.get("run"))
-                if record.summary(run) is not None:
+                run = self._run(trial)
+                if run and record.summary(run) is not None:
                     tell(self.address, trial.number, run, self.objectives)
                 else:
                     self._put_back(trial)
@@ -414,10 +414,15 @@ class SweepStudy:
 
         To be asked with the lock held: a process that is about to say so holds it.
         """
+        run = self._run(trial)
+        return str(record.read_json(run, "trial.json")["worker"]) if run else None
+
+    def _run(self, trial: FrozenTrial) -> Path | None:
+        """A trial's run folder; never one outside of the sweep's, whatever the database says."""
         if "run" not in trial.user_attrs:
             return None
-        run = self.folder / trial.user_attrs["run"]
-        return str(record.read_json(run, "trial.json")["worker"])
+        run = self.folder / Path(str(trial.user_attrs["run"])).name
+        return run if (run / "trial.json").exists() else None
 
     def _is_alive(self, worker: str | None) -> bool:
         if worker is None or worker == self.worker:
