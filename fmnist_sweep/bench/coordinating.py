@@ -6,6 +6,7 @@ database, a PostgreSQL server spoken to directly or through Optuna's gRPC proxy.
 
 import contextlib
 import io
+import multiprocessing
 import os
 import socket
 import statistics
@@ -14,8 +15,8 @@ import sys
 import tempfile
 import time
 import uuid
-import warnings
 from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from fmnist_sweep.sweep.study import SweepStudy, tell
 WORKERS = (1, 8, 64, 256)
 TRIAL_SECONDS = 1.0
 WINDOW = 20.0  # seconds in which finished trials are counted, once all workers are at work
+RESULT = "result.json"
 SIZES = (100, 1000, 10_000)  # trials that a study has when one more costs what is measured
 SPACE = Space(
     {"optimizer.lr": optuna.distributions.FloatDistribution(1e-4, 1e-1, log=True)},
@@ -115,19 +117,24 @@ def rate(storage: str, workers: int) -> float:
     """Trials that so many processes finish in a second."""
     with tempfile.TemporaryDirectory() as folder:
         sweep = Path(folder)
-        _in_fork(lambda: SweepStudy(sweep, "bench", SPACE, settings(storage), 0).close())
+        _apart(_begin, sweep, storage)
         stop = sweep / "stop"
-        children = [_fork(lambda: _work(sweep, storage, stop)) for _ in range(workers)]
+        children = [_start(_work, sweep, storage, stop) for _ in range(workers)]
         while len(list(sweep.glob(".worker-*.lock"))) < workers:
             time.sleep(0.1)
+            assert all(child.is_alive() for child in children), "a worker has ended early"
         time.sleep(2 * TRIAL_SECONDS)
         before, began = _finished(sweep), time.monotonic()
         time.sleep(WINDOW)
         finished, seconds = _finished(sweep) - before, time.monotonic() - began
         stop.touch()
         for child in children:
-            os.waitpid(child, 0)
+            child.join()
         return finished / seconds
+
+
+def _begin(sweep: Path, storage: str) -> None:
+    SweepStudy(sweep, "bench", SPACE, settings(storage), 0).close()
 
 
 def _work(sweep: Path, storage: str, stop: Path) -> None:
@@ -158,26 +165,25 @@ def cost(storage: str, size: int) -> dict[str, float]:
     """
     with tempfile.TemporaryDirectory() as folder:
         sweep = Path(folder)
-        _in_fork(lambda: _fill(sweep, storage, size))
-        result = sweep / "result.json"
-
-        def one_more() -> None:
-            began, before = time.perf_counter(), _megabytes()
-            study = SweepStudy(sweep, "bench", SPACE, settings(storage), 0)
-            _one(study, 0)
-            opened = time.perf_counter() - began
-            each = []
-            for _ in range(20):
-                began = time.perf_counter()
-                _one(study, 0)
-                each.append(1000 * (time.perf_counter() - began))
-            took = {"open_s": opened, "trial_ms": statistics.median(each)}
-            record.write_json(sweep, result.name, {**took, "mb": _megabytes() - before})
-            study.close()
-
-        _in_fork(one_more)
-        values: dict[str, float] = record.read_json(sweep, result.name)
+        _apart(_fill, sweep, storage, size)
+        _apart(_one_more, sweep, storage)
+        values: dict[str, float] = record.read_json(sweep, RESULT)
         return values
+
+
+def _one_more(sweep: Path, storage: str) -> None:
+    began, before = time.perf_counter(), _megabytes()
+    study = SweepStudy(sweep, "bench", SPACE, settings(storage), 0)
+    _one(study, 0)
+    opened = time.perf_counter() - began
+    each = []
+    for _ in range(20):
+        began = time.perf_counter()
+        _one(study, 0)
+        each.append(1000 * (time.perf_counter() - began))
+    took = {"open_s": opened, "trial_ms": statistics.median(each)}
+    record.write_json(sweep, RESULT, {**took, "mb": _megabytes() - before})
+    study.close()
 
 
 def _fill(sweep: Path, storage: str, size: int) -> None:
@@ -200,23 +206,19 @@ def _megabytes() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def _fork(work: Callable[[], None]) -> int:
-    """Starts a child that has imported everything already."""
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        warnings.simplefilter("ignore")
-        work()
-        code = 0
-    finally:
-        os._exit(code)
+def _start(work: Callable[..., None], *arguments: Any) -> BaseProcess:
+    """Starts a process that has this file imported, and nothing else that the bench needs."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload([__name__])
+    process = server.Process(target=work, args=arguments)
+    process.start()
+    return process
 
 
-def _in_fork(work: Callable[[], None]) -> None:
-    _, status = os.waitpid(_fork(work), 0)
-    assert status == 0
+def _apart(work: Callable[..., None], *arguments: Any) -> None:
+    process = _start(work, *arguments)
+    process.join()
+    assert process.exitcode == 0
 
 
 def table(results: dict[str, Any]) -> str:
