@@ -108,10 +108,13 @@ def test_a_sweep_of_them_is_killed_resumed_and_trains_each(
 
 
 @pytest.mark.torture
-def test_a_sweep_of_all_is_killed_resumed_and_trains_each(
-    fmnist_train: Command, tmp_path: Path, data_root: Path
+@pytest.mark.parametrize("which", ["every two options", "all of mlp and cnn"])
+def test_larger_sweeps_of_them(
+    which: str, fmnist_train: Command, tmp_path: Path, data_root: Path
 ) -> None:
-    check_killed_and_resumed_sweep(ALL, fmnist_train, tmp_path, data_root)
+    small = [combination for combination in ALL if combination[0] in ("mlp", "cnn")]
+    combinations = covering(ALL) if which == "every two options" else small
+    check_killed_and_resumed_sweep(combinations, fmnist_train, tmp_path, data_root)
 
 
 def check_killed_and_resumed_sweep(

@@ -2,12 +2,14 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import optuna
@@ -85,6 +87,39 @@ def test_failing_shares_stop_the_sweep(tiny: Command, monkeypatch: pytest.Monkey
     outcome = tiny("-m", "name=a", "seed=100,101,102,103,104,105,106,107,0", *where)
     assert outcome.code == 1 and "Traceback" not in outcome.err, outcome.err
     assert "hydra.sweeper.max_failures=3" in outcome.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "ray"])
+def test_a_share_that_dies_costs_no_trial(
+    launcher: str, tiny: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("TINY_TASK_MS", "50")
+    killed = []
+
+    def kill_one() -> None:
+        """The process of a share is the one that has its worker's lock."""
+        while len(list(Path("multirun/a").glob("*/summary.json"))) < 3:
+            time.sleep(0.02)
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                files = [os.readlink(file) for file in (process / "fd").iterdir()]
+                if any(".worker-" in file for file in files) and int(process.name) != os.getpid():
+                    os.kill(int(process.name), signal.SIGKILL)
+                    killed.append(process.name)
+                    return
+
+    thread = threading.Thread(target=kill_one, daemon=True)
+    thread.start()
+    n_jobs = {"joblib": "hydra.launcher.n_jobs=2", "ray": "hydra.launcher.init.num_cpus=2"}
+    where = (f"hydra/launcher={launcher}", n_jobs[launcher], "hydra.sweeper.shares=2")
+    outcome = tiny("-m", "name=a", "seed=range(16)", "trainer.epochs=2", *where)
+    thread.join(30)
+    assert outcome.code == 0 and killed, outcome.err
+    table = pd.read_csv("multirun/a/sweep.csv")
+    assert list(table.trial) == list(range(16)) and set(table.state) == {"COMPLETE"}
+    study.disconnect()
 
 
 PROXY = """

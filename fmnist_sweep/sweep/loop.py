@@ -241,8 +241,13 @@ class Loop:
             folders = [record.reserve(self.study.folder / "shares" / str(n)) for n in range(shares)]
             jobs = [self._placed(Path("shares", folder.name)) for folder in folders]
             reason = "they ended without it"
-            for returned in self.launcher.launch(jobs, initial_job_idx=0):
-                reason = _wrong_with(returned) or reason
+            try:
+                for returned in self.launcher.launch(jobs, initial_job_idx=0):
+                    reason = _wrong_with(returned) or reason
+            except TooManyFailures:
+                raise
+            except Exception as error:  # as when a share's process has died
+                reason = _in_a_line(error)
             self.study.take_over()
             self._refresh()
             if len(self.table.runs) == done:
