@@ -105,7 +105,8 @@ def test_a_share_that_dies_costs_no_trial(
         for process in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
                 files = [os.readlink(file) for file in (process / "fd").iterdir()]
-                if any(".worker-" in file for file in files) and int(process.name) != os.getpid():
+                ours = any(file.startswith(f"{Path.cwd()}/multirun/a/.worker-") for file in files)
+                if ours and int(process.name) != os.getpid():
                     os.kill(int(process.name), signal.SIGKILL)
                     killed.append(process.name)
                     return

@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import sqlalchemy
 from matplotlib.figure import Figure
@@ -31,6 +33,7 @@ from fmnist_sweep.sweep.space import Space
 from fmnist_sweep.sweep.study import SweepStudy, tell
 
 WORKERS = (1, 8, 64, 256)
+PROCESSES = 32  # at most, of 130 MB each; more workers are threads of theirs
 TRIAL_SECONDS = 1.0
 WINDOW = 20.0  # seconds in which finished trials are counted, once all workers are at work
 RESULT = "result.json"
@@ -119,7 +122,9 @@ def rate(storage: str, workers: int) -> float:
         sweep = Path(folder)
         _apart(_begin, sweep, storage)
         stop = sweep / "stop"
-        children = [_start(_work, sweep, storage, stop) for _ in range(workers)]
+        processes = min(workers, PROCESSES)
+        each = workers // processes
+        children = [_start(_work, sweep, storage, stop, each) for _ in range(processes)]
         while len(list(sweep.glob(".worker-*.lock"))) < workers:
             time.sleep(0.1)
             assert all(child.is_alive() for child in children), "a worker has ended early"
@@ -137,11 +142,21 @@ def _begin(sweep: Path, storage: str) -> None:
     SweepStudy(sweep, "bench", SPACE, settings(storage), 0).close()
 
 
-def _work(sweep: Path, storage: str, stop: Path) -> None:
-    study = SweepStudy(sweep, "bench", SPACE, settings(storage), os.getpid())
-    while not stop.exists():
-        _one(study, TRIAL_SECONDS)
-    study.close()
+def _work(sweep: Path, storage: str, stop: Path, workers: int) -> None:
+    """Several workers in one process, each with a connection of its own."""
+
+    def work(seed: int) -> None:
+        study = SweepStudy(sweep, "bench", SPACE, settings(storage), seed)
+        while not stop.exists():
+            _one(study, TRIAL_SECONDS)
+
+    seeds = np.random.SeedSequence(os.getpid()).generate_state(workers)
+    threads = [threading.Thread(target=work, args=(int(seed),)) for seed in seeds]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    study_file.disconnect()
 
 
 def _one(study: SweepStudy, seconds: float) -> None:
