@@ -50,8 +50,8 @@ def check_complete(n_trials: int, url: str | None = None) -> None:
 
 
 def no_process_is_left(group: int) -> bool:
-    """Whether a process group ends within seconds."""
-    until = time.monotonic() + 10
+    """Whether a process group ends within five seconds."""
+    until = time.monotonic() + 5
     while time.monotonic() < until:
         try:
             os.killpg(group, 0)
@@ -135,6 +135,26 @@ def test_a_request_to_stop(launcher: tuple[str, ...], number: int, code: int) ->
     done = subprocess.run([*command, "hydra.sweeper.n_trials=8"], capture_output=True, text=True)
     assert done.returncode == 0 and "goes on" in done.stdout, done.stderr
     check_complete(8)
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [("hydra/launcher=basic",), ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")],
+)
+def test_no_trial_outlives_the_sweep(launcher: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "tests.tiny_task", *SEARCH, *launcher]
+    process = subprocess.Popen(
+        [*command, "hydra.sweeper.n_trials=8", "trainer.epochs=1000"],
+        env={**os.environ, "TINY_TASK_MS": "100"},
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    until = time.monotonic() + 60
+    while not Path("multirun/a/0/.hydra").exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert no_process_is_left(process.pid)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """A sweep from its first trial to its tables: trials asked for, launched, taken in and shown."""
 
+import io
 import logging
 import os
 import signal
@@ -7,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -62,7 +63,8 @@ def _wrong_with(returned: JobReturn) -> str | None:
         TooManyFailures: it was a share, which has met them.
     """
     try:
-        _ = returned.return_value
+        with redirect_stderr(io.StringIO()):  # where Hydra says that there was an error
+            _ = returned.return_value
     except TooManyFailures:
         raise
     except Exception as error:
@@ -261,7 +263,7 @@ class Loop:
             return asked[0] if asked else None
 
         def on_end(number: int, returned: JobReturn) -> None:
-            self._ended(number, _wrong_with(returned) or f"returned {returned.return_value!r}")
+            self._ended(number, _wrong_with(returned) or "ended without a result")
             self._count_failure(number, is_first)
 
         assert isinstance(self.launcher, StackedLauncher)
