@@ -5,7 +5,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from fmnist_sweep.report import series, swept
 from fmnist_sweep.report.drawing import BLUE, GREY, VERMILION, new_figure, scatter
@@ -46,6 +46,8 @@ def _dress(axes: Axes, axis: Axis, which: str = "x") -> None:
         target.set_major_locator(FixedLocator(axis.choices))
         target.set_minor_locator(NullLocator())
         target.set_major_formatter(FuncFormatter(lambda v, _: _text(v)))
+    elif axis.kind != "log":
+        target.set_major_locator(MaxNLocator(4))
     # Matplotlib takes what stands between dollars for mathematics.
     axes.set(**{f"{which}label": axis.key.replace("$", r"\$")})
 
@@ -81,7 +83,7 @@ def grid(runs: Sequence[Run]) -> Figure | None:
 
 def _heat(keys: Sequence[Axis], cells: Sequence[swept.Cell], measure: Measure) -> Figure:
     columns, rows = ([float(key.place(c) or 0) for c in key.choices] for key in keys)
-    figure, axes = new_figure(1.6 + 0.95 * len(columns) + 1.2, 1.4 + 0.6 * len(rows))
+    figure, axes = new_figure(1.6 + 0.95 * len(columns) + 1.2, max(3.6, 1.4 + 0.6 * len(rows)))
     values = [[float("nan")] * len(columns) for _ in rows]
     for cell in cells:
         values[rows.index(cell.where[1])][columns.index(cell.where[0])] = measure.scale * cell.mean
