@@ -12,6 +12,7 @@ FLOORS = {
     "__init__.py": 0,
     "config.py": 1,
     "record.py": 1,
+    "processes.py": 1,
     "data": 2,
     "models": 2,
     "report": 2,
