@@ -1,10 +1,12 @@
 """Processes that may die without harm to the one that started them, and that end with it."""
 
+import functools
 import multiprocessing
 import os
 import pickle
 import signal
 import threading
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -24,12 +26,25 @@ def died(process: BaseProcess) -> ProcessDied:
 
 
 def end_with_parent() -> None:
-    """Has this process end at once when the one that started it does."""
+    """Has this process end at once when the one whose `multiprocessing` started it does."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
 
     def wait() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
         parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+@functools.cache
+def end_with_launcher() -> None:
+    """Has this process end within a second of the one that started it, whoever that is."""
+    launcher = os.getppid()
+
+    def wait() -> None:
+        while os.getppid() == launcher:
+            time.sleep(0.5)
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
@@ -85,7 +100,6 @@ def _call(call: Callable[[], object], connection: Connection) -> None:
     signals = (signal.SIGINT, signal.SIGTERM)
     for number in signals:
         signal.signal(number, signal.default_int_handler)
-    end_with_parent()
     error: BaseException | None = None
     try:
         call()

@@ -35,15 +35,19 @@ LAUNCHERS = {
 @pytest.mark.slow
 # submitit forgets processes of jobs that have died.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        pytest.param(one, marks=pytest.mark.torture) if one == "submitit_local" else one
+        for one in LAUNCHERS
+    ],
+)
 def test_each_kind_of_bad_trial(
     launcher: str, tiny: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     good = [0, 1, 2, 3]
-    # submitit's local jobs take five seconds each.
-    ways = [bad.RAISES, bad.CRASHES] if launcher == "submitit_local" else REASONS
-    seeds = [good[0], *ways, *good[1:]]
+    seeds = [good[0], *REASONS, *good[1:]]
     listed = f"seed={','.join(map(str, seeds))}"
     where = (f"hydra/launcher={launcher}", *LAUNCHERS[launcher])
     outcome = tiny("-m", "name=a", listed, *where, "hydra.sweeper.max_failures=null")

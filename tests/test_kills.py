@@ -112,7 +112,7 @@ def test_a_request_to_stop(launcher: tuple[str, ...], number: int, code: int) ->
     command = [sys.executable, "-m", "tests.tiny_task", *SEARCH, *launcher]
     process = subprocess.Popen(
         [*command, "hydra.sweeper.n_trials=8"],
-        env={**os.environ, "TINY_TASK_MS": "400"},
+        env={**os.environ, "TINY_TASK_MS": "200"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -144,13 +144,14 @@ def test_a_request_to_stop(launcher: tuple[str, ...], number: int, code: int) ->
 def test_no_trial_outlives_the_sweep(launcher: tuple[str, ...]) -> None:
     command = [sys.executable, "-m", "tests.tiny_task", *SEARCH, *launcher]
     process = subprocess.Popen(
-        [*command, "hydra.sweeper.n_trials=8", "trainer.epochs=1000"],
-        env={**os.environ, "TINY_TASK_MS": "100"},
+        [*command, "hydra.sweeper.n_trials=8"],
+        env={**os.environ, "TINY_TASK_MS": "20000"},
         stdout=subprocess.DEVNULL,
         start_new_session=True,
     )
     until = time.monotonic() + 60
-    while not Path("multirun/a/0/.hydra").exists() and time.monotonic() < until:
+    while not Path("multirun/a/0/.hydra").exists():
+        assert process.poll() is None and time.monotonic() < until
         time.sleep(0.02)
     process.kill()
     process.wait()

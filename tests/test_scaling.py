@@ -90,7 +90,7 @@ def test_failing_shares_stop_the_sweep(tiny: Command, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["joblib", "ray"])
+@pytest.mark.parametrize("launcher", ["joblib", pytest.param("ray", marks=pytest.mark.torture)])
 def test_a_share_that_dies_costs_no_trial(
     launcher: str, tiny: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,9 +6,10 @@ folder is completed and only then is the study told.
 
 import logging
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from fmnist_sweep import record
+from fmnist_sweep.processes import end_with_launcher
 from fmnist_sweep.record import Epoch
 from fmnist_sweep.sweep import study
 from fmnist_sweep.sweep.settings import make_pruner
@@ -34,14 +36,20 @@ class TakenOver(KeyboardInterrupt):
 
 @dataclass
 class SweepJob:
-    """A sweep's task function; travels to other processes by pickle."""
+    """A sweep's task function; travels to other processes by pickle, and they end with the sweep's.
+
+    sweeper: the process that launches the trials.
+    """
 
     task: Callable[[DictConfig], Any]
     address: study.Address
     objectives: list[str]
     pruner: Mapping[str, Any]
+    sweeper: int = field(default_factory=os.getpid)
 
     def __call__(self, config: DictConfig) -> None:
+        if os.getpid() != self.sweeper:
+            end_with_launcher()
         run = Path(HydraConfig.get().runtime.output_dir)
         number = record.read_json(run, "trial.json")["trial"]
         here = _current.set(Reporter(self, number, run))
