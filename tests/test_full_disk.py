@@ -58,7 +58,7 @@ def check_whole(sweep: Path) -> None:
 
 
 SIZES = [
-    *(pytest.param(kib, id=f"{kib} KiB") for kib in (16, 120, 200, 260)),
+    *(pytest.param(kib, id=f"{kib} KiB") for kib in (16, 120, 136, 200, 260)),
     *(
         pytest.param(kib, id=f"{kib} KiB", marks=pytest.mark.torture)
         for kib in range(4, ENOUGH, 12)

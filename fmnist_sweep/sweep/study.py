@@ -283,11 +283,17 @@ class SweepStudy:
         self.worker = uuid.uuid4().hex[:12]
         self.lock = FileLock(folder / ".study.lock")
         with self.lock:
-            self.study = self._open(name, settings, seed)
+            url = _url(folder, settings)
+            try:
+                self.study = self._open(name, settings, seed)
+            except _faults() as error:  # as when the disk fills up just now
+                raise ConfigError(
+                    f"hydra.sweeper.storage={_shown(url)}: {_reason(error)}"
+                ) from None
             # Not `FileLock`: a fork of this process would hold that beyond the process's death.
             self._alive = os.open(self._worker_lock(self.worker), os.O_RDWR | os.O_CREAT, 0o666)
             fcntl.lockf(self._alive, fcntl.LOCK_EX)
-        self.address = Address(_url(folder, settings), self.study.study_name)
+        self.address = Address(url, self.study.study_name)
 
     def _open(self, name: str, settings: Settings, seed: int) -> optuna.Study:
         """Creates the study, or makes sure that it is the one to be continued."""
