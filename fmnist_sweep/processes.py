@@ -40,7 +40,9 @@ def end_with_parent() -> None:
 @functools.cache
 def end_with_launcher() -> None:
     """Has this process end within a second of the one that started it, whoever that is."""
-    launcher = os.getppid()
+    # It may have ended already: joblib's processes and forks know which it was.
+    parent = multiprocessing.parent_process()
+    launcher = parent.pid if parent and parent.pid else os.getppid()
 
     def wait() -> None:
         while os.getppid() == launcher:
