@@ -5,18 +5,14 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from fmnist_sweep.cli import parsed, with_clear_errors
 from fmnist_sweep.config import conf_folder
-from fmnist_sweep.sweep.launcher import StackedLauncher
-from fmnist_sweep.sweep.ray_launcher import RayLauncher
-from fmnist_sweep.sweep.sweeper import StudySweeper
+from fmnist_sweep.sweep import plugins
 
-for plugin in (StudySweeper, StackedLauncher, RayLauncher):
-    Plugins.instance().register(plugin)
+plugins.register()
 
 
 @hydra.main(

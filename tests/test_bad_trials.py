@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fmnist_sweep.sweep import study
+from fmnist_sweep.sweep import database
 from tests import tiny_task as bad
 from tests.conftest import ROOT, Command
 
@@ -59,7 +59,7 @@ def test_each_kind_of_bad_trial(
         assert state == ("COMPLETE" if seed in good else "FAILED"), (seed, reason)
         if seed not in good:
             assert re.search(REASONS[seed], reason), (seed, reason)
-    study.disconnect()
+    database.disconnect()
 
 
 DEADLY = """

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from fmnist_sweep import record
-from fmnist_sweep.sweep import study
+from fmnist_sweep.sweep import database
 from tests.conftest import Command
 
 SWEEP = ("-m", "name=a", "optimizer.lr=0.0001,0.001,0.01", "trainer.epochs=2")
@@ -26,12 +26,12 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", folder])
     if made.returncode:
         pytest.skip("may not mount a file system here")
-    monkeypatch.setattr(study, "PATIENCE", 0.2)
-    monkeypatch.setattr(study, "SQLITE_WAIT", 0.2)
+    monkeypatch.setattr(database, "PATIENCE", 0.2)
+    monkeypatch.setattr(database, "SQLITE_WAIT", 0.2)
     try:
         yield folder
     finally:
-        study.disconnect()
+        database.disconnect()
         os.chdir(tmp_path)
         subprocess.run(["umount", "-l", folder], check=True)
 
@@ -88,9 +88,9 @@ def test_every_size_of_disk(
         }
     else:
         finished = {}
-    study.disconnect()
+    database.disconnect()
     resize(disk, 64 * ENOUGH)
-    monkeypatch.setattr(study, "PATIENCE", 20.0)
+    monkeypatch.setattr(database, "PATIENCE", 20.0)
     again = tiny(*SWEEP)
     assert again.code == 0, again.err
     check_whole(sweep)

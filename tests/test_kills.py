@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fmnist_sweep.sweep import study
+from fmnist_sweep.sweep import database
 from tests import postgres
 from tests.conftest import ROOT
 
@@ -30,13 +30,13 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     yield
-    study.disconnect()
+    database.disconnect()
 
 
 def check_complete(n_trials: int, url: str | None = None) -> None:
     """Exactly so many finished trials, each run to its end exactly once."""
     url = url or f"sqlite:///{Path('multirun/a/study.db').absolute()}"
-    trials = study.load(study.Address(url, "a")).trials
+    trials = database.load(database.Address(url, "a")).trials
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * n_trials
     assert len({trial.params["optimizer.lr"] for trial in trials}) == n_trials
     rows = pd.read_csv("multirun/a/sweep.csv", dtype={"run": str})
@@ -83,7 +83,7 @@ def test_two_hundred_kills_lose_nothing(launcher: str, storage: str) -> None:
         url = server.new_database()
         kill(200, seed, 400, *options, f"hydra.sweeper.storage={url}")
         check_complete(400, url)
-        study.disconnect()
+        database.disconnect()
 
 
 def kill(kills: int, seed: int, n_trials: int, *options: str) -> None:
@@ -128,10 +128,10 @@ def test_a_request_to_stop(launcher: tuple[str, ...], number: int, code: int) ->
     assert "rank" in out and "Traceback" not in err
     assert no_process_is_left(process.pid)
     url = f"sqlite:///{Path('multirun/a/study.db').absolute()}"
-    states = [trial.state.name for trial in study.load(study.Address(url, "a")).trials]
+    states = [trial.state.name for trial in database.load(database.Address(url, "a")).trials]
     assert set(states) == {"COMPLETE", "WAITING"}
     assert len(pd.read_csv("multirun/a/sweep.csv")) == states.count("COMPLETE")
-    study.disconnect()
+    database.disconnect()
     done = subprocess.run([*command, "hydra.sweeper.n_trials=8"], capture_output=True, text=True)
     assert done.returncode == 0 and "goes on" in done.stdout, done.stderr
     check_complete(8)
@@ -178,7 +178,7 @@ def test_stacks_in_processes_end_with_the_sweep(
     assert process.wait(timeout=30) == code, Path("log.txt").read_text()
     assert no_process_is_left(process.pid)
     url = f"sqlite:///{Path('multirun/a/study.db').absolute()}"
-    states = [trial.state.name for trial in study.load(study.Address(url, "a")).trials]
+    states = [trial.state.name for trial in database.load(database.Address(url, "a")).trials]
     assert ("RUNNING" in states) == (number == signal.SIGKILL)
     finished = list(Path("multirun/a").glob("*/summary.json"))
     assert finished and len(finished) < 8

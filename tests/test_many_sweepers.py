@@ -10,7 +10,7 @@ import optuna
 import pandas as pd
 import pytest
 
-from fmnist_sweep.sweep import study
+from fmnist_sweep.sweep import database
 from tests import postgres
 from tests.conftest import ROOT
 
@@ -54,8 +54,8 @@ def storage(
     else:
         with postgres.server() as server:
             yield server.new_database()
-            study.disconnect()
-    study.disconnect()
+            database.disconnect()
+    database.disconnect()
 
 
 @pytest.mark.slow
@@ -80,7 +80,7 @@ def check_six_sweepers(storage: str) -> None:
         timeout=300,
     )
     assert outcome.returncode == 0, outcome.stderr[-3000:]
-    trials = study.load(study.Address(storage, "a")).trials
+    trials = database.load(database.Address(storage, "a")).trials
     assert [trial.state for trial in trials] == [optuna.trial.TrialState.COMPLETE] * N_TRIALS
     assert len({trial.params["optimizer.lr"] for trial in trials}) == N_TRIALS
     ended = {path.parent.name for path in Path("multirun/a").glob("*/summary.json")}

@@ -16,7 +16,8 @@ import optuna
 import pandas as pd
 import pytest
 
-from fmnist_sweep.sweep import study
+from fmnist_sweep.bench.coordinating import PROXY
+from fmnist_sweep.sweep import database
 from tests import postgres
 from tests.conftest import ROOT, Command
 
@@ -30,7 +31,7 @@ def server() -> Iterator[postgres.Server]:
         pytest.skip("no PostgreSQL on this machine")
     with postgres.server() as running:
         yield running
-        study.disconnect()
+        database.disconnect()
 
 
 def check_complete(n_trials: int, url: str | None = None) -> set[str]:
@@ -38,12 +39,12 @@ def check_complete(n_trials: int, url: str | None = None) -> set[str]:
     table = pd.read_csv("multirun/a/sweep.csv")
     assert list(table.trial) == list(range(n_trials)) and set(table.state) == {"COMPLETE"}
     url = url or f"sqlite:///{Path('multirun/a/study.db').absolute()}"
-    trials = study.load(study.Address(url, "a")).trials
+    trials = database.load(database.Address(url, "a")).trials
     assert [trial.state for trial in trials] == [optuna.trial.TrialState.COMPLETE] * n_trials
     assert all(len(trial.intermediate_values) == 1 for trial in trials)
     notes = list(Path("multirun/a").glob("*/trial.json"))
     assert len(notes) == n_trials
-    study.disconnect()
+    database.disconnect()
     return {note.read_text().split('"worker": ')[1][:14] for note in notes}
 
 
@@ -64,7 +65,7 @@ def test_jobs_of_a_cluster(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("TINY_TASK_MS", "200")
+    monkeypatch.setenv("TINY_TASK_MS", "600")
     url = server.new_database()
     outcome = tiny(*SWEEP, *launcher, f"hydra.sweeper.storage={url}")
     assert outcome.code == 0, outcome.err
@@ -78,6 +79,22 @@ def test_shares_need_processes(tiny: Command) -> None:
         assert outcome.code == 1 and len(outcome.err.splitlines()) == 1
         assert outcome.err.startswith("hydra.sweeper.shares=2: needs a launcher that starts")
     assert not Path("multirun").exists()
+
+
+@pytest.mark.slow
+def test_no_ray(tmp_path: Path) -> None:
+    """In a process of its own, as this one may have a Ray by now."""
+    where = ("hydra/launcher=ray", "hydra.launcher.init.address=auto")
+    outcome = subprocess.run(
+        [sys.executable, "-m", "tests.tiny_task", *SWEEP, *where],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert outcome.returncode == 1 and len(outcome.stderr.splitlines()) == 1, outcome.stderr
+    assert outcome.stderr.startswith("hydra.launcher.init=")
+    assert not (tmp_path / "multirun").exists()
 
 
 @pytest.mark.slow
@@ -120,15 +137,7 @@ def test_a_share_that_dies_costs_no_trial(
     assert outcome.code == 0 and killed, outcome.err
     table = pd.read_csv("multirun/a/sweep.csv")
     assert list(table.trial) == list(range(16)) and set(table.state) == {"COMPLETE"}
-    study.disconnect()
-
-
-PROXY = """
-import sys, warnings
-from optuna.storages import get_storage, run_grpc_proxy_server
-warnings.simplefilter("ignore")
-run_grpc_proxy_server(get_storage(sys.argv[1]), host="127.0.0.1", port=int(sys.argv[2]))
-"""
+    database.disconnect()
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fmnist_sweep.sweep import study
+from fmnist_sweep.sweep import database
 from tests import postgres
 from tests.conftest import Command
 
@@ -26,9 +26,9 @@ LAUNCHERS = {"stacked": (), "basic": ("hydra/launcher=basic",)}
 @pytest.fixture(autouse=True)
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("TINY_TASK_MS", "30")
-    monkeypatch.setattr(study, "SQLITE_WAIT", 0.5)
+    monkeypatch.setattr(database, "SQLITE_WAIT", 0.5)
     yield
-    study.disconnect()
+    database.disconnect()
 
 
 @contextmanager
@@ -96,14 +96,14 @@ def test_a_server_that_restarts_is_waited_for(seconds: float, launcher: str, tin
         assert outcome.code == 0, outcome.err
         assert "database does not answer (" in outcome.err
         check_complete()
-        study.disconnect()
+        database.disconnect()
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_results_outlive_a_database_that_is_gone_for_good(
     launcher: str, tiny: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(study, "PATIENCE", 1.5)
+    monkeypatch.setattr(database, "PATIENCE", 1.5)
     over = threading.Event()
 
     def lock() -> None:
@@ -121,7 +121,7 @@ def test_results_outlive_a_database_that_is_gone_for_good(
     assert "Traceback" not in outcome.err
     finished = {p: p.read_bytes() for p in Path("multirun/a").glob("*/summary.json")}
     assert len(finished) >= 3 and len(pd.read_csv("multirun/a/sweep.csv")) == len(finished)
-    monkeypatch.setattr(study, "PATIENCE", 60.0)
+    monkeypatch.setattr(database, "PATIENCE", 60.0)
     again = tiny(*SWEEP, *LAUNCHERS[launcher])
     assert again.code == 0, again.err
     table = pd.read_csv("multirun/a/sweep.csv")

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from fmnist_sweep.processes import call_apart
-from fmnist_sweep.sweep import study as study_file
+from fmnist_sweep.sweep import database
 from fmnist_sweep.sweep.settings import Settings
 from fmnist_sweep.sweep.space import Space
 from fmnist_sweep.sweep.study import SweepStudy
@@ -51,7 +51,7 @@ class Backend:
 
     def study(self) -> optuna.Study:
         url = self.storage or f"sqlite:///{Path('multirun/a/study.db').absolute()}"
-        return study_file.load(study_file.Address(url, "a"))
+        return database.load(database.Address(url, "a"))
 
     def states(self) -> list[str]:
         return [trial.state.name for trial in self.study().trials]
@@ -61,7 +61,7 @@ class Backend:
 def storage(request: pytest.FixtureRequest) -> Iterator[str | None]:
     is_server = request.param == "postgresql"
     yield request.getfixturevalue("server").new_database() if is_server else None
-    study_file.disconnect()
+    database.disconnect()
 
 
 @pytest.fixture(params=["basic", "joblib"])
@@ -177,7 +177,7 @@ def test_another_folders_study_is_not_joined(tiny: Command, server: postgres.Ser
     outcome = backend.sweep("seed=1,2", "trainer.epochs=1")
     assert outcome.code == 1 and "another folder" in outcome.err
     assert not Path("multirun/a").exists()
-    study_file.disconnect()
+    database.disconnect()
 
 
 def test_a_database_points_at_no_run_outside_of_the_sweep(tiny: Command) -> None:
@@ -186,12 +186,12 @@ def test_a_database_points_at_no_run_outside_of_the_sweep(tiny: Command) -> None
     shutil.copytree("multirun/a/1", "elsewhere")
     shutil.rmtree("multirun/a/1")
     opened = backend.study()
-    storage = study_file.storage(f"sqlite:///{Path('multirun/a/study.db').absolute()}")
+    storage = database.storage(f"sqlite:///{Path('multirun/a/study.db').absolute()}")
     with sqlite3.connect("multirun/a/study.db") as connection:
         connection.execute("UPDATE trials SET state = 'RUNNING' WHERE number = 1")
     connection.close()
     storage.set_trial_user_attr(opened.trials[1]._trial_id, "run", "../../elsewhere")
-    study_file.disconnect()
+    database.disconnect()
     again = backend.sweep("seed=1,2", "trainer.epochs=1")
     assert again.code == 0 and "1 interrupted to be run again" in again.out
     assert Path("multirun/a/1/summary.json").exists()
@@ -216,7 +216,7 @@ def test_processes_at_work_are_counted(tmp_path: Path) -> None:
         assert other.processes() == 2
         other.close()
 
-    study_file.hang_up()
+    database.hang_up()
     call_apart(second)
     assert first.processes() == 1
     first.close()

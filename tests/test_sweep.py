@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from fmnist_sweep.report.tables import Run
-from fmnist_sweep.sweep import study as study_file
+from fmnist_sweep.sweep import database
 from fmnist_sweep.sweep.display import Display
 from tests import tiny_task
 from tests.conftest import Command
@@ -23,13 +23,13 @@ SEARCH = ("optimizer.lr=tag(log,interval(1e-4,1e-1))",)
 
 def study(name: str) -> optuna.Study:
     path = Path(f"multirun/{name}", "study.db").absolute()
-    return study_file.load(study_file.Address(f"sqlite:///{path}", name))
+    return database.load(database.Address(f"sqlite:///{path}", name))
 
 
 @pytest.fixture(autouse=True)
 def disconnected() -> Iterator[None]:
     yield
-    study_file.disconnect()
+    database.disconnect()
 
 
 def states(name: str) -> list[str]:
@@ -213,7 +213,7 @@ def test_resume_tells_of_a_finished_run_that_the_study_has_not_heard_of(tiny: Co
         database.execute("UPDATE trials SET state = 'RUNNING' WHERE number = 1")
         database.execute("DELETE FROM trial_values WHERE trial_id = 2")
     database.close()
-    study_file.disconnect()
+    database.disconnect()
     assert states("a") == ["COMPLETE", "RUNNING", "COMPLETE"]
     outcome = tiny("-m", *FAST, "seed=1,2,3", "name=a")
     assert outcome.code == 0 and "is complete" in outcome.out, outcome.err

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fmnist_sweep.sweep import study
+from fmnist_sweep.sweep import database
 from tests.conftest import Command
 
 SEARCH = "optimizer.lr=tag(log,interval(1e-4,1e-2))"
@@ -112,7 +112,7 @@ def test_mistake_is_told_before_anything_exists(fmnist_train: Command, mistake: 
     arguments, expected = MISTAKES[mistake]
     Path("file").write_text("")
     outcome = fmnist_train("-m", *arguments)
-    study.disconnect()
+    database.disconnect()
     assert outcome.code == 1
     assert all(text in outcome.err for text in expected), outcome.err
     assert 1 <= len(outcome.err.splitlines()) <= 6, outcome.err

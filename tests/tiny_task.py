@@ -14,19 +14,15 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.plugins import Plugins
 from omegaconf import DictConfig
 
 from fmnist_sweep.cli import with_clear_errors
 from fmnist_sweep.config import conf_folder
 from fmnist_sweep.record import Epoch
+from fmnist_sweep.sweep import plugins
 from fmnist_sweep.sweep.job import reporter
-from fmnist_sweep.sweep.launcher import StackedLauncher
-from fmnist_sweep.sweep.ray_launcher import RayLauncher
-from fmnist_sweep.sweep.sweeper import StudySweeper
 
-for plugin in (StudySweeper, StackedLauncher, RayLauncher):
-    Plugins.instance().register(plugin)
+plugins.register()
 
 # Seeds from here to 99 more.
 RAISES, RETURNS_NONE, RETURNS_NAN, EXITS, RETURNS_TEXT, RETURNS_INF = 100, 200, 300, 400, 500, 600

@@ -6,7 +6,6 @@ database, a PostgreSQL server spoken to directly or through Optuna's gRPC proxy.
 
 import contextlib
 import io
-import multiprocessing
 import os
 import socket
 import statistics
@@ -27,7 +26,8 @@ import sqlalchemy
 from matplotlib.figure import Figure
 
 from fmnist_sweep import record
-from fmnist_sweep.sweep import study as study_file
+from fmnist_sweep.processes import forks_of_a_server
+from fmnist_sweep.sweep import database
 from fmnist_sweep.sweep.settings import Settings
 from fmnist_sweep.sweep.space import Space
 from fmnist_sweep.sweep.study import SweepStudy, tell
@@ -77,16 +77,16 @@ def measure(server: str) -> dict[str, Any]:
     for kind, address in (("PostgreSQL", contextlib.nullcontext), ("gRPC proxy", proxy)):
         rates[kind], sizes[kind] = {}, {}
         for workers in WORKERS:
-            with database(server) as url, address(url) as storage:
+            with new_database(server) as url, address(url) as storage:
                 rates[kind][workers] = rate(storage, workers)
         for size in SIZES:
-            with database(server) as url, address(url) as storage:
+            with new_database(server) as url, address(url) as storage:
                 sizes[kind][size] = cost(storage, size)
     return {"rates": rates, "sizes": sizes}
 
 
 @contextlib.contextmanager
-def database(server: str) -> Iterator[str]:
+def new_database(server: str) -> Iterator[str]:
     """An empty database of the server."""
     name = f"bench_{uuid.uuid4().hex}"
     engine = sqlalchemy.create_engine(server, isolation_level="AUTOCOMMIT")
@@ -96,7 +96,7 @@ def database(server: str) -> Iterator[str]:
             url = sqlalchemy.make_url(server).set(database=name)
             yield url.render_as_string(hide_password=False)
         finally:
-            study_file.disconnect()
+            database.disconnect()
             connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
     engine.dispose()
 
@@ -109,11 +109,20 @@ def proxy(url: str) -> Iterator[str]:
         port = free.getsockname()[1]
     process = subprocess.Popen([sys.executable, "-c", PROXY, url, str(port)])
     try:
-        time.sleep(3)
+        _wait_for(port)
         yield f"grpc://127.0.0.1:{port}"
     finally:
         process.kill()
         process.wait()
+
+
+def _wait_for(port: int) -> None:
+    """Waits until somebody listens."""
+    while True:
+        with contextlib.suppress(ConnectionRefusedError):
+            socket.create_connection(("localhost", port)).close()
+            return
+        time.sleep(0.1)
 
 
 def rate(storage: str, workers: int) -> float:
@@ -156,7 +165,7 @@ def _work(sweep: Path, storage: str, stop: Path, workers: int) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    study_file.disconnect()
+    database.disconnect()
 
 
 def _one(study: SweepStudy, seconds: float) -> None:
@@ -223,9 +232,7 @@ def _megabytes() -> float:
 
 def _start(work: Callable[..., None], *arguments: Any) -> BaseProcess:
     """Starts a process that has this file imported, and nothing else that the bench needs."""
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload([__name__])
-    process = server.Process(target=work, args=arguments)
+    process = forks_of_a_server(__name__).Process(target=work, args=arguments)
     process.start()
     return process
 

@@ -20,16 +20,17 @@ from fmnist_sweep import record
 from fmnist_sweep.cli import hydra_line
 from fmnist_sweep.config import ConfigError, trusted_targets
 from fmnist_sweep.report import ranking
+from fmnist_sweep.sweep import ray_launcher, together
 from fmnist_sweep.sweep import settings as settings_file
 from fmnist_sweep.sweep import space as space_file
-from fmnist_sweep.sweep import together
+from fmnist_sweep.sweep.database import check_written, reachable
 from fmnist_sweep.sweep.job import SweepJob
 from fmnist_sweep.sweep.launcher import StackedLauncher
 from fmnist_sweep.sweep.loop import Loop, ahead
 from fmnist_sweep.sweep.settings import Settings, make_sampler
 from fmnist_sweep.sweep.share import Share
 from fmnist_sweep.sweep.space import Space
-from fmnist_sweep.sweep.study import SweepStudy, check_written, reachable
+from fmnist_sweep.sweep.study import SweepStudy
 
 
 def sweep(
@@ -69,6 +70,8 @@ def sweep(
     target = config.hydra.launcher._target_
     if target.endswith(".StackedLauncher"):
         together.read(config.hydra.launcher)
+    if target.endswith(".RayLauncher"):
+        ray_launcher.connect(OmegaConf.to_container(config.hydra.launcher.init, resolve=True))
     if settings.shares and target.endswith((".StackedLauncher", ".BasicLauncher")):
         raise ConfigError(
             f"hydra.sweeper.shares={settings.shares}: needs a launcher that starts processes: "

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from fmnist_sweep import record
 from fmnist_sweep.processes import end_with_launcher
 from fmnist_sweep.record import Epoch
-from fmnist_sweep.sweep import study
+from fmnist_sweep.sweep import database, study
 from fmnist_sweep.sweep.settings import make_pruner
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class SweepJob:
     """
 
     task: Callable[[DictConfig], Any]
-    address: study.Address
+    address: database.Address
     objectives: list[str]
     pruner: Mapping[str, Any]
     sweeper: int = field(default_factory=os.getpid)
@@ -111,8 +111,8 @@ class Reporter:
         value = getattr(row, self.job.objectives[0])
 
         def report() -> bool:
-            told = study.load(self.job.address)
-            backend = study.storage(self.job.address.url)
+            told = database.load(self.job.address)
+            backend = database.storage(self.job.address.url)
             trial = told.get_trials(deepcopy=False)[self.number]
             if trial.user_attrs.get("run") != self.run.name:
                 raise TakenOver
@@ -123,7 +123,7 @@ class Reporter:
             trial.intermediate_values = steps
             return not self.pruner.prune(told, trial)
 
-        return study.persist(report)
+        return database.persist(report)
 
 
 _current: ContextVar[Reporter | None] = ContextVar("reporter", default=None)

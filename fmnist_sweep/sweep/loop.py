@@ -24,11 +24,12 @@ from fmnist_sweep.processes import ProcessDied, call_apart
 from fmnist_sweep.report import ranking
 from fmnist_sweep.report.publish import publish
 from fmnist_sweep.report.tables import Run, Sweep
+from fmnist_sweep.sweep.database import Lost, forget, hang_up
 from fmnist_sweep.sweep.display import Display
 from fmnist_sweep.sweep.launcher import Job, StackedLauncher
 from fmnist_sweep.sweep.settings import Settings
 from fmnist_sweep.sweep.space import Space
-from fmnist_sweep.sweep.study import Lost, SweepStudy, forget, hang_up, tell
+from fmnist_sweep.sweep.study import SweepStudy, tell
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,6 @@ stacks side by side, each in a process: threads of one process would wait for on
 Python between any two steps (two stacks of one trial ran no faster so than one after the other).
 """
 
-import multiprocessing
 import os
 import pickle
 import signal
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 
 from fmnist_sweep.data.batches import Protocol
-from fmnist_sweep.processes import died, end_with_parent, portable
+from fmnist_sweep.processes import died, end_with_parent, forks_of_a_server, portable
 from fmnist_sweep.record import Epoch
 from fmnist_sweep.training.engine import Steps, Trial
 from fmnist_sweep.training.stack import CHUNK, Kind, Progress, Stack
@@ -92,10 +91,7 @@ class ProcessLane(Lane):
     """A trainer in a process of its own, which ends with this one."""
 
     def __init__(self, threads: int) -> None:
-        # Forks of a server that has imported this file: made at once, and unlike forks of this
-        # process without its threads, which OpenMP does not survive.
-        server = multiprocessing.get_context("forkserver")
-        server.set_forkserver_preload([__name__])
+        server = forks_of_a_server(__name__)
         self.connection, theirs = server.Pipe()
         self.process = server.Process(target=_serve, args=(theirs, threads), daemon=True)
         self.process.start()
