@@ -81,9 +81,19 @@ def test_shares_need_processes(tiny: Command) -> None:
     assert not Path("multirun").exists()
 
 
+def test_no_ray(tiny: Command) -> None:
+    where = ("hydra/launcher=ray", "hydra.launcher.init.address=127.0.0.1:1")
+    outcome = tiny(*SWEEP, *where)
+    assert outcome.code == 1 and len(outcome.err.splitlines()) == 1, outcome.err
+    assert outcome.err.startswith("hydra.launcher.init.address=127.0.0.1:1: ")
+    assert not Path("multirun").exists()
+
+
 @pytest.mark.slow
-def test_no_ray(tmp_path: Path) -> None:
-    """In a process of its own, as this one may have a Ray by now."""
+def test_no_ray_anywhere(tmp_path: Path) -> None:
+    """In a process of its own and without the Ray that this one may have by now."""
+    if ray := sys.modules.get("ray"):
+        ray.shutdown()
     where = ("hydra/launcher=ray", "hydra.launcher.init.address=auto")
     outcome = subprocess.run(
         [sys.executable, "-m", "tests.tiny_task", *SWEEP, *where],

@@ -209,10 +209,10 @@ def test_resume_tells_of_a_finished_run_that_the_study_has_not_heard_of(tiny: Co
     assert tiny("-m", *FAST, "seed=1,2,3", "name=a").code == 0
     run = Path("multirun/a/1")
     before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
-    with sqlite3.connect("multirun/a/study.db") as database:
-        database.execute("UPDATE trials SET state = 'RUNNING' WHERE number = 1")
-        database.execute("DELETE FROM trial_values WHERE trial_id = 2")
-    database.close()
+    with sqlite3.connect("multirun/a/study.db") as connection:
+        connection.execute("UPDATE trials SET state = 'RUNNING' WHERE number = 1")
+        connection.execute("DELETE FROM trial_values WHERE trial_id = 2")
+    connection.close()
     database.disconnect()
     assert states("a") == ["COMPLETE", "RUNNING", "COMPLETE"]
     outcome = tiny("-m", *FAST, "seed=1,2,3", "name=a")

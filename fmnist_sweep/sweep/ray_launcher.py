@@ -6,6 +6,7 @@ single runs load it too.
 
 import os
 import signal
+import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,6 +74,7 @@ def connect(arguments: Any) -> Any:
             "hydra/launcher=ray: needs the extra ray: pip install 'fmnist-sweep[ray]'"
         ) from None
     if not ray.is_initialized():
+        _look_for(arguments.get("address"))
         before = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(**arguments)
@@ -81,6 +83,20 @@ def connect(arguments: Any) -> Any:
             raise ConfigError(f"hydra.launcher.init={arguments}: {text}") from None
         signal.signal(signal.SIGTERM, before)
     return ray
+
+
+def _look_for(address: str | None) -> None:
+    """Ray itself would try for many minutes, and in many lines, to reach what is not there."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"hydra.launcher.init.address={address}: nothing answers there ({error}); "
+            "give that of a running Ray, auto, or null for one of this machine"
+        ) from None
 
 
 def _run(
