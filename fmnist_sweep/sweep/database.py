@@ -16,6 +16,7 @@ import optuna
 import sqlalchemy
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage
+from optuna.trial import FrozenTrial
 
 from fmnist_sweep.config import ConfigError
 
@@ -212,3 +213,11 @@ def load(address: Address) -> optuna.Study:
     """Opens a study that exists, to be told of trials and not to be asked for any."""
     sampler = optuna.samplers.RandomSampler()
     return optuna.load_study(study_name=address.name, storage=storage(address.url), sampler=sampler)
+
+
+def read_trial(address: Address, number: int) -> FrozenTrial:
+    """One trial as the database has it now, without reading all those at work beside it."""
+    study, backend = load(address), storage(address.url)
+    return backend.get_trial(
+        backend.get_trial_id_from_study_id_trial_number(study._study_id, number)
+    )

@@ -111,9 +111,8 @@ class Reporter:
         value = getattr(row, self.job.objectives[0])
 
         def report() -> bool:
-            told = database.load(self.job.address)
             backend = database.storage(self.job.address.url)
-            trial = told.get_trials(deepcopy=False)[self.number]
+            trial = database.read_trial(self.job.address, self.number)
             if trial.user_attrs.get("run") != self.run.name:
                 raise TakenOver
             backend.set_trial_intermediate_value(trial._trial_id, row.epoch, value)
@@ -121,7 +120,7 @@ class Reporter:
             # An interrupted attempt may have come further and left its values behind.
             steps = {k: v for k, v in trial.intermediate_values.items() if k <= row.epoch}
             trial.intermediate_values = steps
-            return not self.pruner.prune(told, trial)
+            return not self.pruner.prune(database.load(self.job.address), trial)
 
         return database.persist(report)
 

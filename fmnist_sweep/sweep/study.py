@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from fmnist_sweep import record
 from fmnist_sweep.config import ConfigError
 from fmnist_sweep.sweep import agreement, database
-from fmnist_sweep.sweep.database import Address, load, persist, storage
+from fmnist_sweep.sweep.database import Address, load, persist, read_trial, storage
 from fmnist_sweep.sweep.settings import Settings, make_sampler
 from fmnist_sweep.sweep.space import Space
 
@@ -51,7 +51,7 @@ def tell(address: Address, number: int, run: Path, objectives: Sequence[str]) ->
 
     def once() -> None:
         study, backend = load(address), storage(address.url)
-        trial = study.get_trials(deepcopy=False)[number]
+        trial = read_trial(address, number)
         if trial.state.is_finished() or trial.user_attrs.get("run") != run.name:
             return
         if summary["reason"]:
