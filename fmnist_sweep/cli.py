@@ -92,6 +92,8 @@ def in_a_line(error: BaseException) -> str | None:
         return hydra_line(error)
     if isinstance(error, YAMLError):
         return "YAML: " + " ".join(str(error).split())
+    if record.is_disk_fault(error):
+        return f"{error}; what has finished is kept"
     known = {"ConfigError", "DataError", "TrialFailed"}
     return str(error) if type(error).__name__ in known else None
 

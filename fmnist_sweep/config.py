@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
@@ -266,6 +267,11 @@ def parse(values: Mapping[str, Any]) -> Config:
             f"what data.val_size={config.data.val_size} leaves of {images} training images{which}"
         )
     _check_scheduler(config.scheduler, config.trainer.epochs)
+    if urlsplit(config.logger.uri or "").password:
+        raise ConfigError(
+            "logger.uri: a password in it would be written into run folders; give it as "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
     return config
 
 

@@ -13,6 +13,8 @@ from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+_REQUESTS = (signal.SIGINT, signal.SIGTERM)  # to stop
+
 
 class ProcessDied(Exception):
     """A process has ended with what it was at; the message says how."""
@@ -92,9 +94,12 @@ def call_apart(call: Callable[[], object]) -> None:
     fork = multiprocessing.get_context("fork")
     ours, theirs = fork.Pipe(duplex=False)
     child = fork.Process(target=_call, args=(call, theirs))
+    # An interruption between the fork and the knowledge of it would leave a child to itself.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _REQUESTS)
     child.start()
     theirs.close()
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS)
         error = ours.recv()
     except EOFError:
         raise died(child) from None
@@ -111,15 +116,15 @@ def call_apart(call: Callable[[], object]) -> None:
 
 
 def _call(call: Callable[[], object], connection: Connection) -> None:
-    signals = (signal.SIGINT, signal.SIGTERM)
-    for number in signals:
+    for number in _REQUESTS:
         signal.signal(number, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS)
     error: BaseException | None = None
     try:
         call()
     except BaseException as raised:
         error = raised
         vars(error).clear()  # Hydra hangs the whole job on it, which takes minutes to pickle
-    for number in signals:
+    for number in _REQUESTS:
         signal.signal(number, signal.SIG_IGN)
     connection.send(portable(error))

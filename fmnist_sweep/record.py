@@ -12,6 +12,7 @@ checkpoint-0.pt   while it trains, the state of its first repeat at an epoch's e
 """
 
 import csv
+import errno
 import importlib.metadata
 import io
 import json
@@ -67,9 +68,17 @@ def write_whole(path: Path, content: bytes | str) -> None:
             os.fchmod(file.fileno(), 0o666 & ~_umask())
             os.fsync(file.fileno())
         os.replace(name, path)
-    except BaseException:
+    except BaseException as error:
         Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)
         raise
+
+
+def is_disk_fault(error: BaseException) -> bool:
+    """Whether an error is of a disk that is full, over its quota, read-only or broken."""
+    faults = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+    return isinstance(error, OSError) and error.errno in faults
 
 
 def inert(value: Any) -> Any:

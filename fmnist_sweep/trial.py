@@ -318,7 +318,7 @@ class _Training:
 
     def _keep_repeat(self, repeat: int, summary: dict[str, Any], finite: bool) -> None:
         folder = self.folder / f"repeat-{repeat}"
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)  # a single run that was killed while it finished
         record.write_history(folder, self.histories[repeat])
         if finite:
             record.write_whole(folder / "model.pt", _saved(self.requests[repeat].trial.model))

@@ -17,6 +17,7 @@ from fmnist_sweep import trial
 from fmnist_sweep.cli import parsed
 from fmnist_sweep.config import Config, conf_folder
 from fmnist_sweep.record import Epoch
+from fmnist_sweep.report import plots
 from fmnist_sweep.training import checkpoint
 from fmnist_sweep.training.checkpoint import Checkpoint, CheckpointError
 from tests.conftest import Command
@@ -168,6 +169,23 @@ def test_another_configuration_does_not_go_on(
     again = fmnist_train(*overrides, "trainer.log_every=7")
     assert again.code == 0, again.err
     assert "Going on after epoch 3" in again.out
+
+
+def test_repeats_killed_while_they_are_kept_go_on(
+    fmnist_train: Command, small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = (*small[:3], "repeats=2", "trainer.checkpoint=true", "hydra.run.dir=out")
+
+    def kill(*_: object) -> bytes:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(plots, "curves", kill)
+        assert fmnist_train(*command).code == 130
+    assert Path("out/repeat-1/summary.json").exists()
+    outcome = fmnist_train(*command)
+    assert outcome.code == 0 and "Going on after epoch" in outcome.out, outcome.err
+    assert Path("out/summary.json").exists()
 
 
 def test_without_checkpoints_nothing_is_kept_and_a_run_is_not_overwritten() -> None:

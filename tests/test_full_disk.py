@@ -97,3 +97,48 @@ def test_every_size_of_disk(
     table = pd.read_csv(sweep / "sweep.csv")
     assert list(table.trial) == [0, 1, 2]
     assert {file: file.read_bytes() for file in finished} == finished
+
+
+@pytest.mark.slow
+# Of a job that is broken off Hydra leaves the log open, which ends with the process.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    "kib",
+    [700, *(pytest.param(kib, marks=pytest.mark.torture) for kib in range(300, 1500, 80))],
+)
+@pytest.mark.parametrize("launcher", ["stacked", "basic"])
+def test_a_trained_model_that_does_not_fit(
+    launcher: str,
+    kib: int,
+    disk: Path,
+    fmnist_train: Command,
+    small: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A trial's model has 430 KiB: it is no fault of the trial's."""
+    resize(disk, kib)
+    monkeypatch.chdir(disk)
+    sweep = ("-m", "name=a", "seed=1,2,3", *small[:3], f"hydra/launcher={launcher}")
+    first = fmnist_train(*sweep)
+    assert first.code == 1 and "Traceback" not in first.err, first.err
+    assert "No space left on device" in first.err or "disk is full" in first.err, first.err
+    check_whole(disk / "multirun/a")
+    states = [json.loads(file.read_text())["state"] for file in disk.rglob("summary.json")]
+    assert set(states) <= {"COMPLETE"}
+    database.disconnect()
+    resize(disk, 64 * ENOUGH)
+    monkeypatch.setattr(database, "PATIENCE", 20.0)
+    again = fmnist_train(*sweep)
+    assert again.code == 0, again.err
+    assert list(pd.read_csv(disk / "multirun/a/sweep.csv").state) == ["COMPLETE"] * 3
+
+
+def test_a_single_run_on_a_full_disk(
+    disk: Path, fmnist_train: Command, small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resize(disk, 200)
+    monkeypatch.chdir(disk)
+    outcome = fmnist_train(*small[:3])
+    assert outcome.code == 1 and "Traceback" not in outcome.err, outcome.err
+    last = outcome.err.splitlines()[-1]
+    assert last.startswith("[Errno 28] No space left on device: '"), last

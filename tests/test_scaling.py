@@ -170,7 +170,7 @@ def test_a_proxy_before_the_database(
             time.sleep(0.02)
         proxies[0].kill()
         proxies[0].wait()
-        time.sleep(2)
+        time.sleep(7)  # longer than one attempt to reach it
         proxies.append(subprocess.Popen(command))
 
     thread = threading.Thread(target=replace, daemon=True)
@@ -220,16 +220,21 @@ def test_two_hosts(
     assert len(check_complete(4, url)) == 2
 
 
+@pytest.mark.parametrize(
+    "launcher", ["stacked", pytest.param("submitit_local", marks=pytest.mark.slow)]
+)
 def test_a_password_is_in_no_file(
-    tiny: Command, server: postgres.Server, monkeypatch: pytest.MonkeyPatch
+    launcher: str, tiny: Command, server: postgres.Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     url = server.new_database().replace("sweep@", f"sweep:{SECRET}@")
     refused = tiny(*SWEEP, f"hydra.sweeper.storage={url}")
     assert refused.code == 1 and len(refused.err.splitlines()) == 1
     assert "a password here would be written" in refused.err and SECRET not in refused.err
     assert not Path("multirun").exists()
     monkeypatch.setenv("SWEEP_STORAGE", url)
-    outcome = tiny(*SWEEP, "hydra.sweeper.storage='${oc.env:SWEEP_STORAGE}'")
+    where = (f"hydra/launcher={launcher}", "hydra.sweeper.storage='${oc.env:SWEEP_STORAGE}'")
+    outcome = tiny(*SWEEP, *where)
     assert outcome.code == 0, outcome.err
     files = [Path(folder, name) for folder, _, names in os.walk(".") for name in names]
     assert len(files) > 20

@@ -1,5 +1,6 @@
 """What every storage and launcher must do alike, on SQLite and on a PostgreSQL server."""
 
+import json
 import shutil
 import sqlite3
 import subprocess
@@ -12,8 +13,9 @@ import optuna
 import pandas as pd
 import pytest
 
+from fmnist_sweep.config import ConfigError
 from fmnist_sweep.processes import call_apart
-from fmnist_sweep.sweep import database
+from fmnist_sweep.sweep import begin, database
 from fmnist_sweep.sweep.settings import Settings
 from fmnist_sweep.sweep.space import Space
 from fmnist_sweep.sweep.study import SweepStudy
@@ -196,6 +198,43 @@ def test_a_database_points_at_no_run_outside_of_the_sweep(tiny: Command) -> None
     assert again.code == 0 and "1 interrupted to be run again" in again.out
     assert Path("multirun/a/1/summary.json").exists()
     assert backend.states() == ["COMPLETE"] * 2
+
+
+@pytest.mark.parametrize("worker", ["x/../../../victim", None, 7, "lockf"])
+def test_a_run_folder_points_at_no_lock_outside_of_the_sweep(tiny: Command, worker: object) -> None:
+    backend = Backend(tiny, None, ())
+    assert backend.sweep("seed=1,2", "trainer.epochs=1").code == 0
+    victim = Path("victim.lock")
+    victim.touch()
+    Path("multirun/a/.worker-x").mkdir()
+    note = Path("multirun/a/1/trial.json")
+    note.write_text(json.dumps({**json.loads(note.read_text()), "worker": worker}))
+    Path("multirun/a/1/summary.json").unlink()
+    Path("multirun/trial.json").write_bytes(note.read_bytes())
+    Path("multirun/summary.json").write_bytes(Path("multirun/a/0/summary.json").read_bytes())
+    with sqlite3.connect("multirun/a/study.db") as connection:
+        connection.execute("UPDATE trials SET state = 'RUNNING' WHERE number = 1")
+        if worker is None:
+            connection.execute("UPDATE trial_user_attributes SET value_json = '\"..\"'")
+    connection.close()
+    database.disconnect()
+    again = backend.sweep("seed=1,2", "trainer.epochs=1")
+    assert again.code == 0 and "1 interrupted to be run again" in again.out, again.err
+    assert victim.exists() and backend.states() == ["COMPLETE"] * 2
+
+
+def test_a_start_in_vain_removes_no_folder_that_others_work_in(
+    tiny: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(folder: Path, *_: object) -> None:
+        (folder / "0").mkdir()  # as another process does that has come first
+        raise ConfigError("hydra.sweeper.storage: refused")
+
+    backend = Backend(tiny, None, ())
+    with monkeypatch.context() as patch:
+        patch.setattr(begin, "SweepStudy", fail)
+        assert backend.sweep("seed=1,2").err.startswith("hydra.sweeper.storage: refused")
+    assert Path("multirun/a/0").exists()
 
 
 def test_processes_at_work_are_counted(tmp_path: Path) -> None:

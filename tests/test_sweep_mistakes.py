@@ -103,6 +103,14 @@ MISTAKES = {
         ["seed=1,2", "model._target_=torch.nn.modules.conv.Any"],
         ["model._target_=torch.nn.modules.conv.Any"],
     ),
+    "password in a query": (
+        ["seed=1,2", "hydra.sweeper.storage='postgresql+psycopg://h/d?user=me&password=secret'"],
+        ["hydra.sweeper.storage=", "PGPASSWORD"],
+    ),
+    "password for a logger": (
+        ["seed=1,2", "logger.uri=https://me:secret@host"],
+        ["logger.uri", "MLFLOW_TRACKING_PASSWORD"],
+    ),
     "bad name": (["seed=1,2", "name=a/b"], ["name=a/b", "letters"]),
 }
 

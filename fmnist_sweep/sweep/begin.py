@@ -4,11 +4,12 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import optuna
+from filelock import FileLock
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import HydraContext, TaskFunction
@@ -23,7 +24,7 @@ from fmnist_sweep.report import ranking
 from fmnist_sweep.sweep import ray_launcher, together
 from fmnist_sweep.sweep import settings as settings_file
 from fmnist_sweep.sweep import space as space_file
-from fmnist_sweep.sweep.database import check_written, reachable
+from fmnist_sweep.sweep.database import as_it_travels, check_written, reachable
 from fmnist_sweep.sweep.job import SweepJob
 from fmnist_sweep.sweep.launcher import StackedLauncher
 from fmnist_sweep.sweep.loop import Loop, ahead
@@ -64,6 +65,8 @@ def sweep(
     written = OmegaConf.to_container(config.hydra.sweeper, resolve=False)
     assert isinstance(written, dict)
     check_written(written["storage"])
+    storage = as_it_travels(written["storage"], settings.storage)
+    settings = settings.model_copy(update={"storage": storage})
     space = space_file.read(arguments, settings, compose, config.seed)
     extend = _custom_space(settings, config)
     _rehearse(settings, space)
@@ -80,7 +83,11 @@ def sweep(
     with _folder(config, settings) as folder:
         name = config.name or "/".join(folder.parts[-2:])
         study = SweepStudy(folder, name, space, settings, config.seed)
-        record.write_whole(folder / "multirun.yaml", OmegaConf.to_yaml(config))
+        try:
+            record.write_whole(folder / "multirun.yaml", OmegaConf.to_yaml(config))
+        except BaseException:
+            study.close()
+            raise
     job = SweepJob(task, study.address, settings.objective, settings.pruner)
     share = Share(job, folder, name, space, settings, extend, config, context)
     launcher = Plugins.instance().instantiate_launcher(
@@ -148,18 +155,28 @@ def _folder(config: DictConfig, settings: Settings) -> Iterator[Path]:
     made = None
     try:
         if chosen or config.name:
-            if not folder.exists():
+            try:
                 folder.mkdir(parents=True)
                 made = folder
+            except FileExistsError:
+                if not folder.is_dir():
+                    raise
         else:
             folder = made = record.reserve(folder)
         yield folder
     except BaseException as error:
         if made:
-            shutil.rmtree(made, ignore_errors=True)
+            _take_away(made)
         if isinstance(error, OSError):
             raise ConfigError(f"hydra.sweep.dir={folder}: {error.strerror}") from None
         raise
+
+
+def _take_away(folder: Path) -> None:
+    """Removes a folder made in vain, unless another process has begun to work in it."""
+    with suppress(OSError), FileLock(folder / ".study.lock"):
+        if not any(folder.glob(".worker-*.lock")) and not record.attempts(folder):
+            shutil.rmtree(folder)
 
 
 def _side_by_side(config: DictConfig) -> int:

@@ -4,6 +4,7 @@ An SQLite file, a server, or Optuna's gRPC proxy before one.
 """
 
 import functools
+import re
 import sys
 import time
 import warnings
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 
 import optuna
 import sqlalchemy
+from omegaconf import OmegaConf
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage
 from optuna.trial import FrozenTrial
@@ -26,7 +28,7 @@ SQLITE_WAIT = 20.0  # of them, seconds that SQLite itself waits for a lock each 
 
 
 class Lost(KeyboardInterrupt):
-    """The study's database is gone; what has finished is in the run folders.
+    """The study's database is gone, or the disk full; what has finished is in the run folders.
 
     No error of the trial's, and so none of `Exception`: it ends the sweep as an interruption does.
     """
@@ -51,7 +53,8 @@ def storage(url: str) -> BaseStorage:
             file.
     """
     if url not in _opened:
-        _opened[url] = _proxy(url) if url.startswith("grpc://") else _database(url)
+        where = str(OmegaConf.create({"url": url}).url)
+        _opened[url] = _proxy(where) if where.startswith("grpc://") else _database(where)
     return _opened[url]
 
 
@@ -118,7 +121,7 @@ def faults() -> tuple[type[Exception], ...]:
     """What a database raises that is locked, restarts or is gone."""
     grpc = sys.modules.get("grpc")
     proxied = (grpc.RpcError,) if grpc else ()
-    return (StorageInternalError, sqlalchemy.exc.DBAPIError, *proxied)
+    return (StorageInternalError, sqlalchemy.exc.DBAPIError, ConnectionError, *proxied)
 
 
 def _reason(error: Exception) -> str:
@@ -160,10 +163,10 @@ def check_written(url: str | None) -> None:
         ConfigError: there is one.
     """
     try:
-        secret = sqlalchemy.make_url(url or "").password
+        address = sqlalchemy.make_url(url or "")
     except sqlalchemy.exc.ArgumentError:  # none, or an interpolation
         return
-    if secret:
+    if address.password or "password" in address.query:
         raise ConfigError(
             f"hydra.sweeper.storage={_shown(str(url))}: a password here would be written into run "
             "folders; give it as PGPASSWORD, in ~/.pgpass or a service file, or the whole address "
@@ -171,10 +174,19 @@ def check_written(url: str | None) -> None:
         )
 
 
+def as_it_travels(written: str | None, resolved: str | None) -> str | None:
+    """An address for other processes, some of which read it from a file: without what it takes
+    from the environment, as theirs has it too.
+    """
+    interpolated = re.findall(r"\$\{(?:oc\.env:)?", written or "")
+    return written if interpolated and set(interpolated) == {"${oc.env:"} else resolved
+
+
 def _shown(url: str) -> str:
     """A URL without its password."""
     try:
-        return sqlalchemy.make_url(url).render_as_string(hide_password=True)
+        shown = sqlalchemy.make_url(url).difference_update_query(["password"])
+        return shown.render_as_string(hide_password=True)
     except sqlalchemy.exc.ArgumentError:
         return url
 

@@ -8,12 +8,14 @@ import logging
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import optuna
+from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
@@ -58,6 +60,8 @@ class SweepJob:
         except optuna.TrialPruned as pruned:
             record.finish(run, "PRUNED", str(pruned) or "pruned")
         except (Exception, SystemExit) as error:
+            if record.is_disk_fault(error):  # no fault of the trial's
+                raise database.Lost(str(error)) from None
             reason = _reason(error)
             log.error("Trial %d failed: %s", number, reason)
             record.finish(run, "FAILED", reason)
@@ -65,7 +69,10 @@ class SweepJob:
         finally:
             _current.reset(here)
             if record.summary(run) is not None:
-                study.tell(self.address, number, run, self.objectives)
+                # A job may outlive its sweep's process, and others then take its trial over.
+                others = FileLock(run.parent / ".study.lock")
+                with nullcontext() if os.getpid() == self.sweeper else others:
+                    study.tell(self.address, number, run, self.objectives)
 
     def _finish(self, run: Path, returned: Any) -> None:
         """Completes the run folder of a task that came to its end.

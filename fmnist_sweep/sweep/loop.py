@@ -126,14 +126,23 @@ class Loop:
             except Lost as lost:
                 code, stopped = 1, str(lost)
                 is_lost = True
+            except OSError as fault:
+                if not record.is_disk_fault(fault):
+                    raise
+                code, stopped = 1, str(fault)
+                is_lost = True
             finally:
-                if not is_lost:  # else the next start does it
+                if is_lost:  # the next start settles what is open
+                    with suppress(OSError):
+                        self._refresh(final=True)
+                else:
                     self._settle()
-                self._refresh(final=True)
+                    self._refresh(final=True)
         runs = list(self.table.runs.values())
         if runs:
             ranking.show(runs, self.console)
-        if runs and code < 128:  # whoever interrupts does not want to wait for pictures
+        # Whoever interrupts does not want to wait for pictures.
+        if runs and code < 128 and not is_lost:
             publish(self.study.folder, runs)
         print(f"Sweep folder: {folder} (sweep.csv, curves.csv, report.html)", flush=True)
         if stopped:
@@ -342,7 +351,8 @@ class Loop:
 
         def refresh() -> None:
             while not done.wait(0.5):
-                self._refresh()
+                with suppress(OSError):  # which the loop itself meets as well
+                    self._refresh()
 
         alone = self.at_once == 1 and not self.settings.shares
         if alone or isinstance(self.launcher, StackedLauncher):

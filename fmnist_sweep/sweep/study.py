@@ -7,6 +7,7 @@ operating system lets go of the lock when that process dies, however it dies.
 
 import fcntl
 import os
+import re
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -221,14 +222,15 @@ class SweepStudy:
         To be asked with the lock held: a process that is about to say so holds it.
         """
         run = self._run(trial)
-        return str(record.read_json(run, "trial.json")["worker"]) if run else None
+        worker = str(record.read_json(run, "trial.json").get("worker")) if run else ""
+        return worker if re.fullmatch("[0-9a-f]{12}", worker) else None
 
     def _run(self, trial: FrozenTrial) -> Path | None:
         """A trial's run folder; never one outside of the sweep's, whatever the database says."""
-        if "run" not in trial.user_attrs:
-            return None
-        run = self.folder / Path(str(trial.user_attrs["run"])).name
-        return run if (run / "trial.json").exists() else None
+        name = str(trial.user_attrs.get("run"))
+        run = self.folder / name
+        is_ours = re.fullmatch(r"\d+(-\d+)?", name) and (run / "trial.json").exists()
+        return run if is_ours else None
 
     def _is_alive(self, worker: str | None) -> bool:
         if worker is None or worker == self.worker:
