@@ -1,6 +1,7 @@
 """A bad trial fails alone, with its reason, whoever launches it."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -68,37 +69,96 @@ from torch import nn
 from tests import tiny_task
 
 
+def end(way):
+    if way == tiny_task.RAISES:
+        raise RuntimeError("the task raised")
+    if way:
+        tiny_task.bring_down(way)
+
+
 class Deadly(nn.Linear):
-    def __init__(self, way):
+    def __init__(self, way, sent):
         super().__init__(784, 10)
-        self.way, self.batches = way, 0
+        self.way, self.sent, self.batches = way, sent, 0
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        if self.sent:
+            end(self.way)
 
     def forward(self, images):
         self.batches += 1
-        if self.way and self.batches > 20:
-            tiny_task.bring_down(self.way)
+        if self.batches > 20:
+            end(self.way)
         logits = super().forward(images.flatten(1))
         return logits if logits.sum().item() > 0 else logits  # so that it trains alone
 """
 
 
-@pytest.mark.slow
-def test_a_network_that_brings_its_process_down(
+UNSENDABLE = """
+import ctypes
+from torch import nn
+
+
+class Unsendable(nn.Linear):
+    def __init__(self, way):
+        class Local:
+            pass
+
+        super().__init__(784, 10)
+        ways = {"lambda": lambda: 0, "class": Local(), "pointer": ctypes.c_char_p(b"")}
+        self.held = ways.get(way)
+        if way == "hook":  # of which its kind knows nothing: it joins a stack
+            self.register_forward_hook(lambda module, given, logits: logits)
+
+    def forward(self, images):
+        return super().forward(images.flatten(1))
+"""
+
+
+@pytest.fixture
+def sweep(
     fmnist_train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., pd.DataFrame]:
+    """Sweeps a network of the test's own in stacks; returns the table."""
+
+    def swept(source: str, target: str, *overrides: str) -> pd.DataFrame:
+        module = target.partition(".")[0]
+        (tmp_path / f"{module}.py").write_text(source)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+        monkeypatch.setenv("FMNIST_SWEEP_TRUST", f"{module}.*")
+        outcome = fmnist_train(
+            *("-m", "~model", f"+model._target_={target}", "name=a", "data.train_size=640"),
+            *("data.val_size=100", "hydra.launcher.workers=1", "hydra.sweeper.max_failures=null"),
+            *overrides,
+        )
+        assert outcome.code == 0 and "Traceback" not in outcome.err, outcome.err
+        return pd.read_csv("multirun/a/sweep.csv").sort_values("trial")
+
+    return swept
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [False, True])
+def test_a_network_that_brings_its_process_down(
+    sent: bool, sweep: Callable[..., pd.DataFrame]
 ) -> None:
-    (tmp_path / "deadly.py").write_text(DEADLY)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
-    monkeypatch.setenv("FMNIST_SWEEP_TRUST", "deadly.*")
-    ways = [0, bad.LEAVES, bad.IS_KILLED, bad.CRASHES, bad.EATS_MEMORY]
-    outcome = fmnist_train(
-        *("-m", "~model", "+model._target_=deadly.Deadly", "name=a", "trainer.epochs=3"),
-        *("data.train_size=640", "data.val_size=100", "hydra.launcher.workers=1"),
-        f"+model.way={','.join(map(str, ways))}",
-        "hydra.sweeper.max_failures=null",
-    )
-    assert outcome.code == 0 and "Traceback" not in outcome.err, outcome.err
-    rows = pd.read_csv("multirun/a/sweep.csv").sort_values("trial")
-    assert list(rows.state) == ["COMPLETE", *["FAILED"] * 4]
-    for way, reason in zip(ways[1:], rows.reason[1:]):
-        assert re.search(REASONS[way], reason), (way, reason)
+    """While it trains, or already when it is sent there."""
+    ways = [bad.LEAVES, bad.RAISES, bad.IS_KILLED, 0, bad.CRASHES, bad.EATS_MEMORY]
+    swept = f"+model.way={','.join(map(str, ways))}", f"+model.sent={sent}"
+    rows = sweep(DEADLY, "deadly.Deadly", *swept, "trainer.epochs=3")
+    for way, state, reason in zip(ways, rows.state, rows.reason):
+        assert state == ("FAILED" if way else "COMPLETE"), (way, reason)
+        assert not way or re.search(REASONS[way], reason), (way, reason)
+
+
+def test_a_network_that_cannot_be_sent(sweep: Callable[..., pd.DataFrame]) -> None:
+    ways = ["none", "lambda", "hook", "class", "pointer", "nothing"]
+    swept = f"+model.way={','.join(ways)}", "trainer.epochs=1"
+    rows = sweep(UNSENDABLE, "unsendable.Unsendable", *swept)
+    for way, state, reason in zip(ways, rows.state, rows.reason):
+        assert state == ("COMPLETE" if way.startswith("no") else "FAILED"), (way, reason)
+        assert way.startswith("no") or re.fullmatch(
+            r"its model cannot be sent to another process \(.+\); use hydra/launcher=basic", reason
+        ), (way, reason)

@@ -19,7 +19,7 @@ from fmnist_sweep.data.batches import Images, Protocol
 from fmnist_sweep.models.mlp import MLP
 from fmnist_sweep.processes import ProcessDied
 from fmnist_sweep.record import Epoch
-from fmnist_sweep.training import engine, stack
+from fmnist_sweep.training import engine, scheduling, stack
 from fmnist_sweep.training.checkpoint import Checkpoint
 from fmnist_sweep.training.compiling import worth_compiling
 from fmnist_sweep.training.engine import Trial
@@ -268,6 +268,7 @@ def test_the_death_of_a_process_costs_one_trial(kept: bool, data: Protocol, tmp_
                     assert isinstance(lane, ProcessLane) and lane.process.pid
                     os.kill(lane.process.pid, signal.SIGKILL)
                     kills += 1
+        assert scheduler.taken.keys() <= scheduler.at_work.keys()
     assert kills == 2 and isinstance(requests[0].error, ProcessDied)
     assert [row.epoch for row in histories[1]] == [1, 2, 3, 4, 5, 6]
     for request in requests:
@@ -292,6 +293,41 @@ def test_a_failure_costs_one_trial(data: Protocol, monkeypatch: pytest.MonkeyPat
     assert str(requests[5].error) == "this one never works" and not histories[5]
     del cases[5], histories[5], requests[5]
     check_same_as_alone(cases, histories, requests, data)
+
+
+@pytest.mark.parametrize(
+    ("cls", "method"),
+    [(engine.Row, "begin"), (engine.Row, "epoch_ended"), (engine.Chunk, "begin_epoch")],
+)
+def test_a_failure_between_steps_costs_one_trial(
+    cls: type, method: str, data: Protocol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = getattr(cls, method)
+
+    def fail(self: Any, *arguments: Any) -> None:
+        if any(row.number == 5 for row in getattr(self, "rows", [self])):
+            raise torch.OutOfMemoryError("no room")
+        real(self, *arguments)
+
+    cases = [Case(seed, recipe=Recipe(early_stopping=EARLY)) for seed in range(7)]
+    with monkeypatch.context() as patch:
+        patch.setattr(cls, method, fail)
+        histories, requests = train(cases, data)
+    assert str(requests[5].error) == "no room"
+    del cases[5], histories[5], requests[5]
+    check_same_as_alone(cases, histories, requests, data)
+
+
+def test_a_callback_that_raises_ends_the_training(data: Protocol) -> None:
+    """As of a full disk: it is no failure of the lane, from which the trials would go on."""
+
+    def on_epoch(_: Epoch) -> None:
+        raise OSError("no space left")
+
+    requests = [Case(seed).request(data, []) for seed in range(2)]
+    requests[1].on_epoch = on_epoch
+    with pytest.raises(OSError, match="no space left"):
+        scheduling.train(requests)
 
 
 def test_memory_bounds_a_stack(data: Protocol, monkeypatch: pytest.MonkeyPatch) -> None:

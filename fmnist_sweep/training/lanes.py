@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 
+from fmnist_sweep.config import ConfigError
 from fmnist_sweep.data.batches import Protocol
 from fmnist_sweep.processes import died, end_with_parent, forks_of_a_server, portable
 from fmnist_sweep.record import Epoch
 from fmnist_sweep.training.engine import Steps, Trial
-from fmnist_sweep.training.stack import CHUNK, Kind, Progress, Stack
+from fmnist_sweep.training.stack import CHUNK, Kind, Progress, Stack, brief
 
 KINDS_KEPT = 16
 
@@ -79,7 +80,7 @@ class Lane:
             The epoch's outcomes once it is finished; until then None.
 
         Raises:
-            ProcessDied: the trainer's process has ended.
+            Exception: what ended the trainer's process, or kept its whole stack from going on.
         """
         return self.trainer.stack.epoch(tell)
 
@@ -124,7 +125,14 @@ class ProcessLane(Lane):
     def _send(self, message: Any) -> None:
         # Pickled here: multiprocessing would put tensors into shared memory, which may be scarce.
         try:
-            self.connection.send_bytes(pickle.dumps(message))  # type: ignore[union-attr]
+            content = pickle.dumps(message)
+        except Exception as error:  # as of a lambda that the model holds
+            raise ConfigError(
+                f"its model cannot be sent to another process ({brief(error)}); "
+                "use hydra/launcher=basic"
+            ) from None
+        try:
+            self.connection.send_bytes(content)  # type: ignore[union-attr]
         except OSError:
             raise died(self.process) from None
 
@@ -164,13 +172,12 @@ def _serve(connection: Connection, threads: int) -> None:
     while True:
         try:
             method, arguments = pickle.loads(connection.recv_bytes())
-        except EOFError:
-            return
-        try:
             if method == "epoch":
                 outcomes = trainer.stack.epoch(lambda told: send("progress", told))
                 send("epoch", {n: portable(outcome) for n, outcome in outcomes.items()})
             else:
                 send("result", getattr(trainer, method)(*arguments))
+        except EOFError:  # nobody asks any longer
+            return
         except Exception as error:
             send("error", portable(error))

@@ -3,17 +3,17 @@
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 from fmnist_sweep.data.batches import Images, Protocol
-from fmnist_sweep.processes import ProcessDied
 from fmnist_sweep.record import Epoch
 from fmnist_sweep.training import lanes as lane_file
 from fmnist_sweep.training import stack
 from fmnist_sweep.training.engine import Trial
-from fmnist_sweep.training.lanes import Lane
+from fmnist_sweep.training.lanes import Lane, Outcomes
 from fmnist_sweep.training.stack import Kind, Progress
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Request:
 
         It has the same numbers as before; epochs that were told are not told again.
         """
-        self.kind = replace(self.kind, alone="the process of its stack has died")
+        self.kind = replace(self.kind, alone="its stack has failed")
         checkpoint = self.trial.checkpoint
         if checkpoint and checkpoint.path.exists():
             checkpoint.resume = checkpoint.path
@@ -92,7 +92,6 @@ class Scheduler:
         self.max_stack = max_stack
         self.waiting: list[tuple[int, Request]] = []
         self.at_work: dict[Lane, dict[int, Request]] = {}
-        self.kinds: dict[Lane, Kind] = {}
         self.taken: dict[Lane, Images] = {}
         self._numbers = itertools.count()
 
@@ -120,55 +119,62 @@ class Scheduler:
         Calls requests' `on_epoch` and `on_batches`; those whose trial has ended have `ended` set.
         """
         for lane in [lane for lane, running in self.at_work.items() if not running]:
-            self._with(lane, self._fill)
+            with self._surviving(lane):
+                self._fill(lane)
         busy = [lane for lane, running in self.at_work.items() if running]
         if busy:
-            self._with(lane_file.ready(busy), self._listen)
+            self._listen(lane_file.ready(busy))
 
-    def _with(self, lane: Lane, work: Callable[[Lane], None]) -> None:
-        """Does something with a lane, whose process may have ended."""
+    @contextmanager
+    def _surviving(self, lane: Lane) -> Iterator[None]:
+        """Within it what a lane raises, as when its process has died, costs that lane alone."""
         try:
-            work(lane)
-        except ProcessDied as error:
+            yield
+        except Exception as error:
             self._survive(self.at_work.pop(lane), error)
+            self.taken.pop(lane, None)
             lane.close()
-            if self.waiting and not self.at_work:
+            if self.waiting:
                 self.at_work[self.make_lane()] = {}
 
-    def _survive(self, running: dict[int, Request], error: ProcessDied) -> None:
-        """Of several trials one has brought the others' process down: by itself it will again."""
+    def _survive(self, running: dict[int, Request], error: Exception) -> None:
+        """Of several trials one has brought the others' lane down: by itself it will again."""
         if len(running) == 1:
             (request,) = running.values()
             request.error, request.ended = error, True
             return
-        log.warning("%s; its %d trials go on, each by itself", error, len(running))
+        log.warning("%d trials go on, each by itself: %s", len(running), stack.brief(error))
         for number, request in running.items():
             request.again_alone()
             self.waiting.append((number, request))
 
     def _listen(self, lane: Lane) -> None:
         running = self.at_work[lane]
+        outcomes: Outcomes | None = None
 
         def tell(told: list[Progress]) -> None:
             for progress in told:
                 running[progress.number].on_batches(progress)
 
-        outcomes = lane.event(tell)
+        with self._surviving(lane):
+            outcomes = lane.event(tell)
         if outcomes is None:
             return
         for number, outcome in outcomes.items():
-            running[number].take(outcome)
-        # Only now: the last repeat of a configuration may have ended all of them.
-        for number, outcome in outcomes.items():
-            if running[number].has_ended_with(outcome):
-                self._end(lane, number)
-        self._fill(lane)
+            running[number].take(outcome)  # what this raises is no fault of the lane
+        with self._surviving(lane):
+            # Only now: the last repeat of a configuration may have ended all of them.
+            for number, outcome in outcomes.items():
+                if running[number].has_ended_with(outcome):
+                    self._end(lane, number)
+            self._fill(lane)
 
     def _end(self, lane: Lane, number: int) -> None:
         tensors = lane.call("remove", number)
-        request = self.at_work[lane].pop(number)
+        request = self.at_work[lane][number]
         if request.error is None:
             stack.load(request.trial.model, tensors)
+        del self.at_work[lane][number]
         request.ended = True
 
     def _fill(self, lane: Lane) -> None:
@@ -178,39 +184,41 @@ class Scheduler:
         if not running:
             if not self.waiting:
                 return
-            first = self.waiting[0][1]
+            # Before anything is done for it, as whatever that does to the lane is its fault.
+            number, first = self.waiting.pop(0)
+            running[number] = first
             if self.taken.get(lane) is not first.data.train:
                 self.taken[lane] = first.data.train
                 lane.call("take", replace(first.data, test=None))
-            self.kinds[lane] = first.kind
             lane.call("open", first.kind, first.trial)
-        for number, request in self._joining(lane):
-            lane.call("add", number, request.trial)
-            running[number] = request
+            lane.call("add", number, first.trial)
+        for number, request in self._joining(running):
             self.waiting.remove((number, request))
+            running[number] = request
+            lane.call("add", number, request.trial)
         lane.begin_epoch()
 
-    def _joining(self, lane: Lane) -> Iterator[tuple[int, Request]]:
-        """Waiting trials of a lane's kind, as many as it has room for."""
-        kind = self.kinds[lane]
+    def _joining(self, running: dict[int, Request]) -> list[tuple[int, Request]]:
+        """Waiting trials of a running stack's kind, as many as it has room for."""
+        kind = next(iter(running.values())).kind
         waiting = [(n, r) for n, r in self.waiting if r.kind == kind]
         if not waiting:
-            return iter(())
+            return []
+        # This lane, idle ones and those at the same kind.
         alike = [
-            other
-            for other, running in self.at_work.items()
-            if other is lane or not running or self.kinds[other] == kind
+            others
+            for others in self.at_work.values()
+            if all(other.kind == kind for other in others.values())
         ]
-        total = len(waiting) + sum(len(self.at_work[other]) for other in alike)
+        total = len(waiting) + sum(map(len, alike))
         share = -(-total // len(alike))
         one = waiting[0][1]
         fits = stack.most(one.trial, one.batch_size, one.data.train.pixels.device)
-        fits += len(self.at_work[lane])
+        fits += len(running)
         max_stack = 1 if kind.alone else self.max_stack
         if fits < min(share, max_stack):
             log.info("Memory holds a stack of %d such trials", fits)
-        room = max(0, min(share, max_stack, fits) - len(self.at_work[lane]))
-        return iter(waiting[: max(room, 0 if self.at_work[lane] else 1)])
+        return waiting[: max(0, min(share, max_stack, fits) - len(running))]
 
 
 def train_here(requests: Sequence[Request]) -> None:

@@ -103,7 +103,7 @@ def _signature(trial: Trial) -> Hashable:
         return pickle.dumps(
             (trial.optimizer, structure, tensors, recipe.parts, recipe.changes, scaled)
         )
-    except (pickle.PicklingError, TypeError, AttributeError):
+    except Exception:  # whatever the user's own objects raise
         return None
 
 
@@ -266,7 +266,7 @@ class Stack:
                 return
             if isinstance(error, torch.OutOfMemoryError):
                 self.chunk = len(chunk.rows) // 2
-            line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            line = brief(error)
             log.warning("%d trials failed in one step, trying halves: %s", len(chunk.rows), line)
             self._chunks = None
             for half in chunk.halves():
@@ -290,6 +290,11 @@ class Stack:
             kept.write(row.state())
         except OSError as error:
             log.warning("%s: %s; the trial goes on without", kept.path, error.strerror)
+
+
+def brief(error: Exception) -> str:
+    """The first line of what an error says."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def load(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
