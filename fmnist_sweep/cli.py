@@ -94,7 +94,7 @@ def in_a_line(error: BaseException) -> str | None:
         return "YAML: " + " ".join(str(error).split())
     if record.is_disk_fault(error):
         return f"{error}; what has finished is kept"
-    known = {"ConfigError", "DataError", "TrialFailed"}
+    known = {"ConfigError", "DataError", "RecordError", "ReportError", "TrialFailed"}
     return str(error) if type(error).__name__ in known else None
 
 

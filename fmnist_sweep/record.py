@@ -19,14 +19,24 @@ import json
 import os
 import platform
 import re
+import secrets
 import shlex
+import stat
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
+
+import yaml
+
+# No honest text file of a run, a history of half a million epochs, needs more.
+LARGEST = 64 * 2**20
+
+
+class RecordError(ValueError):
+    """A file that is torn, or somebody else's; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +70,17 @@ def write_whole(path: Path, content: bytes | str) -> None:
         OSError: the folder cannot be written or the disk is full; `path` is then as it was.
     """
     data = content.encode() if isinstance(content, str) else content
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    # Not `tempfile`, whose files are their owner's alone: asking for the umask means to set it,
+    # which another thread's new files would meet.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
-            os.fchmod(file.fileno(), 0o666 & ~_umask())
             os.fsync(file.fileno())
-        os.replace(name, path)
+        os.replace(temporary, path)
     except BaseException as error:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
             error.filename = str(path)
         raise
@@ -93,13 +104,6 @@ def inert(value: Any) -> Any:
     except ValueError:
         return f"'{value}"
     return value
-
-
-def _umask() -> int:
-    """The process's umask, which can only be read by setting it."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 def reserve(folder: Path) -> Path:
@@ -165,20 +169,23 @@ def read_history(folder: Path) -> list[Epoch]:
 
     Raises:
         OSError: there is none.
-        ValueError: it is torn, or not a history.
+        RecordError: it is torn, or not a history.
     """
-    with open(folder / "history.csv", newline="") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
     try:
+        reader = csv.DictReader(io.StringIO(read_text(folder / "history.csv"), newline=""))
+        rows = list(reader)
         if reader.fieldnames != [field.name for field in fields(Epoch)]:
             raise ValueError(f"its columns are {reader.fieldnames}")
-        return [
+        history = [
             Epoch(int(row["epoch"]), *(float(row[f.name]) for f in fields(Epoch)[1:]))
             for row in rows
         ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder / 'history.csv'}: not a history: {error}") from None
+        # Tables and pictures hold no others.
+        if wrong := [row.epoch for row in history if not 0 <= row.epoch < 2**31]:
+            raise ValueError(f"it has an epoch {wrong[0]}")
+        return history
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise RecordError(f"{folder / 'history.csv'}: not a history: {str(error)[:200]}") from None
 
 
 def finish(folder: Path, state: str, reason: str | None = None, **more: Any) -> dict[str, Any]:
@@ -202,7 +209,7 @@ def summary(folder: Path) -> dict[str, Any] | None:
     """A run's final row, or None for a run that has not ended.
 
     Raises:
-        ValueError: the file is not a summary.
+        RecordError: the file is not a summary.
     """
     try:
         return read_json(folder, "summary.json")
@@ -221,15 +228,53 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
 
     Raises:
         OSError: there is none.
-        ValueError: it is not a JSON object.
+        RecordError: it is not a JSON object.
     """
     try:
-        values = json.loads((folder / name).read_text())
-    except ValueError as error:
-        raise ValueError(f"{folder / name}: not JSON: {error}") from None
+        values = json.loads(read_text(folder / name))
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"{folder / name}: not JSON: {error}") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{folder / name}: not a JSON object")
+        raise RecordError(f"{folder / name}: not a JSON object")
     return values
+
+
+def read_text(path: Path) -> str:
+    """What is in a file.
+
+    Raises:
+        OSError: there is none.
+        ValueError: it is not text, has no end, as a pipe has none, or is larger than any of ours.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is not a regular file")
+    if status.st_size > LARGEST:
+        raise ValueError(f"it has {status.st_size:,} bytes")
+    return path.read_text()
+
+
+class _Plain(yaml.SafeLoader):
+    """YAML as Hydra writes it: without aliases; a few can stand for more than memory holds."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has an alias")
+        return super().compose_node(parent, index)
+
+
+def read_yaml(path: Path) -> Any:
+    """Reads a configuration or what else Hydra writes.
+
+    Raises:
+        OSError: there is none.
+        RecordError: it is no YAML, or has aliases.
+    """
+    try:
+        return yaml.load(read_text(path), _Plain)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        text = " ".join(str(error).split())
+        raise RecordError(f"{path}: not YAML as Hydra writes it: {text[:200]}") from None
 
 
 _PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "matplotlib")

@@ -1,5 +1,7 @@
 """Splits and orders."""
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,19 @@ def config(data_root: Path, **changed: Any) -> DataConfig:
         "batch_size": 32,
     }
     return DataConfig.model_validate({**values, **changed})
+
+
+def test_what_else_is_in_the_folder_may_go_at_any_time(
+    data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FMNIST_SWEEP_DATA", raising=False)
+    shutil.copytree(data_root, tmp_path / "data")
+    raw = tmp_path / "data/FashionMNIST/raw"
+    (raw / ".fetching-gone").symlink_to("nowhere")
+    first = load(config(tmp_path / "data"), torch.device("cpu"), test=False).train
+    assert load(config(tmp_path / "data"), torch.device("cpu"), test=False).train is first
+    os.utime(raw / "train-labels-idx1-ubyte", ns=(1, 1))
+    assert load(config(tmp_path / "data"), torch.device("cpu"), test=False).train is not first
 
 
 def test_validation_on_training_images_holds_nothing_out(data_root: Path) -> None:

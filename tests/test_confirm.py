@@ -1,6 +1,7 @@
 """Confirmations: fresh seeds, one opening of the test set, and what is concluded."""
 
 import json
+import pickle
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from fmnist_sweep.confirm import __main__ as command
 from fmnist_sweep.confirm import opening, training, verdict
 from fmnist_sweep.confirm.candidates import Candidate, candidates, fresh_seeds
 from fmnist_sweep.data import source
+from fmnist_sweep.report import facts
 from fmnist_sweep.report.measure import Measure
 from fmnist_sweep.report.tables import Run, Sweep
 from tests import sweeps
@@ -200,6 +202,46 @@ def test_refit_takes_all_training_images(tmp_path: Path, confirm: Command) -> No
     assert found["test"]["accuracy"]["mean"] > 0.75 and found["test"]["refit"]
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"hello", pickle.dumps({"a": 1}), pickle.dumps(Path), None],
+    ids=["empty", "text", "pickle", "class", "missing"],
+)
+def test_a_damaged_model_is_one_line(
+    content: bytes | None, folder: Path, confirm: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = training.trial.run
+
+    def run(config: Any, run: Path, **more: Any) -> Any:
+        found = train(config, run, **more)
+        for model in run.rglob("model.pt"):
+            model.unlink() if content is None else model.write_bytes(content)
+        return found
+
+    monkeypatch.setattr(training.trial, "run", run)
+    outcome = confirm(str(folder), "--top", "1", "--seeds", "1", "--no-refit")
+    assert outcome.code == 1 and "model.pt: " in outcome.err
+    assert len(outcome.err.splitlines()) == 1, outcome.err
+
+
+@pytest.mark.parametrize(
+    "text", ["{torn", "{}", '{"test_loss": 1.0, "test_accuracy": 0.5, "confusion": [[1]]}']
+)
+def test_a_test_result_of_somebody_elses_is_one_line(
+    text: str, folder: Path, confirm: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = training.trial.run
+
+    def run(config: Any, run: Path, **more: Any) -> Any:
+        (run / "test.json").write_text(text)
+        return train(config, run, **more)
+
+    monkeypatch.setattr(training.trial, "run", run)
+    outcome = confirm(str(folder), "--top", "1", "--seeds", "1", "--no-refit")
+    assert outcome.code == 1 and "test.json: " in outcome.err
+    assert len(outcome.err.splitlines()) == 1, outcome.err
+
+
 # What is trained
 
 
@@ -226,6 +268,18 @@ def test_baseline_that_was_no_trial(tmp_path: Path) -> None:
     assert base.config([3]).optimizer.lr == 0.001
 
 
+@pytest.mark.parametrize("name", ["0/.hydra/config.yaml", "multirun.yaml"])
+@pytest.mark.parametrize("kind", ["bomb", "ring"])
+def test_aliases_take_neither_memory_nor_time(kind: str, name: str, tmp_path: Path) -> None:
+    folder = sweeps.write(tmp_path / "sweep", [trial(0.8, default=False)])
+    levels = [f"a{n}: &a{n} {{x: *a{n - 1}, y: *a{n - 1}}}" for n in range(1, 60)]
+    text = "\n".join(["a0: &a0 1", *levels]) if kind == "bomb" else "a: &a {a: *a}"
+    (folder / name).write_text(text)
+    facts.flat(facts.configuration(folder / "0"))
+    with pytest.raises(record.RecordError, match="it has an alias"):
+        candidates(folder, runs_of(folder), 2)
+
+
 def test_lower_is_better_where_the_sweep_says_so(tmp_path: Path) -> None:
     folder = sweeps.write(
         tmp_path / "sweep", [trial(0.8), trial(0.9)], objective=["val_loss"], direction=["minimize"]
@@ -238,6 +292,12 @@ def test_fresh_seeds_are_in_no_trial_and_no_repeat(tmp_path: Path) -> None:
     folder = sweeps.write(tmp_path / "sweep", rows)
     assert fresh_seeds(runs_of(folder), 2) == [1002, 1003]
     assert fresh_seeds(runs_of(folder), 3) == [1007, 1008, 1009]
+
+
+def test_any_number_of_repeats_takes_no_memory(tmp_path: Path) -> None:
+    rows = [trial(0.8, values={"repeats": 10**12}), trial(0.7, values={"seed": 10**12 + 1})]
+    folder = sweeps.write(tmp_path / "sweep", rows)
+    assert fresh_seeds(runs_of(folder), 2) == [10**12 + 2, 10**12 + 3]
 
 
 # What is concluded
@@ -317,6 +377,8 @@ def test_an_opening_is_noted_once(tmp_path: Path) -> None:
         (["sweep", "--top", "0"], ["--top=0: must be at least 1"]),
         (["sweep", "--seeds", "-1"], ["--seeds=-1: must be at least 1"]),
         (["torn"], ["torn/test_set.json: torn or edited"]),
+        (["begun"], ["begun/confirm/trial-0-seeds-1000-1004/summary.json: not JSON"]),
+        (["foreign"], ["foreign/multirun.yaml: not YAML"]),
         (["unknown"], ["unknown/0/.hydra/config.yaml"]),
         (["edited"], ["edited/0/.hydra/config.yaml", "optimizer.lr=-1"]),
         (["file"], ["file: no such folder"]),
@@ -330,6 +392,11 @@ def test_mistakes_are_one_line(
     sweeps.write(tmp_path / "failed", [trial(None, "FAILED"), trial(0.1, "PRUNED")])
     torn = sweeps.write(tmp_path / "torn", [trial(0.8)])
     (torn / "test_set.json").write_text('{"opened": [{"when')
+    begun = sweeps.write(tmp_path / "begun", [trial(0.8)]) / "confirm/trial-0-seeds-1000-1004"
+    begun.mkdir(parents=True)
+    (begun / "summary.json").write_text("{torn")
+    foreign = sweeps.write(tmp_path / "foreign", [trial(0.8, default=False)])
+    (foreign / "multirun.yaml").write_text("[torn")
     unknown = sweeps.write(tmp_path / "unknown", [trial(0.8)])
     (unknown / "0/.hydra/config.yaml").unlink()
     sweeps.write(tmp_path / "edited", [trial(0.8, params={KEY: -1})])

@@ -4,6 +4,7 @@ FUZZ_EXAMPLES=100000 pytest tests/test_fuzz.py tries as many inputs of each kind
 without it a few are tried, always the same.
 """
 
+import io
 import json
 import os
 import struct
@@ -12,20 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from fmnist_sweep import record
 from fmnist_sweep.cli import in_a_line, parsed
-from fmnist_sweep.compare import reading
+from fmnist_sweep.compare import reading, showing
 from fmnist_sweep.compare.findings import findings
 from fmnist_sweep.compare.rows import CompareError
-from fmnist_sweep.config import conf_folder, known_keys
+from fmnist_sweep.config import ConfigError, conf_folder, known_keys
+from fmnist_sweep.confirm.candidates import candidates, fresh_seeds
 from fmnist_sweep.data import idx
 from fmnist_sweep.record import Epoch
-from fmnist_sweep.report import page, tables
+from fmnist_sweep.report import page, ranking, tables
 from tests import sweeps
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
@@ -37,8 +41,13 @@ fuzzed = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 Edit = tuple[int, int, bytes]
+pieces = st.binary(max_size=12) | st.builds(
+    bytes.__mul__,
+    st.sampled_from([b'"', b"[", b"{", b'[{"a":', b"9", b"\n", b"x", b"0,"]),
+    st.sampled_from([2, 400, 5000, 10**5, 2 * 10**5]),
+)
 edits = st.lists(
-    st.tuples(st.integers(0, 10**4), st.integers(0, 40), st.binary(max_size=12)),
+    st.tuples(st.integers(0, 10**4), st.integers(0, 40), pieces),
     min_size=1,
     max_size=4,
 )
@@ -79,6 +88,7 @@ def test_idx_files(
             assert array.shape[1:] == ((28, 28) if rank == 3 else ())
 
 
+NOWHERE = Console(file=io.StringIO())
 HISTORY = [Epoch(1, 1e-3, 0.5, 0.75, 0.5, 0.75, 1.5), Epoch(2, 1e-4, 0.25, 0.875, 0.5, 0.75, 1.5)]
 
 
@@ -92,29 +102,45 @@ def test_histories(changes: list[Edit]) -> None:
         file.write_bytes(edited(file.read_bytes(), changes))
         try:
             rows = record.read_history(folder)
-        except ValueError as error:
-            assert "history.csv" in str(error) or "codec" in str(error)
+        except record.RecordError as error:
+            assert "history.csv" in str(error) and "\n" not in str(error)
             return
         assert all(isinstance(row, Epoch) and isinstance(row.epoch, int) for row in rows)
+
+
+SETTINGS = {
+    ".hydra/config.yaml": ["data", "data.classes", "data.val_size", "data.validation", "model", ""],
+    ".hydra/hydra.yaml": ["hydra.runtime", "hydra.runtime.choices.optimizer", ""],
+    "environment.json": ["versions", "device", "processor", "git_dirty", ""],
+    "../multirun.yaml": ["hydra.sweeper", "hydra.overrides.task", sweeps.KEY, "optimizer", ""],
+    "../confirm.json": ["sentences", "test.accuracy", "test.accuracy.mean", "test", ""],
+}
 
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     trials = [sweeps.trial(0.8 + 0.01 * n, params={sweeps.KEY: 0.001 * (n + 1)}) for n in range(4)]
-    return sweeps.write(tmp_path_factory.mktemp("fuzz") / "a", trials)
+    folder = sweeps.write(tmp_path_factory.mktemp("fuzz") / "a", trials)
+    chosen = {"hydra": {"runtime": {"choices": {"optimizer": "adam"}}}}
+    sweeper = {"hydra": {"sweeper": {"sampler": {"_target_": "a.b"}}, "overrides": {"task": []}}}
+    confirmed = {"sentences": ["a"], "test": {"accuracy": {"mean": 0.5, "std": 0.1, "n": 2}}}
+    (folder / "0/.hydra/hydra.yaml").write_text(json.dumps(chosen))
+    (folder / "multirun.yaml").write_text(json.dumps({**sweeps.CONFIG, **sweeper}))
+    (folder / "confirm.json").write_text(json.dumps(confirmed))
+    return folder
 
 
 @fuzzed
 @given(
     changes=edits,
-    name=st.sampled_from(["summary.json", "trial.json", "history.csv", ".hydra/config.yaml"]),
+    name=st.sampled_from(["summary.json", "trial.json", "history.csv", *SETTINGS]),
 )
 def test_run_folders(changes: list[Edit], name: str, sweep: Path) -> None:
-    file = sweep / "1" / name
+    file = sweep / "0" / name
     good = file.read_bytes()
     try:
         file.write_bytes(edited(good, changes))
-        check_report(sweep)
+        check(sweep)
     finally:
         file.write_bytes(good)
 
@@ -123,6 +149,7 @@ values = st.recursive(
     st.none()
     | st.booleans()
     | st.integers()
+    | st.sampled_from([10**12, -(2**63), 2**63, 10**30, 10**400])
     | st.floats(allow_subnormal=False)
     | st.text(max_size=8),
     lambda inner: (
@@ -132,34 +159,77 @@ values = st.recursive(
 )
 
 
+NOTES = ["params", "objective", "direction", "default"]
+FIGURES = ["state", "reason", "val_accuracy", "val_accuracy_std", "train_size", "seed", "repeats"]
+TIMES = ["started", "seconds", "epochs"]
+
+
 @fuzzed
 @given(
-    name=st.sampled_from(["summary.json", "trial.json"]),
-    key=st.sampled_from(
-        ["state", "reason", "params", "objective", "direction", "val_accuracy", "started", "epochs"]
+    where=st.sampled_from(
+        [("trial.json", key) for key in NOTES]
+        + [("summary.json", key) for key in FIGURES + TIMES]
+        + [(name, key) for name, keys in SETTINGS.items() for key in keys]
     ),
     value=values,
 )
-def test_values_of_run_folders(name: str, key: str, value: Any, sweep: Path) -> None:
-    file = sweep / "1" / name
+def test_values_of_run_folders(where: tuple[str, str], value: Any, sweep: Path) -> None:
+    file = sweep / "0" / where[0]
     good = file.read_bytes()
     try:
-        file.write_text(json.dumps({**json.loads(good), key: value}))
-        check_report(sweep)
+        changed = replaced(yaml.safe_load(good), where[1].split(".") if where[1] else [], value)
+        file.write_text(json.dumps(changed))
+        check(sweep)
     finally:
         file.write_bytes(good)
 
 
-def check_report(sweep: Path) -> None:
+def replaced(inside: Any, key: list[str], value: Any) -> Any:
+    """Nested mappings with another value at a key."""
+    return {**inside, key[0]: replaced(inside.get(key[0]), key[1:], value)} if key else value
+
+
+@fuzzed
+@given(lines=values, changes=edits)
+def test_overrides_of_stock_sweepers(lines: Any, changes: list[Edit], sweep: Path) -> None:
+    note, file = sweep / "1/trial.json", sweep / "1/.hydra/overrides.yaml"
+    good = note.read_bytes()
+    note.unlink()
+    try:
+        check(sweep)  # it is not there either
+        for content in (json.dumps(lines).encode(), edited(b"- seed=1\n- +a=1e-4\n", changes)):
+            file.write_bytes(content)
+            check(sweep)
+    finally:
+        file.unlink(missing_ok=True)
+        note.write_bytes(good)
+
+
+def check(sweep: Path) -> None:
+    """Every command that reads the folder does, or says in a line why not."""
     try:
         found = tables.Sweep(sweep)
         found.update()
         tables.as_csv(found.sweep_table())
-        text = page.page(sweep, list(found.runs.values()), {})
+        tables.as_csv(found.curves_table())
+        runs = list(found.runs.values())
+        text = page.page(sweep, runs, {})
+        ranking.show(runs, NOWHERE)
     except tables.ReportError as error:
         assert "\n" not in str(error)
         return
     assert text.rstrip().endswith("</html>")
+    try:
+        showing.show(findings(reading.read([sweep, sweep / "sweep.csv"], None)), NOWHERE)
+    except CompareError as error:
+        assert "\n" not in str(error)
+    try:
+        seeds = fresh_seeds(runs, 2)
+        [one.config(seeds) for one in candidates(sweep, runs, 2)]
+    except ConfigError:  # a line for each wrong key
+        pass
+    except record.RecordError as error:
+        assert "\n" not in str(error)
 
 
 @fuzzed

@@ -25,11 +25,47 @@ def test_json_has_no_nan(tmp_path: Path) -> None:
     assert record.read_json(tmp_path, "summary.json") == {"loss": None, "name": "ä"}
 
 
-@pytest.mark.parametrize("text", ["epoch,lr\n1,2\n", "", "epoch\nx\n"])
+HEAD = "epoch,lr,train_loss,train_accuracy,val_loss,val_accuracy,seconds\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "epoch,lr\n1,2\n",
+        "",
+        "epoch\nx\n",
+        f'{HEAD}"{"1" * 200_000}',
+        f"{HEAD}{10**30},1,1,1,1,1,1\n",
+    ],
+    ids=["columns", "empty", "word", "quote", "epoch"],
+)
 def test_torn_history_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "history.csv").write_text(text)
-    with pytest.raises(ValueError, match="not a history"):
+    with pytest.raises(record.RecordError, match="not a history"):
         record.read_history(tmp_path)
+
+
+def test_what_is_no_json_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "summary.json"
+    for text in ("{torn", "[" * 10**6, '{"a":' * 10**6, "9" * 5000, "[]"):
+        file.write_text(text)
+        with pytest.raises(record.RecordError, match=r"not (a )?JSON") as caught:
+            record.summary(tmp_path)
+        assert "\n" not in str(caught.value)
+
+
+def test_what_has_no_end_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "summary.json")
+    (tmp_path / "history.csv").symlink_to("/dev/zero")
+    with open(tmp_path / "trial.json", "wb") as file:
+        file.truncate(10**12)
+    for read in (
+        lambda: record.summary(tmp_path),
+        lambda: record.read_history(tmp_path),
+        lambda: record.read_json(tmp_path, "trial.json"),
+    ):
+        with pytest.raises(record.RecordError, match=r"not a regular file|bytes"):
+            read()
 
 
 def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,6 +89,11 @@ def test_files_follow_the_umask(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+
+
+def test_the_umask_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "umask", lambda _: pytest.fail("other threads' files would meet it"))
+    record.write_whole(tmp_path / "file", b"x")
 
 
 def test_reserved_folders_are_never_shared(tmp_path: Path) -> None:

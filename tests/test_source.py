@@ -480,6 +480,27 @@ def test_a_download_without_end_is_ended(
     assert "no end after 0.3 s" in refusal(tmp_path / "data")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems let it go on")
+def test_a_download_ends_with_whoever_wanted_it(tmp_path: Path) -> None:
+    program = f"""
+import sys
+from fmnist_sweep.data import fetch
+fetch._run(["/bin/sh", "-c", "echo $$ > {tmp_path}/pid.new && mv {tmp_path}/pid.new {tmp_path}/pid"
+            "; exec sleep 60"])
+"""
+    environment = {**os.environ, "PATH": "/usr/bin:/bin"}
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, cwd=REPOSITORY, env=environment) as process:
+        while not (tmp_path / "pid").exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+    child = Path("/proc", (tmp_path / "pid").read_text().strip())
+    deadline = time.monotonic() + 5
+    while child.exists() and "\nState:\tZ" not in (child / "status").read_text():
+        assert time.monotonic() < deadline, "it goes on"
+        time.sleep(0.01)
+
+
 def test_processes_that_fetch_at_once_do_no_harm(tmp_path: Path) -> None:
     program = """
 import json, os, sys, time

@@ -222,6 +222,20 @@ def test_resume_tells_of_a_finished_run_that_the_study_has_not_heard_of(tiny: Co
     assert {path: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
 
 
+@pytest.mark.parametrize("state", ["COMPLETE", "RUNNING"])
+@pytest.mark.parametrize("name", ["summary.json", "history.csv"])
+def test_resume_with_a_torn_file_is_one_line(name: str, state: str, tiny: Command) -> None:
+    assert tiny("-m", *FAST, "seed=1,2,3", "name=a").code == 0
+    Path("multirun/a/1", name).write_text("{torn")
+    with sqlite3.connect("multirun/a/study.db") as connection:
+        connection.execute(f"UPDATE trials SET state = '{state}' WHERE number = 1")
+    connection.close()
+    database.disconnect()
+    outcome = tiny("-m", *FAST, "seed=1,2,3", "name=a")
+    assert outcome.code == 1 and f"multirun/a/1/{name}: not " in outcome.err
+    assert len(outcome.err.splitlines()) == 1, outcome.err
+
+
 def test_display_on_a_terminal() -> None:
     screen = Console(file=io.StringIO(), force_terminal=True, width=100)
     done, pruned, failed = (

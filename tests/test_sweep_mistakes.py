@@ -154,13 +154,27 @@ def test_full_disk(fmnist_train: Command, monkeypatch: pytest.MonkeyPatch) -> No
     assert not Path("multirun/a").exists()
 
 
+STOCK = {"0/summary.json": '{"state": "COMPLETE"}'}
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
         (None, "no such folder"),
         ({}, "holds no finished run"),
         ({"0/summary.json": "{torn"}, "0"),
-        ({"0/summary.json": '{"state": "COMPLETE"}'}, "0"),
+        ({"0/summary.json": '{"state": "COMPLETE"}'}, "0/.hydra/overrides.yaml"),
+        ({**STOCK, "0/.hydra/overrides.yaml": "[1, 2]"}, "not a list of overrides"),
+        ({**STOCK, "0/.hydra/overrides.yaml": "- a\n[torn"}, "not YAML"),
+        ({**STOCK, "0/.hydra/overrides.yaml": "[" * 10**5}, "not YAML"),
+        ({**STOCK, "0/.hydra/overrides.yaml/a": ""}, "not YAML"),
+        (
+            {
+                "0/summary.json": f'{{"state": "COMPLETE", "seed": {10**30}}}',
+                "0/.hydra/overrides.yaml": "[]",
+            },
+            "0: not a run: seed: ",
+        ),
     ],
 )
 def test_report_of_what_is_no_sweep(
@@ -169,7 +183,7 @@ def test_report_of_what_is_no_sweep(
     if content is not None:
         Path("sweep").mkdir()
         for name, text in content.items():
-            Path("sweep", name).parent.mkdir()
+            Path("sweep", name).parent.mkdir(parents=True, exist_ok=True)
             Path("sweep", name).write_text(text)
     outcome = report("sweep")
     assert outcome.code == 1 and expected in outcome.err

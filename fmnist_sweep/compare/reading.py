@@ -99,7 +99,8 @@ def _environment(run: Path | None) -> dict[str, Any]:
         values = record.read_json(run, "environment.json") if run else {}
     except (OSError, ValueError):
         return {}
-    versions = values.pop("versions", None) or {}
+    versions = values.pop("versions", None)
+    versions = versions if isinstance(versions, dict) else {}
     for name in ("command", "platform"):
         values.pop(name, None)
     return {**values, **{f"{package} version": v for package, v in versions.items()}}

@@ -36,11 +36,12 @@ def main() -> None:
     from fmnist_sweep.config import ConfigError
     from fmnist_sweep.confirm.command import Wishes, confirm
     from fmnist_sweep.data.idx import DataError
+    from fmnist_sweep.record import RecordError
     from fmnist_sweep.report.tables import ReportError
 
     try:
         confirm(Wishes(**vars(arguments)))
-    except (ConfigError, DataError, ReportError) as error:
+    except (ConfigError, DataError, RecordError, ReportError) as error:
         sys.exit(str(error))
     except OSError as error:
         sys.exit(f"{error.filename or arguments.folder}: {error.strerror}")

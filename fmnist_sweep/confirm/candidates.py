@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from fmnist_sweep import record
 from fmnist_sweep.config import Config, ConfigError, parse
 from fmnist_sweep.report.ranking import ranked
 from fmnist_sweep.report.series import objective
@@ -60,7 +61,7 @@ def candidates(folder: Path, runs: Sequence[Run], top: int) -> list[Candidate]:
         top: how many, the baseline not counted unless it is one of them.
 
     Raises:
-        ConfigError: no trial is complete, or a configuration cannot be read.
+        ConfigError, RecordError: no trial is complete, or a configuration cannot be read.
     """
     groups: dict[str, list[Run]] = {}
     for run in ranked(runs):
@@ -100,16 +101,25 @@ def _candidate(group: Sequence[Run]) -> Candidate:
 def _configuration(run: Path) -> dict[str, Any]:
     path = run / ".hydra/config.yaml"
     try:
-        loaded = OmegaConf.load(path)
-        values = OmegaConf.to_container(loaded, resolve=True)
+        values = OmegaConf.to_container(_loaded(path), resolve=True)
+    except record.RecordError:
+        raise
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}: this trial cannot be repeated") from None
     except Exception as error:  # torn YAML has errors of several libraries
-        text = " ".join(str(error).split())
-        raise ConfigError(f"{path}: no configuration: {text}") from None
+        raise _no_configuration(path, error) from None
     if not isinstance(values, dict) or not isinstance(values.get("data"), dict):
         raise ConfigError(f"{path}: no configuration")
     return {str(key): value for key, value in values.items() if key != "hydra"}
+
+
+def _loaded(path: Path) -> Any:
+    record.read_yaml(path)  # refuses aliases, which OmegaConf would write out one by one
+    return OmegaConf.load(path)
+
+
+def _no_configuration(path: Path, error: Exception) -> ConfigError:
+    return ConfigError(f"{path}: no configuration: {' '.join(str(error).split())}")
 
 
 def _composed_baseline(folder: Path, other: Candidate) -> Candidate | None:
@@ -117,21 +127,26 @@ def _composed_baseline(folder: Path, other: Candidate) -> Candidate | None:
 
     None where the sweep does not say what they were, as those of stock sweepers.
     """
-    try:
-        started = OmegaConf.load(folder / "multirun.yaml")
-    except OSError:
-        return None
-    assert isinstance(started, DictConfig)
+    path = folder / "multirun.yaml"
     config = OmegaConf.create(dict(other.values))
     default = {}
-    for key in other.params:
-        value = OmegaConf.select(started, key)
-        if value is None:
-            return None
-        # A swept group, such as optimizer=adam,sgd, is replaced as a whole.
-        OmegaConf.update(config, key, value, merge=False, force_add=True)
-        default[key] = value if not OmegaConf.is_config(value) else "default"
-    values = OmegaConf.to_container(config, resolve=True)
+    try:
+        started = _loaded(path)
+        assert isinstance(started, DictConfig), "it has no keys"
+        for key in other.params:
+            value = OmegaConf.select(started, key)
+            if value is None:
+                return None
+            # A swept group, such as optimizer=adam,sgd, is replaced as a whole.
+            OmegaConf.update(config, key, value, merge=False, force_add=True)
+            default[key] = value if not OmegaConf.is_config(value) else "default"
+        values = OmegaConf.to_container(config, resolve=True)
+    except OSError:
+        return None
+    except record.RecordError:
+        raise
+    except Exception as error:  # torn YAML has errors of several libraries
+        raise _no_configuration(path, error) from None
     assert isinstance(values, dict)
     plain = {str(key): value for key, value in values.items()}
     return Candidate("baseline", default, None, True, plain, other.run)
@@ -139,12 +154,12 @@ def _composed_baseline(folder: Path, other: Candidate) -> Candidate | None:
 
 def fresh_seeds(runs: Sequence[Run], count: int) -> list[int]:
     """Seeds in a row, none of which a trial of the sweep was trained with; always the same."""
-    used = set()
+    used = []  # as ends: there may be any number of repeats, whatever wrote the file
     for run in runs:
         first, repeats = run.summary.get("seed"), run.summary.get("repeats") or 1
         if first is not None:
-            used |= set(range(first, first + repeats))
+            used.append((first, first + repeats))
     start = FIRST_SEED
-    while taken := used & set(range(start, start + count)):
-        start = max(taken) + 1
+    while taken := [end for first, end in used if first < start + count and start < end]:
+        start = max(taken)
     return list(range(start, start + count))

@@ -57,7 +57,7 @@ def confirm(wishes: Wishes) -> None:
     """Trains the winners again, ranks them, and opens the test set for the first.
 
     Raises:
-        ConfigError, DataError, ReportError: a user's mistake, in one line.
+        ConfigError, DataError, RecordError, ReportError: a user's mistake, in one line.
     """
     sweep = Sweep(wishes.folder)
     sweep.update()

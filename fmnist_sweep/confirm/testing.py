@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fmnist_sweep import build, record
 from fmnist_sweep.config import Config, ConfigError
 from fmnist_sweep.data import batches, source
+from fmnist_sweep.models import weights
 
 FILE = "test.json"
 BATCH = 1000
@@ -27,6 +29,19 @@ CLASSES = (
 )
 
 
+_Row = Annotated[list[int], Field(min_length=10, max_length=10)]
+
+
+class _Found(BaseModel):
+    """What must be in `test.json`."""
+
+    model_config = ConfigDict(strict=True)
+
+    test_loss: float
+    test_accuracy: float
+    confusion: Annotated[list[_Row], Field(min_length=10, max_length=10)]
+
+
 def tested(config: Config, runs: Mapping[int, Path]) -> dict[int, dict[str, Any]]:
     """Evaluates each seed's model once; one that was evaluated before keeps what was found.
 
@@ -39,15 +54,18 @@ def tested(config: Config, runs: Mapping[int, Path]) -> dict[int, dict[str, Any]
         each true class and a column for each predicted one. The same stands in `test.json`.
 
     Raises:
-        DataError, ConfigError: the images or a model cannot be read.
+        DataError, ConfigError, RecordError: the images, a model or what was found before cannot
+            be read.
     """
     found = {}
     missing = {}
     for seed, run in runs.items():
         try:
-            found[seed] = record.read_json(run, FILE)
+            found[seed] = _Found.model_validate(record.read_json(run, FILE)).model_dump()
         except FileNotFoundError:
             missing[seed] = run
+        except ValidationError:
+            raise ConfigError(f"{run / FILE}: torn or edited; delete it to test anew") from None
     if missing:
         files = source.locate(config.data.root, verify=config.data.verify, splits=("test",))
         pixels, labels = source.load(files, "test")
@@ -65,10 +83,9 @@ def _evaluate(
     where = build.device(config)
     model = build.build(config).model
     try:
-        model.load_state_dict(torch.load(run / "model.pt", weights_only=True))
-    except (OSError, RuntimeError) as error:
-        text = str(error).splitlines()[0]
-        raise ConfigError(f"{run / 'model.pt'}: cannot be read: {text}") from None
+        model.load_state_dict(weights.read(run / "model.pt"))
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(f"{run / 'model.pt'}: {str(error).splitlines()[0]}") from None
     model.eval().to(where)
     logits = []
     with torch.no_grad():

@@ -9,6 +9,7 @@ import torch
 
 from fmnist_sweep.config import ConfigError, DataConfig
 from fmnist_sweep.data import source
+from fmnist_sweep.data.idx import SPLITS
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,9 @@ def load(config: DataConfig, device: torch.device, test: bool) -> Protocol:
     opened = test or config.validation == "test"
     splits = ("train", "test") if opened else ("train",)
     files = source.locate(config.root, verify=config.verify, splits=splits)
-    made = tuple(path.stat().st_mtime_ns for path in sorted(files.folder.iterdir()))
+    # Not what else is there, such as another process's download, which may be gone by now.
+    names = [name for split in splits for name in SPLITS[split]]
+    made = tuple((files.folder / name).stat().st_mtime_ns for name in names)
     # The batch size does not change what is split.
     train, validation, test_images = _read_and_split(
         files, made, config.model_copy(update={"batch_size": 1}), device, opened

@@ -35,6 +35,14 @@ socket.setdefaulttimeout(float(sys.argv[3]))
 FashionMNIST.mirrors = [sys.argv[2]]
 FashionMNIST(sys.argv[1], download=True)
 """
+# A command that Linux kills when the thread that waits for it is gone, however it went.
+_TOGETHER = """
+import ctypes, os, signal, sys
+PR_SET_PDEATHSIG = 1
+ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+if os.getppid() == int(sys.argv[1]):
+    os.execvp(sys.argv[2], sys.argv[2:])
+"""
 
 
 def fetch(folder: Path, reason: str) -> str:
@@ -146,6 +154,9 @@ def _apt(scratch: Path) -> Path:
 
 def _run(command: list[str], cwd: Path | None = None, seconds: float | None = None) -> None:
     """Runs a command in silence; Failure, with its own words, where it fails or is too slow."""
+    if seconds is None and sys.platform == "linux":  # what is short ends soon anyway
+        together = [sys.executable, "-I", "-S", "-c", _TOGETHER, str(os.getpid())]
+        command = [*together, *command]
     seconds = seconds or FETCH_SECONDS
     # English, since we read it; and a name server that is silent is soon given up.
     environment = os.environ | {"LC_ALL": "C.UTF-8", "RES_OPTIONS": "timeout:2 attempts:2"}

@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fmnist_sweep import record
 from fmnist_sweep.report.series import number
 from fmnist_sweep.report.tables import Run
@@ -33,8 +31,9 @@ def configuration(run: Path) -> dict[str, Any]:
 
 def choices(run: Path) -> dict[str, str]:
     """Which option of each group a run was composed of, as `optimizer: adam`."""
-    found = pick(_yaml(run / ".hydra/hydra.yaml"), "hydra.runtime.choices") or {}
-    return {group: option for group, option in found.items() if option and "/" not in group}
+    found = pick(_yaml(run / ".hydra/hydra.yaml"), "hydra.runtime.choices")
+    pairs = found.items() if isinstance(found, Mapping) else ()
+    return {str(group): str(option) for group, option in pairs if option and "/" not in str(group)}
 
 
 def pick(values: Mapping[str, Any], key: str) -> Any:
@@ -87,7 +86,8 @@ def _swept(started: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, str]:
         target = pick(started, f"hydra.sweeper.{key}._target_")
         if target:
             rows[name] = str(target).rsplit(".", 1)[-1].replace("NopPruner", "none")
-    if command := pick(started, "hydra.overrides.task"):
+    command = pick(started, "hydra.overrides.task")
+    if command and isinstance(command, list):
         rows["Overrides"] = " ".join(map(str, command))
     return rows
 
@@ -105,11 +105,12 @@ def _protocol(config: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, str]:
     sizes = {run.summary["train_size"] for run in runs if run.summary.get("train_size")}
     if sizes:
         rows["Training images"] = ", ".join(f"{size:,}" for size in sorted(sizes))
-    if classes := pick(config, "data.classes"):
+    classes, val_size = pick(config, "data.classes"), pick(config, "data.val_size")
+    if classes and isinstance(classes, list):
         rows["Classes"] = ", ".join(map(str, classes)) + ": images of others were left away"
     if is_selected_on_test(config):
         rows["Selected on"] = TEST_SELECTION
-    elif val_size := pick(config, "data.val_size"):
+    elif val_size and isinstance(val_size, int):
         split = pick(config, "data.split_seed")
         rows["Selected on"] = (
             f"{val_size:,} validation images held out of the training images "
@@ -149,18 +150,17 @@ def _environment(runs: Sequence[Run]) -> dict[str, str]:
             continue
     if not found:
         return {}
-    versions = found[0].get("versions") or {}
     rows = {
         "Device": found[0].get("device_name") or found[0].get("device"),
         "Threads": found[0].get("threads"),
         "Processor": found[0].get("processor"),
         "Cores": found[0].get("cores"),
         "Python": found[0].get("python"),
-        "PyTorch": versions.get("torch"),
+        "PyTorch": pick(found[0], "versions.torch"),
         "Commit": found[0].get("git_commit"),
         "Command": found[0].get("command"),
     }
-    kinds = {(e.get("processor"), e.get("device"), str(e.get("versions"))) for e in found}
+    kinds = {str([e.get(key) for key in ("processor", "device", "versions")]) for e in found}
     if len(kinds) > 1:
         rows["Note"] = f"{len(kinds)} different environments; these are the first trial's"
     if found[0].get("git_dirty"):
@@ -173,7 +173,7 @@ def _confirmed(folder: Path) -> dict[str, str]:
     try:
         found = record.read_json(folder, "confirm.json")
         said = {"Fresh seeds": " ".join(found.get("sentences") or [])}
-        accuracy = pick(found, "test.accuracy.mean")
+        accuracy = number(pick(found, "test.accuracy.mean"))
         if accuracy is not None:
             spread = number(pick(found, "test.accuracy.std"))
             text = f"{accuracy:.2%}" + ("" if spread is None else f" ± {100 * spread:.2f} points")
@@ -194,7 +194,7 @@ def duration(seconds: float) -> str:
 
 def _yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError):
+        values = record.read_yaml(path)
+    except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}

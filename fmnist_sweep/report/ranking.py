@@ -93,7 +93,7 @@ def show(runs: Sequence[Run], screen: Console) -> None:
     screen.print(table)
     for run in rows:
         if run.state == "FAILED":
-            screen.print(f"Trial {run.trial} failed: {run.summary['reason']}", markup=False)
+            screen.print(f"Trial {run.trial} failed: {run.summary.get('reason')}", markup=False)
     if len(shown) < len(rows):
         screen.print(f"{len(rows) - len(shown)} more rows in sweep.csv")
 

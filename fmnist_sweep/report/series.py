@@ -28,9 +28,12 @@ def baseline(runs: Sequence[Run]) -> Run | None:
 
 def number(value: Any) -> float | None:
     """A finite number as a float, else None."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    return None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # an integer beyond all floats
+        return None
 
 
 def objective(run: Run, index: int = 0) -> float | None:

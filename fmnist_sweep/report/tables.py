@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pandas as pd
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fmnist_sweep import record
@@ -31,12 +30,17 @@ class ReportError(Exception):
     """A folder that is no sweep, or a torn file; the message is one line."""
 
 
+# What a table's column of integers can hold, and a float without overflow.
+_Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+_Value = bool | _Whole | float | str | None
+
+
 class _Note(BaseModel):
     """What must be in `trial.json`, which may be somebody else's."""
 
     model_config = ConfigDict(strict=True)
 
-    params: dict[str, bool | int | float | str | None]
+    params: dict[str, _Value]
     default: bool
     objective: Annotated[list[str], Field(min_length=1)]
     direction: Annotated[list[Literal["minimize", "maximize"]], Field(min_length=1)]
@@ -46,7 +50,7 @@ class _Row(BaseModel):
     """What must be in `summary.json`; numbers that it has not are missing."""
 
     model_config = ConfigDict(strict=True, extra="allow")
-    __pydantic_extra__: dict[str, bool | int | float | str | None]
+    __pydantic_extra__: dict[str, _Value]
 
     state: Literal["COMPLETE", "PRUNED", "FAILED"]
     reason: str | None = None
@@ -56,11 +60,12 @@ class _Row(BaseModel):
     val_accuracy: float | None = None
     best_val_accuracy: float | None = None
     test_accuracy: float | None = None
-    best_epoch: int | None = None
-    kept_epoch: int | None = None
-    epochs: int | None = None
-    seed: int | None = None
-    repeats: Annotated[int, Field(ge=1)] | None = None
+    best_epoch: _Whole | None = None
+    kept_epoch: _Whole | None = None
+    epochs: _Whole | None = None
+    seed: _Whole | None = None
+    repeats: Annotated[_Whole, Field(ge=1)] | None = None
+    train_size: _Whole | None = None
     seconds: float | None = None
     images_per_second: float | None = None
     started: float | None = None
@@ -128,7 +133,7 @@ class Sweep:
                     break
                 try:
                     run = read_run(trial, folder)
-                except (ValueError, KeyError, TypeError) as error:
+                except (OSError, ValueError) as error:
                     raise ReportError(f"{folder}: not a run: {error}") from None
                 if run:
                     self.runs[trial] = run
@@ -187,7 +192,7 @@ def read_run(trial: int, folder: Path) -> Run | None:
     """Reads a run folder; None for one that has not finished.
 
     Raises:
-        ValueError, KeyError, TypeError: a file is torn or not what it should be.
+        OSError, ValueError: a file is missing, torn or not what it should be.
     """
     summary = record.summary(folder)
     if summary is None:
@@ -222,7 +227,10 @@ def read_run(trial: int, folder: Path) -> Run | None:
 
 def _stock_note(folder: Path) -> dict[str, Any]:
     """What `trial.json` would say, for a run of a sweeper that writes none."""
-    lines = yaml.safe_load((folder / ".hydra/overrides.yaml").read_text()) or []
+    path = folder / ".hydra/overrides.yaml"
+    lines = record.read_yaml(path) or []
+    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+        raise ValueError(f"{path}: not a list of overrides")
     pairs = [line.lstrip("+~").partition("=") for line in lines]
     return {
         "params": {key: _typed(text) for key, _, text in pairs},
