@@ -23,7 +23,7 @@ from fmnist_sweep import record
 from fmnist_sweep.processes import ProcessDied, call_apart
 from fmnist_sweep.report import ranking
 from fmnist_sweep.report.publish import publish
-from fmnist_sweep.report.tables import Run, Sweep
+from fmnist_sweep.report.tables import ReportError, Run, Sweep
 from fmnist_sweep.sweep.database import Lost, forget, hang_up
 from fmnist_sweep.sweep.display import Display
 from fmnist_sweep.sweep.launcher import Job, StackedLauncher
@@ -351,7 +351,7 @@ class Loop:
 
         def refresh() -> None:
             while not done.wait(0.5):
-                with suppress(OSError):  # which the loop itself meets as well
+                with suppress(OSError, ReportError):  # which the loop itself meets as well
                     self._refresh()
 
         alone = self.at_once == 1 and not self.settings.shares

@@ -35,7 +35,10 @@ def _noted(folder: Path, name: str) -> dict[str, Any]:
     A server holds the studies of many folders; the id tells ours from another of that name.
     """
     try:
-        return record.read_json(folder, "study.json")
+        noted = record.read_json(folder, "study.json")
+        if not all(isinstance(noted.get(key), str) for key in ("name", "id")):
+            raise ConfigError(f"{folder / 'study.json'}: torn or edited: it names no study")
+        return noted
     except FileNotFoundError:
         noted = {"name": name, "id": uuid.uuid4().hex}
         record.write_json(folder, "study.json", noted)
