@@ -2,15 +2,12 @@
 
 import io
 import logging
-import os
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import optuna
@@ -26,6 +23,7 @@ from fmnist_sweep.report.publish import publish
 from fmnist_sweep.report.tables import ReportError, Run, Sweep
 from fmnist_sweep.sweep.database import Lost, forget, hang_up
 from fmnist_sweep.sweep.display import Display
+from fmnist_sweep.sweep.interruption import Interrupted, interruptible
 from fmnist_sweep.sweep.launcher import Job, StackedLauncher
 from fmnist_sweep.sweep.settings import Settings
 from fmnist_sweep.sweep.space import Space
@@ -38,14 +36,6 @@ TABLES_SHARE = 0.05
 # Trials of a search that are asked for before the first of them has ended.
 AHEAD = 8
 LAUNCHERS = ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins")
-
-
-class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
 
 
 class TooManyFailures(Exception):
@@ -117,7 +107,7 @@ class Loop:
         before = list(self.table.runs.values())
         with Display(self.console, self.space.n_trials, before) as self.display:
             try:
-                with _signals(), _quiet_launchers(), self._watch():
+                with interruptible(), _quiet_launchers(), self._watch():
                     self._launch_all(is_first=not before)
             except Interrupted as stop:
                 code, stopped = 128 + stop.number, "Interrupted"
@@ -371,28 +361,6 @@ def _relative(folder: Path) -> Path:
     """A path as short as it can be written."""
     here = Path.cwd()
     return folder.relative_to(here) if folder.is_relative_to(here) else folder
-
-
-@contextmanager
-def _signals() -> Iterator[None]:
-    """Turns SIGINT and SIGTERM into `Interrupted`; the second one ends the process at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, _: FrameType | None) -> None:
-        for kind in before:
-            signal.signal(kind, lambda n, _: os._exit(128 + n))
-        raise Interrupted(number)
-
-    before = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
-    for kind in before:
-        signal.signal(kind, stop)
-    try:
-        yield
-    finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
 
 
 @contextmanager
