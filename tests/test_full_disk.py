@@ -106,7 +106,7 @@ def test_every_size_of_disk(
     "kib",
     [700, *(pytest.param(kib, marks=pytest.mark.torture) for kib in range(300, 1500, 80))],
 )
-@pytest.mark.parametrize("launcher", ["stacked", "basic"])
+@pytest.mark.parametrize("launcher", ["stacked", pytest.param("basic", marks=pytest.mark.torture)])
 def test_a_trained_model_that_does_not_fit(
     launcher: str,
     kib: int,

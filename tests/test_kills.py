@@ -22,7 +22,7 @@ SEARCH = (
     "trainer.epochs=3",
     "hydra/sweeper/sampler=random",
 )
-N_TRIALS = 60
+N_TRIALS = 30
 
 
 @pytest.fixture(autouse=True)
@@ -62,8 +62,8 @@ def no_process_is_left(group: int) -> bool:
 
 
 @pytest.mark.slow
-def test_twenty_kills_lose_nothing() -> None:
-    kill(20, 0, N_TRIALS)
+def test_eight_kills_lose_nothing() -> None:
+    kill(8, 0, N_TRIALS)
     check_complete(N_TRIALS)
 
 
@@ -104,7 +104,7 @@ def kill(kills: int, seed: int, n_trials: int, *options: str) -> None:
     ("launcher", "number", "code"),
     [
         (("hydra/launcher=basic",), signal.SIGINT, 130),
-        (("hydra/launcher=basic",), signal.SIGTERM, 143),
+        pytest.param(("hydra/launcher=basic",), signal.SIGTERM, 143, marks=pytest.mark.torture),
         (("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"), signal.SIGTERM, 143),
     ],
 )
@@ -159,7 +159,10 @@ def test_no_trial_outlives_the_sweep(launcher: tuple[str, ...]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.torture), (signal.SIGKILL, -9)],
+)
 def test_stacks_in_processes_end_with_the_sweep(
     number: int, code: int, data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,7 +187,7 @@ def test_stacks_in_processes_end_with_the_sweep(
     assert finished and len(finished) < 8
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_killed_trials_go_on_from_their_checkpoints(
     data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -198,7 +198,8 @@ def test_muon_steps_hidden_matrices_and_adamw_the_rest(data: Protocol) -> None: 
                 optimizer.step()
     train([ours], data)
     for mine, other in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
-        torch.testing.assert_close(mine, other, rtol=1e-3, atol=2e-4)
+        # Muon itself computes in bfloat16.
+        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-3)
 
 
 def test_early_stopping_keeps_the_best_epochs_weights(data: Protocol) -> None:  # noqa: F811

@@ -81,7 +81,14 @@ def test_shares_need_processes(tiny: Command) -> None:
     assert not Path("multirun").exists()
 
 
+def without_ray() -> None:
+    """Ends the one that this process may have by now."""
+    if ray := sys.modules.get("ray"):
+        ray.shutdown()
+
+
 def test_no_ray(tiny: Command) -> None:
+    without_ray()
     where = ("hydra/launcher=ray", "hydra.launcher.init.address=127.0.0.1:1")
     outcome = tiny(*SWEEP, *where)
     assert outcome.code == 1 and len(outcome.err.splitlines()) == 1, outcome.err
@@ -91,9 +98,8 @@ def test_no_ray(tiny: Command) -> None:
 
 @pytest.mark.slow
 def test_no_ray_anywhere(tmp_path: Path) -> None:
-    """In a process of its own and without the Ray that this one may have by now."""
-    if ray := sys.modules.get("ray"):
-        ray.shutdown()
+    """In a process of its own, as this one's would be found."""
+    without_ray()
     where = ("hydra/launcher=ray", "hydra.launcher.init.address=auto")
     outcome = subprocess.run(
         [sys.executable, "-m", "tests.tiny_task", *SWEEP, *where],
