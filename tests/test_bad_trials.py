@@ -39,7 +39,7 @@ LAUNCHERS = {
 @pytest.mark.parametrize(
     "launcher",
     [
-        pytest.param(one, marks=pytest.mark.torture) if one == "submitit_local" else one
+        pytest.param(one, marks=pytest.mark.torture) if one in ("submitit_local", "joblib") else one
         for one in LAUNCHERS
     ],
 )

@@ -105,7 +105,12 @@ def kill(kills: int, seed: int, n_trials: int, *options: str) -> None:
     [
         (("hydra/launcher=basic",), signal.SIGINT, 130),
         pytest.param(("hydra/launcher=basic",), signal.SIGTERM, 143, marks=pytest.mark.torture),
-        (("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"), signal.SIGTERM, 143),
+        pytest.param(
+            ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
+            signal.SIGTERM,
+            143,
+            marks=pytest.mark.torture,
+        ),
     ],
 )
 def test_a_request_to_stop(launcher: tuple[str, ...], number: int, code: int) -> None:

@@ -157,7 +157,7 @@ def test_a_share_that_dies_costs_no_trial(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["stacked", "basic"])
+@pytest.mark.parametrize("launcher", ["stacked", pytest.param("basic", marks=pytest.mark.torture)])
 def test_a_proxy_before_the_database(
     launcher: str, tiny: Command, server: postgres.Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,7 +227,7 @@ def test_two_hosts(
 
 
 @pytest.mark.parametrize(
-    "launcher", ["stacked", pytest.param("submitit_local", marks=pytest.mark.slow)]
+    "launcher", ["stacked", pytest.param("submitit_local", marks=pytest.mark.torture)]
 )
 def test_a_password_is_in_no_file(
     launcher: str, tiny: Command, server: postgres.Server, monkeypatch: pytest.MonkeyPatch

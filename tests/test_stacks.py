@@ -181,7 +181,11 @@ def test_shapes(width: int, batch: int, data: Protocol) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("width", "batch", "dropout", "optimizer"),
-    [(128, 32, 0.0, torch.optim.Adam), (64, 16, 0.3, torch.optim.Adam), (72, 64, 0.0, SGD)],
+    [
+        (128, 32, 0.0, torch.optim.Adam),
+        pytest.param(64, 16, 0.3, torch.optim.Adam, marks=pytest.mark.torture),
+        pytest.param(72, 64, 0.0, SGD, marks=pytest.mark.torture),
+    ],
 )
 def test_compiled_steps(
     width: int, batch: int, dropout: float, optimizer: Any, data: Protocol
