@@ -96,7 +96,7 @@ def test_no_ray(tiny: Command) -> None:
     assert not Path("multirun").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_no_ray_anywhere(tmp_path: Path) -> None:
     """In a process of its own, as this one's would be found."""
     without_ray()

@@ -143,7 +143,7 @@ def reachable(url: str) -> BaseStorage:
     try:
         try:
             return storage(url)
-        except faults():
+        except (StorageInternalError, sqlalchemy.exc.DBAPIError):
             time.sleep(1)  # two processes that create the tables at once
             return storage(url)
     except Exception as error:
