@@ -96,7 +96,11 @@ def call_apart(call: Callable[[], object]) -> None:
     child = fork.Process(target=_call, args=(call, theirs))
     # An interruption between the fork and the knowledge of it would leave a child to itself.
     signal.pthread_sigmask(signal.SIG_BLOCK, _REQUESTS)
-    child.start()
+    try:
+        child.start()
+    except OSError:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS)
+        raise
     theirs.close()
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS)

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import torch
 
+from fmnist_sweep.training.skeleton import brief
+
 log = logging.getLogger(__name__)
 
 # Under torch.compile a step on a CPU saves about 15 ns a parameter, most of it temporaries of the
@@ -66,7 +68,7 @@ def compiled(step: Callable[..., Any], device: torch.device) -> Callable[..., An
                 return fast(*arguments)
             except torch._dynamo.exc.TorchDynamoException as error:
                 # Nothing has run yet: a compile fails before the first kernel starts.
-                log.warning("torch.compile failed, going on with eager steps: %s", _brief(error))
+                log.warning("torch.compile failed, going on with eager steps: %s", brief(error))
                 failed = True
         return step(*arguments)
 
@@ -81,7 +83,3 @@ def settled() -> AbstractContextManager[Any]:
     """
     stance: AbstractContextManager[Any] = torch.compiler.set_stance(skip_guard_eval_unsafe=True)
     return stance
-
-
-def _brief(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

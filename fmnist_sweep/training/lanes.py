@@ -19,7 +19,8 @@ from fmnist_sweep.data.batches import Protocol
 from fmnist_sweep.processes import died, end_with_parent, forks_of_a_server, portable
 from fmnist_sweep.record import Epoch
 from fmnist_sweep.training.engine import Steps, Trial
-from fmnist_sweep.training.stack import CHUNK, Kind, Progress, Stack, brief
+from fmnist_sweep.training.skeleton import brief
+from fmnist_sweep.training.stack import CHUNK, Kind, Progress, Stack
 
 KINDS_KEPT = 16
 

@@ -14,6 +14,7 @@ from fmnist_sweep.training import lanes as lane_file
 from fmnist_sweep.training import stack
 from fmnist_sweep.training.engine import Trial
 from fmnist_sweep.training.lanes import Lane, Outcomes
+from fmnist_sweep.training.skeleton import brief
 from fmnist_sweep.training.stack import Kind, Progress
 
 log = logging.getLogger(__name__)
@@ -143,7 +144,7 @@ class Scheduler:
             (request,) = running.values()
             request.error, request.ended = error, True
             return
-        log.warning("%d trials go on, each by itself: %s", len(running), stack.brief(error))
+        log.warning("%d trials go on, each by itself: %s", len(running), brief(error))
         for number, request in running.items():
             request.again_alone()
             self.waiting.append((number, request))

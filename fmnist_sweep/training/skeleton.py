@@ -189,7 +189,7 @@ def check(model: nn.Module) -> None:
             raise ValueError(f"returns {list(logits.shape)} for two images, not logits [2, 10]")
         _try_step(model, "plain")
     except (RuntimeError, TypeError, IndexError) as error:
-        line = str(error).strip().splitlines()[0]
+        line = brief(error)
         raise ValueError(f"cannot be trained: {line}") from None
 
 
@@ -206,7 +206,7 @@ def way(model: nn.Module, device: torch.device) -> tuple[Way, str | None]:
     try:
         _try_step(model, best)
     except Exception as error:
-        return "plain", str(error).strip().splitlines()[0]
+        return "plain", brief(error)
     return best, None if best == "stacked" else "a CPU convolves one trial's images fastest"
 
 
@@ -216,3 +216,8 @@ def _try_step(model: nn.Module, way: Way) -> None:
     rows, beside = _as_rows(skeleton, model)
     copies = {name: tensor.clone() for name, tensor in beside.items()}
     skeleton.gradients(rows, copies, images, labels)
+
+
+def brief(error: Exception) -> str:
+    """The first line of what an error says."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -25,7 +25,7 @@ from fmnist_sweep.training.checkpoint import State
 from fmnist_sweep.training.engine import Chunk, Row, Steps, Trial
 from fmnist_sweep.training.layers import with_stackable_layers
 from fmnist_sweep.training.recipe import Transferred, decay_scale, lr_scale
-from fmnist_sweep.training.skeleton import untrained, way
+from fmnist_sweep.training.skeleton import brief, untrained, way
 
 log = logging.getLogger(__name__)
 
@@ -290,11 +290,6 @@ class Stack:
             kept.write(row.state())
         except OSError as error:
             log.warning("%s: %s; the trial goes on without", kept.path, error.strerror)
-
-
-def brief(error: Exception) -> str:
-    """The first line of what an error says."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def load(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
