@@ -32,7 +32,7 @@ from fmnist_sweep.record import Epoch
 from fmnist_sweep.report import page, ranking, tables
 from tests import sweeps
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
 fuzzed = settings(
     max_examples=EXAMPLES,
     deadline=None,

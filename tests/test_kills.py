@@ -22,7 +22,7 @@ SEARCH = (
     "trainer.epochs=3",
     "hydra/sweeper/sampler=random",
 )
-N_TRIALS = 30
+N_TRIALS = 60
 
 
 @pytest.fixture(autouse=True)
@@ -62,8 +62,8 @@ def no_process_is_left(group: int) -> bool:
 
 
 @pytest.mark.slow
-def test_eight_kills_lose_nothing() -> None:
-    kill(8, 0, N_TRIALS)
+def test_twenty_kills_lose_nothing() -> None:
+    kill(20, 0, N_TRIALS)
     check_complete(N_TRIALS)
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from filelock import FileLock
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import HydraContext, TaskFunction
@@ -31,7 +30,7 @@ from fmnist_sweep.sweep.loop import Loop, ahead
 from fmnist_sweep.sweep.settings import Settings, make_sampler
 from fmnist_sweep.sweep.share import Share
 from fmnist_sweep.sweep.space import Space
-from fmnist_sweep.sweep.study import SweepStudy
+from fmnist_sweep.sweep.study import SweepStudy, lock
 
 
 def sweep(
@@ -174,7 +173,7 @@ def _folder(config: DictConfig, settings: Settings) -> Iterator[Path]:
 
 def _take_away(folder: Path) -> None:
     """Removes a folder made in vain, unless another process has begun to work in it."""
-    with suppress(OSError), FileLock(folder / ".study.lock"):
+    with suppress(OSError), lock(folder):
         if not any(folder.glob(".worker-*.lock")) and not record.attempts(folder):
             shutil.rmtree(folder)
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
@@ -70,8 +69,8 @@ class SweepJob:
             _current.reset(here)
             if record.summary(run) is not None:
                 # A job may outlive its sweep's process, and others then take its trial over.
-                others = FileLock(run.parent / ".study.lock")
-                with nullcontext() if os.getpid() == self.sweeper else others:
+                ours = os.getpid() == self.sweeper
+                with nullcontext() if ours else study.lock(run.parent):
                     study.tell(self.address, number, run, self.objectives)
 
     def _finish(self, run: Path, returned: Any) -> None:

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
 
@@ -122,11 +122,9 @@ class Loop:
                 code, stopped = 1, str(fault)
                 is_lost = True
             finally:
-                if is_lost:  # the next start settles what is open
-                    with suppress(OSError):
-                        self._refresh(final=True)
-                else:
+                if not is_lost:  # else the next start does it
                     self._settle()
+                with suppress(OSError) if is_lost else nullcontext():
                     self._refresh(final=True)
         runs = list(self.table.runs.values())
         if runs:

@@ -45,6 +45,11 @@ def _noted(folder: Path, name: str) -> dict[str, Any]:
         return noted
 
 
+def lock(folder: Path) -> FileLock:
+    """Held by whoever changes a sweep's study or folder."""
+    return FileLock(folder / ".study.lock")
+
+
 def tell(address: Address, number: int, run: Path, objectives: Sequence[str]) -> None:
     """Tells the study how a trial ended, from its finished run folder.
 
@@ -87,7 +92,7 @@ class SweepStudy:
         self.space = space
         self.objectives = settings.objective
         self.worker = uuid.uuid4().hex[:12]
-        self.lock = FileLock(folder / ".study.lock")
+        self.lock = lock(folder)
         with self.lock:
             url = _url(folder, settings)
             try:
