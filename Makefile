@@ -11,7 +11,7 @@ train: .venv/installed
 
 test: check postgres chromium
 	$(BIN)/python -m fmnist_sweep.data.source
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist worksteal
 
 torture: .venv/installed postgres
 	$(BIN)/pytest -m torture

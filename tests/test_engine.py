@@ -51,19 +51,15 @@ def request(
     on_epoch: Callable[[Epoch], None] = lambda _: None,
     on_batches: Callable[[Progress], None] = lambda _: None,
     log_every: int = 1000,
-    compile: bool = False,
 ) -> Request:
-    return Request(one, data, BATCH, compile, False, log_every, on_epoch, on_batches)
+    return Request(one, data, BATCH, False, False, log_every, on_epoch, on_batches)
 
 
-def train(
-    trials: Sequence[engine.Trial], data: Protocol, compile: bool = False
-) -> list[list[Epoch]]:
+def train(trials: Sequence[engine.Trial], data: Protocol) -> list[list[Epoch]]:
     """Trains trials together and returns each one's history, without its seconds."""
     histories: list[list[Epoch]] = [[] for _ in trials]
     requests = [
-        request(one, data, compile=compile, on_epoch=histories[index].append)
-        for index, one in enumerate(trials)
+        request(one, data, on_epoch=histories[index].append) for index, one in enumerate(trials)
     ]
     scheduling.train(requests)
     return [[replace(row, seconds=0) for row in history] for history in histories]
@@ -162,21 +158,6 @@ def test_a_trial_is_the_same_in_any_stack(data: Protocol) -> None:
         assert repr(alone) == repr(history)  # repr: NaN equals NaN
     assert [len(history) for history in together] == [3, 1, 2, 3]
     assert math.isnan(together[2][-1].train_loss)
-
-
-@pytest.mark.slow
-def test_compiled_steps_alone_and_in_a_stack(data: Protocol) -> None:
-    decision, _ = worth_compiling("auto", 10**6, 10**5, torch.device("cpu"))
-    if not decision:
-        pytest.skip("no C++ compiler here")
-    torch.set_num_threads(1)
-    (eager,) = train([trial(dropout=0.2)], data)
-    (compiled,) = train([trial(dropout=0.2)], data, compile=True)
-    assert [row.train_accuracy for row in compiled] == [row.train_accuracy for row in eager]
-    assert compiled[-1].val_loss == pytest.approx(eager[-1].val_loss, rel=1e-5)
-    neighbours = trial(1, lr=0.01, dropout=0.5), trial(2, lr=1e30, dropout=0.1)
-    stacked, *_ = train([trial(dropout=0.2), *neighbours], data, compile=True)
-    assert stacked == compiled
 
 
 def test_a_request_to_stop_ends_a_trial(data: Protocol) -> None:

@@ -55,7 +55,10 @@ def check_complete(n_trials: int, url: str | None = None) -> set[str]:
         # submitit's executor of local processes; a cluster's differs in who starts them.
         ("hydra/launcher=submitit_local", "hydra.sweeper.n_jobs=2"),
         ("hydra/launcher=ray", "hydra.launcher.init.num_cpus=2", "hydra.sweeper.shares=2"),
-        ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweeper.shares=2"),
+        pytest.param(
+            ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweeper.shares=2"),
+            marks=pytest.mark.torture,
+        ),
     ],
 )
 def test_jobs_of_a_cluster(

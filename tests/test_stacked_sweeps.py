@@ -26,14 +26,14 @@ def summary(folder: str) -> dict[str, object]:
 
 
 def test_run_folders_are_those_of_trials_run_alone(fmnist_train: Command) -> None:
-    swept = ("optimizer.lr=0.001,0.01,1e-4", "model.dropout=0.0,0.1,0.3", "trainer.epochs=1,3")
+    swept = ("optimizer.lr=0.001,0.01", "model.dropout=0.0,0.3", "trainer.epochs=1,3")
     for launcher in ("stacked", "basic"):
         options = FAST if launcher == "stacked" else FAST[:2]
         outcome = fmnist_train(
             "-m", *options, *swept, f"hydra/launcher={launcher}", f"name={launcher}"
         )
         assert outcome.code == 0, outcome.err
-    for trial in range(18):
+    for trial in range(8):
         pd.testing.assert_frame_equal(history(f"stacked/{trial}"), history(f"basic/{trial}"))
         files, logs, configs = [], [], []
         for launcher in ("stacked", "basic"):
@@ -77,13 +77,13 @@ def test_one_bad_trial_in_a_stack(fmnist_train: Command) -> None:
 
 @pytest.mark.slow
 def test_processes_give_the_same_and_all_end(fmnist_train: Command) -> None:
-    swept = ("seed=range(6)", "model.width=32,64", "trainer.epochs=2")
+    swept = ("seed=range(4)", "model.width=32,64", "trainer.epochs=2")
     for name, workers in (("one", 1), ("two", 2)):
         outcome = fmnist_train(
             "-m", *FAST[:2], f"hydra.launcher.workers={workers}", *swept, f"name={name}"
         )
         assert outcome.code == 0, outcome.err
-    for trial in range(12):
+    for trial in range(8):
         pd.testing.assert_frame_equal(history(f"one/{trial}"), history(f"two/{trial}"))
 
 

@@ -182,8 +182,8 @@ def test_shapes(width: int, batch: int, data: Protocol) -> None:
 @pytest.mark.parametrize(
     ("width", "batch", "dropout", "optimizer"),
     [
-        (128, 32, 0.0, torch.optim.Adam),
-        pytest.param(64, 16, 0.3, torch.optim.Adam, marks=pytest.mark.torture),
+        (128, 32, 0.3, torch.optim.Adam),
+        pytest.param(64, 16, 0.0, torch.optim.Adam, marks=pytest.mark.torture),
         pytest.param(72, 64, 0.0, SGD, marks=pytest.mark.torture),
     ],
 )
@@ -210,6 +210,9 @@ def test_compiled_steps(
         check_same_as_alone(
             [cases[index]], [histories[index]], [requests[index]], data, compile=True
         )
+    (eager,), _ = train(cases[:1], data)
+    assert [row.train_accuracy for row in histories[0]] == [row.train_accuracy for row in eager]
+    assert histories[0][-1].val_loss == pytest.approx(eager[-1].val_loss, rel=1e-5)
 
 
 def test_bf16_is_near_float32(data: Protocol) -> None:

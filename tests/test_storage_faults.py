@@ -20,7 +20,11 @@ SWEEP = (
     *("optimizer.lr=tag(log,interval(1e-4,1e-1))", "hydra/sweeper/pruner=median"),
     "hydra.sweeper.pruner.n_startup_trials=1000",
 )
-LAUNCHERS = {"stacked": (), "basic": ("hydra/launcher=basic",)}
+STACKED, BASIC = (), ("hydra/launcher=basic",)
+# CI tries what the trials of a stack share.
+launchers = pytest.mark.parametrize(
+    "launcher", [STACKED, pytest.param(BASIC, marks=pytest.mark.torture)], ids=["stacked", "basic"]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -68,19 +72,23 @@ def lock_for(seconds: float) -> None:
         time.sleep(seconds)
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@launchers
 @pytest.mark.parametrize("seconds", [4, pytest.param(60, marks=pytest.mark.torture)])
-def test_a_locked_file_is_waited_for(seconds: float, launcher: str, tiny: Command) -> None:
+def test_a_locked_file_is_waited_for(
+    seconds: float, launcher: tuple[str, ...], tiny: Command
+) -> None:
     with in_mid_sweep(lambda: lock_for(seconds)):
-        outcome = tiny(*SWEEP, *LAUNCHERS[launcher])
+        outcome = tiny(*SWEEP, *launcher)
     assert outcome.code == 0, outcome.err
     assert "database does not answer (" in outcome.err and "locked" in outcome.err
     check_complete()
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@launchers
 @pytest.mark.parametrize("seconds", [4, pytest.param(60, marks=pytest.mark.torture)])
-def test_a_server_that_restarts_is_waited_for(seconds: float, launcher: str, tiny: Command) -> None:
+def test_a_server_that_restarts_is_waited_for(
+    seconds: float, launcher: tuple[str, ...], tiny: Command
+) -> None:
     if postgres.programs() is None:
         pytest.skip("no PostgreSQL on this machine")
     with postgres.server() as server:
@@ -92,16 +100,16 @@ def test_a_server_that_restarts_is_waited_for(seconds: float, launcher: str, tin
 
         with in_mid_sweep(restart):
             storage = f"hydra.sweeper.storage={server.new_database()}"
-            outcome = tiny(*SWEEP, *LAUNCHERS[launcher], storage)
+            outcome = tiny(*SWEEP, *launcher, storage)
         assert outcome.code == 0, outcome.err
         assert "database does not answer (" in outcome.err
         check_complete()
         database.disconnect()
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@launchers
 def test_results_outlive_a_database_that_is_gone_for_good(
-    launcher: str, tiny: Command, monkeypatch: pytest.MonkeyPatch
+    launcher: tuple[str, ...], tiny: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "PATIENCE", 1.5)
     over = threading.Event()
@@ -111,7 +119,7 @@ def test_results_outlive_a_database_that_is_gone_for_good(
             over.wait(60)
 
     with in_mid_sweep(lock):
-        outcome = tiny(*SWEEP, *LAUNCHERS[launcher])
+        outcome = tiny(*SWEEP, *launcher)
         over.set()
     assert outcome.code == 1
     last = outcome.err.strip().splitlines()[-1]
@@ -122,7 +130,7 @@ def test_results_outlive_a_database_that_is_gone_for_good(
     finished = {p: p.read_bytes() for p in Path("multirun/a").glob("*/summary.json")}
     assert len(finished) >= 3 and len(pd.read_csv("multirun/a/sweep.csv")) == len(finished)
     monkeypatch.setattr(database, "PATIENCE", 60.0)
-    again = tiny(*SWEEP, *LAUNCHERS[launcher])
+    again = tiny(*SWEEP, *launcher)
     assert again.code == 0, again.err
     table = pd.read_csv("multirun/a/sweep.csv")
     assert list(table.trial) == list(range(N_TRIALS)) and set(table.state) == {"COMPLETE"}

@@ -261,6 +261,7 @@ def test_processes_at_work_are_counted(tmp_path: Path) -> None:
     first.close()
 
 
+@pytest.mark.torture  # CI tries six of them
 def test_two_processes_share_a_sweep(tiny: Command, storage: str | None) -> None:
     backend = Backend(tiny, storage, ())
     command = [sys.executable, "-m", "tests.tiny_task", "-m", *backend.options]
