@@ -38,10 +38,7 @@ LAUNCHERS = {
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     "launcher",
-    [
-        pytest.param(one, marks=pytest.mark.torture) if one in ("submitit_local", "joblib") else one
-        for one in LAUNCHERS
-    ],
+    [one if one == "basic" else pytest.param(one, marks=pytest.mark.torture) for one in LAUNCHERS],
 )
 def test_each_kind_of_bad_trial(
     launcher: str, tiny: Command, monkeypatch: pytest.MonkeyPatch

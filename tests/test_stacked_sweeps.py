@@ -48,7 +48,7 @@ def test_run_folders_are_those_of_trials_run_alone(fmnist_train: Command) -> Non
 
 
 def test_a_stack_is_refilled_and_pruned_trials_leave_it(fmnist_train: Command) -> None:
-    rates = "optimizer.lr=0.001,0.002,1e-6,0.0015,1e-7,0.0012,1e-8,0.003"
+    rates = "optimizer.lr=0.001,0.002,1e-6,0.0015,1e-7"
     pruner = ("hydra/sweeper/pruner=median", "hydra.sweeper.pruner.n_startup_trials=2")
     outcome = fmnist_train(
         "-m", *FAST, rates, "trainer.epochs=4", *pruner, "hydra.launcher.max_stack=2", "name=a"
@@ -56,7 +56,7 @@ def test_a_stack_is_refilled_and_pruned_trials_leave_it(fmnist_train: Command) -
     assert outcome.code == 0, outcome.err
     rows = pd.read_csv("multirun/a/sweep.csv")
     assert list(rows["state"])[:2] == ["COMPLETE"] * 2
-    assert set(rows["state"][[2, 4, 6]]) == {"PRUNED"}
+    assert set(rows["state"][[2, 4]]) == {"PRUNED"}
     outcome = fmnist_train(
         "-m", *FAST[:2], rates, "trainer.epochs=4", "hydra/launcher=basic", "name=b"
     )

@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,16 +60,32 @@ class Backend:
         return [trial.state.name for trial in self.study().trials]
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def storage(request: pytest.FixtureRequest) -> Iterator[str | None]:
-    is_server = request.param == "postgresql"
+@contextmanager
+def new_storage(name: str, request: pytest.FixtureRequest) -> Iterator[str | None]:
+    is_server = name == "postgresql"
     yield request.getfixturevalue("server").new_database() if is_server else None
     database.disconnect()
 
 
-@pytest.fixture(params=["basic", "joblib"])
-def backend(request: pytest.FixtureRequest, tiny: Command, storage: str | None) -> Backend:
-    return Backend(tiny, storage, JOBLIB if request.param == "joblib" else ())
+@pytest.fixture(params=["sqlite", "postgresql"])
+def storage(request: pytest.FixtureRequest) -> Iterator[str | None]:
+    with new_storage(request.param, request) as url:
+        yield url
+
+
+# CI tries each storage and each launcher once.
+@pytest.fixture(
+    params=[
+        "basic-sqlite",
+        "joblib-postgresql",
+        pytest.param("basic-postgresql", marks=pytest.mark.torture),
+        pytest.param("joblib-sqlite", marks=pytest.mark.torture),
+    ]
+)
+def backend(request: pytest.FixtureRequest, tiny: Command) -> Iterator[Backend]:
+    launcher, storage = request.param.split("-")
+    with new_storage(storage, request) as url:
+        yield Backend(tiny, url, JOBLIB if launcher == "joblib" else ())
 
 
 def table() -> pd.DataFrame:
