@@ -1,5 +1,6 @@
 """From a configuration to what is trained: the model, its optimizer, the device."""
 
+import functools
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +11,7 @@ from hydra.utils import instantiate
 from torch import nn
 
 from fmnist_sweep.config import Config, ConfigError, trusted_targets
+from fmnist_sweep.processes import call_apart
 from fmnist_sweep.training import skeleton
 from fmnist_sweep.training.engine import Trial
 from fmnist_sweep.training.recipe import Recipe
@@ -89,9 +91,24 @@ def _recipe(config: Config) -> Recipe:
 def has_bf16(where: torch.device) -> bool:
     """Whether a device multiplies bfloat16 itself."""
     if where.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        return _cuda_has_bf16()
     able = torch.cpu.get_capabilities()
     return where.type == "cpu" and bool(able.get("avx512_bf16") or able.get("bf16"))
+
+
+@functools.cache
+def _cuda_has_bf16() -> bool:
+    """Asked in a fork, if CUDA is not in use here: of one that uses it no process can be forked."""
+
+    def ask() -> None:
+        if not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise LookupError
+
+    try:
+        ask() if torch.cuda.is_initialized() else call_apart(ask)  # type: ignore[no-untyped-call]
+    except LookupError:
+        return False
+    return True
 
 
 def device(config: Config) -> torch.device:
@@ -102,6 +119,8 @@ def device(config: Config) -> torch.device:
     """
     wish = config.trainer.device
     if wish == "auto":
+        if torch.cuda.device_count():  # which alone asks without using CUDA; see _cuda_has_bf16
+            return torch.device("cuda")
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     found = torch.device(wish)
     if found.type == "cuda":

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from fmnist_sweep import train
 from fmnist_sweep.data import source
@@ -21,6 +22,15 @@ ROOT = Path(__file__).parent.parent
 def data_root() -> Path:
     """The real Fashion-MNIST; `make test` has fetched it."""
     return source.locate(ROOT / "data").folder.parent.parent
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """A stack's numbers are those of a trial alone, bit for bit, on as many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @dataclass

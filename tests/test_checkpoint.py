@@ -105,6 +105,19 @@ def test_interrupted_runs_end_as_if_they_had_not_been(recipe: str) -> None:
     assert not list(Path("parts").glob("checkpoint*"))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("recipe", ["dropout and augmentation", "an average of weights"])
+def test_on_a_gpu_too(recipe: str) -> None:
+    settings = config("trainer.device=cuda", *RECIPES[recipe])
+    run(settings, "whole")
+    run_until(3, settings, "parts")
+    run(settings, "parts")
+    whole, parts = (
+        [float(row["train_loss"]) for row in left(folder)["."]] for folder in ("whole", "parts")
+    )
+    assert parts == pytest.approx(whole, rel=1e-3)
+
+
 def test_it_goes_on_after_every_epoch_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     settings = config()

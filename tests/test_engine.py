@@ -21,6 +21,7 @@ from fmnist_sweep.training.scheduling import Request
 from fmnist_sweep.training.stack import Progress
 
 BATCH = 32
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -139,8 +140,6 @@ def test_figures_are_those_of_the_trained_model(data: Protocol) -> None:
 
 
 def test_a_trial_is_the_same_in_any_stack(data: Protocol) -> None:
-    torch.set_num_threads(1)
-
     def trials() -> list[engine.Trial]:
         return [
             trial(seed, epochs=epochs, lr=lr, dropout=dropout)

@@ -3,7 +3,7 @@
 import itertools
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from fmnist_sweep.training.recipe import Recipe
 from fmnist_sweep.training.scheduling import Request, Scheduler
 from fmnist_sweep.training.stack import Kind, Progress
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(scope="module")
 def data() -> Protocol:
@@ -37,14 +39,6 @@ def data() -> Protocol:
     labels = pixels[:, 0, 0, 0].long() * 10 // 256
     pixels[:, 0, :5] = (labels * 25).view(-1, 1, 1).byte()
     return Protocol(Images(pixels[:200], labels[:200]), Images(pixels[200:], labels[200:]), None)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @dataclass

@@ -11,7 +11,15 @@ from typing import Any
 import torch
 
 from fmnist_sweep import record
-from fmnist_sweep.bench import convolving, coordinating, searching, stacking, sweeping, training
+from fmnist_sweep.bench import (
+    convolving,
+    coordinating,
+    on_gpu,
+    searching,
+    stacking,
+    sweeping,
+    training,
+)
 from fmnist_sweep.data import source
 from fmnist_sweep.data.idx import DataError
 
@@ -23,8 +31,8 @@ ROWS = {
     "search": "24 trials of search=mlp as whole commands",
     "sweep": "what a sweep of 500 trials costs beside its trials",
 }
-# Asked for by name alone, as it needs --server.
-COORDINATE = "coordinate"
+# Asked for by name alone, as they need --server and a CUDA device.
+COORDINATE, GPU = "coordinate", "gpu"
 
 
 def main() -> None:
@@ -47,11 +55,13 @@ def main() -> None:
     if arguments.rounds < 1 or arguments.threads < 1:
         sys.exit("--rounds and --threads: must be at least 1")
     rows = arguments.rows or list(ROWS)
-    if unknown := set(rows) - {*ROWS, COORDINATE}:
-        known = ", ".join([*ROWS, COORDINATE])
+    if unknown := set(rows) - {*ROWS, COORDINATE, GPU}:
+        known = ", ".join([*ROWS, COORDINATE, GPU])
         sys.exit(f"{', '.join(sorted(unknown))}: no such row; there are {known}")
     if COORDINATE in rows and not arguments.server:
         sys.exit(f"{COORDINATE}: needs --server")
+    if GPU in rows and not torch.cuda.is_available():
+        sys.exit(f"{GPU}: no CUDA device here")
     try:
         root = str(source.locate(arguments.root).folder.parent.parent.resolve())
     except DataError as error:
@@ -90,6 +100,9 @@ def main() -> None:
     if "sweep" in rows:
         results["sweep"] = sweeping.measure(root, arguments.rounds)
         print("\n" + sweeping.table(results["sweep"]))
+    if GPU in rows:
+        results[GPU] = on_gpu.measure(root, arguments.rounds)
+        print("\n" + on_gpu.table(results[GPU]))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     if COORDINATE in rows:
         results[COORDINATE] = coordinating.measure(arguments.server)

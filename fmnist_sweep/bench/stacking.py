@@ -27,10 +27,10 @@ EIGHT, MANY = "fmnist_sweep, 8 trials in stacks", "fmnist_sweep, 64 trials in st
 class Stacks:
     """Learning rates of the default configuration, trained as a sweep trains them."""
 
-    def __init__(self, data: Protocol, config: Config, workers: int) -> None:
+    def __init__(self, data: Protocol, config: Config, scheduler: Scheduler) -> None:
         self.data = data
         self.config = config
-        self.scheduler = Scheduler(lambda: ProcessLane(1), workers, max_stack=64)
+        self.scheduler = scheduler
 
     def train(self, size: int) -> None:
         """Trains and evaluates so many trials for two epochs."""
@@ -78,7 +78,7 @@ def measure(root: str, rounds: int, cores: int) -> dict[str, list[float]]:
     torch.set_num_threads(cores)
     alone = training.ours(data, config)
     peers = [training.published(config.data.root), training.scikit_learn(data), alone]
-    stacks = Stacks(data, config, cores)
+    stacks = Stacks(data, config, Scheduler(lambda: ProcessLane(1), cores, max_stack=64))
     spawn = multiprocessing.get_context("spawn")
     with stacks.scheduler, ProcessPoolExecutor(cores, spawn) as pool:
 

@@ -25,6 +25,7 @@ from fmnist_sweep.data import batches, source
 from fmnist_sweep.training import engine
 
 BATCH = 32
+CPU = torch.device("cpu")
 PUBLISHED = "published loop (torchvision + DataLoader)"
 OURS = "fmnist_sweep"
 
@@ -44,11 +45,18 @@ def published_network() -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), *layers)
 
 
-def loader_loop(name: str, training: Any, validation: Any, batch: int = BATCH) -> Contender:
+def loader_loop(
+    name: str,
+    training: Any,
+    validation: Any,
+    batch: int = BATCH,
+    device: torch.device = CPU,
+    **loading: Any,
+) -> Contender:
     """The published loop over two data sets: `.item()` after every step, model.eval() between."""
-    train_loader = torch.utils.data.DataLoader(training, batch, shuffle=True)
-    val_loader = torch.utils.data.DataLoader(validation, batch)
-    model = published_network()
+    train_loader = torch.utils.data.DataLoader(training, batch, shuffle=True, **loading)
+    val_loader = torch.utils.data.DataLoader(validation, batch, **loading)
+    model = published_network().to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.001)
     criterion = nn.CrossEntropyLoss()
 
@@ -56,6 +64,7 @@ def loader_loop(name: str, training: Any, validation: Any, batch: int = BATCH) -
         model.train()
         loss_sum, correct = 0.0, 0
         for images, labels in train_loader:
+            images, labels = images.to(device), labels.to(device)
             optimizer.zero_grad()
             outputs = model(images)
             loss = criterion(outputs, labels)
@@ -69,6 +78,7 @@ def loader_loop(name: str, training: Any, validation: Any, batch: int = BATCH) -
         model.eval()
         loss_sum, correct = 0.0, 0
         for images, labels in val_loader:
+            images, labels = images.to(device), labels.to(device)
             outputs = model(images)
             loss_sum += criterion(outputs, labels).item()
             correct += (outputs.argmax(1) == labels).sum().item()
@@ -76,15 +86,15 @@ def loader_loop(name: str, training: Any, validation: Any, batch: int = BATCH) -
     return Contender(name, train, evaluate)
 
 
-def published(root: str, batch: int = BATCH) -> Contender:
-    """torchvision's data set with ToTensor and Normalize, as published."""
+def published(root: str, batch: int = BATCH, name: str = PUBLISHED, **where: Any) -> Contender:
+    """torchvision's data set with ToTensor and Normalize, as published; see `loader_loop`."""
     from torchvision import datasets, transforms
 
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,), (0.5,))])
     training, validation = (
         datasets.FashionMNIST(root, train=train, transform=transform) for train in (True, False)
     )
-    return loader_loop(PUBLISHED, training, validation, batch)
+    return loader_loop(name, training, validation, batch, **where)
 
 
 def tensors(data: batches.Protocol) -> Contender:
@@ -129,7 +139,7 @@ def published_protocol(root: str) -> Config:
 def ours(data: batches.Protocol, config: Config, bf16: bool = False) -> Contender:
     """The engine as the command drives it."""
     one, batch = build.build(config), config.data.batch_size
-    steps = engine.Steps(one, True, bf16, torch.device("cpu"))
+    steps = engine.Steps(one, True, bf16, CPU)
     row = engine.Row(0, one, steps, -(-len(data.train) // batch))
     chunk = engine.Chunk([row], steps, data.train, batch)
 
@@ -159,7 +169,7 @@ def epochs(root: str, rounds: int, threads: dict[str, int]) -> dict[str, Any]:
     """
     folder = str(source.locate(root).folder.parent.parent)
     config = published_protocol(folder)
-    data = batches.load(config.data, torch.device("cpu"), test=False)
+    data = batches.load(config.data, CPU, test=False)
     torch.set_flush_denormal(True)
     candidates = [published(folder), tensors(data), scikit_learn(data), ours(data, config)]
     contenders = [c for c in candidates if c is not None]

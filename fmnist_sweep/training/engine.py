@@ -26,6 +26,7 @@ from fmnist_sweep.training.early_stopping import EarlyStopping
 from fmnist_sweep.training.foreign import Foreign
 from fmnist_sweep.training.layers import with_stackable_layers
 from fmnist_sweep.training.recipe import Recipe, clipped, follow, scales
+from fmnist_sweep.training.recording import is_recordable, recorded
 from fmnist_sweep.training.schedules import Schedule
 from fmnist_sweep.training.skeleton import Skeleton, accurate, untrained
 
@@ -166,7 +167,7 @@ class Steps:
 
     def __init__(self, trial: Trial, compile: bool, bf16: bool, device: torch.device) -> None:
         self.keys = with_stackable_layers(trial.model)
-        way, _ = skeleton.way(trial.model, device)
+        way, _ = skeleton.way(trial.model, device, bf16)
         self.skeleton = Skeleton(trial.model, way, bf16)
         self.rule = optim.rule(trial.optimizer, trial.arguments)
         self.recipe = trial.recipe
@@ -174,6 +175,9 @@ class Steps:
         self.compile = compile and way != "plain"
         self.bf16 = bf16
         self.device = device
+        # As a CUDA graph; None until it has been tried.
+        may_be = device.type == "cuda" and way != "plain" and self.rule is not None
+        self.recordable: bool | None = None if may_be else False
         self.eager = self._step()
         self._compiled: dict[int, Step] = {}
 
@@ -206,14 +210,18 @@ class Steps:
             random_keys: torch.Tensor,
             drawn: torch.Tensor,
         ) -> torch.Tensor | None:
-            chosen = batches[counter]
-            buffers = {**buffers, **dict.fromkeys(keys, random_keys[counter])}
-            now = numbers[counter]
+            def current(table: torch.Tensor) -> torch.Tensor:
+                # table[counter] would wait for the device to say where the counter stands.
+                return table.index_select(0, counter)[0]
+
+            chosen = current(batches)
+            buffers = {**buffers, **dict.fromkeys(keys, current(random_keys))}
+            now = current(numbers)
             of_rule = len(now) - len(parts)
             part = dict(zip(parts, now[of_rule:]))
             images = normalise(pixels[chosen])
             if changes:
-                images = augmented(images, drawn[counter], changes)
+                images = augmented(images, current(drawn), changes)
             gradient, loss, correct = gradients(
                 weights, buffers, images, labels[chosen], part.get("smoothing")
             )
@@ -259,10 +267,11 @@ class Chunk:
             row.moments = [moment[at] for moment in self.moments]
             row.buffers = {name: buffer[at] for name, buffer in self.buffers.items()}
         self.totals = torch.zeros(2, len(rows), dtype=accurate(self.device), device=self.device)
-        self.counter = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.counter = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.batch = 0
         self._step = steps.of(len(rows))
         self._proven = False
+        self._graph: torch.cuda.CUDAGraph | None = None
 
     def begin_epoch(self) -> None:
         """Lays out what each step of the rows' next epoch needs."""
@@ -270,6 +279,7 @@ class Chunk:
         # For a model that draws random numbers itself, which trains alone.
         torch.manual_seed(_seed(self.rows[0].trial.seed, self.rows[0].epoch))
         self._lay_out(table)
+        self._graph = None  # it reads the last epoch's tables
         self.totals.zero_()
         self.counter.zero_()
         self.batch = 0
@@ -294,17 +304,29 @@ class Chunk:
 
     def run(self, batches: int) -> None:
         """The next `batches` batches of every row."""
+        end = self.batch + batches
         if not self._proven and batches:
             self._one_batch()
             self._proven = True
-            batches -= 1
+        if self.steps.recordable is None and self.batch < min(end, len(self.batches_whole)):
+            self.steps.recordable = is_recordable(self._one_batch)
         with settled():
-            for _ in range(batches):
+            if self.steps.recordable and self._graph is None and self.batch < end:
+                self._graph = recorded(lambda: self._take_step(whole=True))
+                self.steps.recordable = self._graph is not None
+            while self.batch < end:
                 self._one_batch()
 
     def _one_batch(self) -> None:
-        # The last, shorter batch runs as it is: one step an epoch does not repay a compile.
         whole = self.batch < len(self.batches_whole)
+        if whole and self._graph:
+            self._graph.replay()
+        else:
+            self._take_step(whole)
+        self.batch += 1
+
+    def _take_step(self, whole: bool) -> None:
+        # The last, shorter batch runs as it is: one step an epoch does not repay a compile.
         step, batches, drawn, first = (
             (self._step, self.batches_whole, self.drawn_whole, 0)
             if whole
@@ -327,7 +349,6 @@ class Chunk:
         )
         if gradient is not None:
             self._step_foreign(gradient[0])
-        self.batch += 1
 
     def _step_foreign(self, gradient: torch.Tensor) -> None:
         (row,) = self.rows

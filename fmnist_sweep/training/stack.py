@@ -71,16 +71,16 @@ def kind(
     """Says which trials a trial can share a step with; replaces its layers for that."""
     with_stackable_layers(trial.model)
     signature = _signature(trial) or next(_unlike_any)
-    alone = _why_alone(trial, data.train.pixels.device)
+    alone = _why_alone(trial, data.train.pixels.device, bf16)
     return Kind(signature, alone, id(data.train.pixels), batch_size, compile, bf16, log_every)
 
 
-def _why_alone(trial: Trial, device: torch.device) -> str | None:
+def _why_alone(trial: Trial, device: torch.device, bf16: bool) -> str | None:
     if optim.rule(trial.optimizer, trial.arguments) is None:
         return f"{trial.optimizer.__name__} with these arguments has no step for several trials"
     if isinstance(trial.model, Transferred) and trial.model.unfreeze_after is not None:
         return "its network changes when it is unfrozen"
-    return way(trial.model, device)[1]
+    return way(trial.model, device, bf16)[1]
 
 
 def _signature(trial: Trial) -> Hashable:
@@ -206,7 +206,7 @@ class Stack:
         """
         self._unfreeze()
         if self._chunks is None:
-            self._chunks = self._cut()
+            self._chunks = self._cut_to_fit()
         outcomes: dict[int, Epoch | Exception] = {}
         for chunk in self._chunks:
             chunk.begin_epoch()
@@ -230,6 +230,17 @@ class Stack:
         row.trial = replace(row.trial, model=thawed)
         self.steps = Steps(row.trial, self.steps.compile, self.steps.bf16, self.steps.device)
         row.begin(self.steps)
+
+    def _cut_to_fit(self) -> list[Chunk]:
+        while True:
+            try:
+                return self._cut()
+            except torch.OutOfMemoryError as error:
+                if self.chunk == 1:
+                    raise
+                line = brief(error)
+                log.warning("%d trials do not fit into memory, trying halves: %s", self.chunk, line)
+                self.chunk //= 2
 
     def _cut(self) -> list[Chunk]:
         rows, chunks = list(self.rows.values()), []

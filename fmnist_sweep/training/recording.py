@@ -1,0 +1,45 @@
+"""Steps on a CUDA device, launched as one instead of kernel by kernel."""
+
+import logging
+import warnings
+from collections.abc import Callable
+
+import torch
+
+from fmnist_sweep.training.skeleton import brief
+
+log = logging.getLogger(__name__)
+
+
+def is_recordable(work: Callable[[], None]) -> bool:
+    """Does the work; whether it asks nothing of the host, so that it can be recorded.
+
+    Found out beforehand, since a recording that fails leaves PyTorch's generator unusable.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            work()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    waits = [w for w in caught if "synchronizing CUDA operation" in str(w.message)]
+    if waits:
+        log.warning("Its steps are launched kernel by kernel: they wait for the device")
+    return not waits
+
+
+def recorded(work: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
+    """The work for `replay`, on the very tensors that it is recorded with; it is not done yet.
+
+    None where it cannot be recorded, with a line.
+    """
+    graph = torch.cuda.CUDAGraph()
+    try:
+        # The outer one puts the stream back where the inner one fails.
+        with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
+            work()
+    except RuntimeError as error:
+        log.warning("Its steps are launched kernel by kernel: %s", brief(error))
+        return None
+    return graph
