@@ -229,6 +229,8 @@ def test_stackable_batch_norm_is_pytorchs() -> None:
         (True, 1, "cpu", True),
         ("auto", 100, "cpu", False),
         ("auto", 10**6, "mps", False),
+        ("auto", 10**4, "cuda", False),
+        ("auto", 10**5, "cuda", True),
     ],
 )
 def test_when_steps_are_compiled(wish: Any, steps: int, device: str, expected: bool) -> None:

@@ -17,6 +17,10 @@ log = logging.getLogger(__name__)
 # optimizer's; a compile costs 5 to 15 s once and 1 to 4 s from its cache on disk. The product
 # of steps and parameters from which that is repaid:
 REPAYS = 4e8
+# On a GPU a step costs launches more than work, and is recorded besides (see `recording`): 57
+# microseconds compiled and 135 eager for one trial of the baseline, 436 and 1,477 for 256 in one
+# step (H200). A compile of 5 s is repaid to a trial alone after 64,000 steps, to 256 after 5,000.
+STEPS_REPAY_ON_GPU = 15_000
 
 
 def worth_compiling(
@@ -40,7 +44,8 @@ def worth_compiling(
         return False, "eager steps (no C++ compiler for torch.compile)"
     if device.type == "mps":
         return False, "eager steps (torch.compile is not used on mps)"
-    if steps * parameters < REPAYS:
+    too_few = steps < STEPS_REPAY_ON_GPU if device.type == "cuda" else steps * parameters < REPAYS
+    if too_few:
         return False, f"eager steps ({steps:,} are too few to repay a compile)"
     return True, "compiled steps (the first takes a few seconds)"
 
