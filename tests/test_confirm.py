@@ -280,6 +280,29 @@ def test_aliases_take_neither_memory_nor_time(kind: str, name: str, tmp_path: Pa
         candidates(folder, runs_of(folder), 2)
 
 
+def test_references_are_followed_to_plain_values_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET", "hunter2")
+    folder = sweeps.write(tmp_path / "sweep", [trial(0.8)])
+    config = folder / "0/.hydra/config.yaml"
+    plain = config.read_text()
+    config.write_text(plain + "a: ${b}\nb: ${trainer.epochs}\n")
+    (found,) = candidates(folder, runs_of(folder), 1)
+    assert found.values["a"] == found.values["b"] == 2
+    doubling = "".join(f"a{n}: ${{a{n - 1}}}${{a{n - 1}}}\n" for n in range(1, 60))
+    for more in (
+        "a: ${oc.env:SECRET}",
+        "a: ${a}",
+        "a: ${data}",
+        "a: ${none}",
+        f"a0: x\n{doubling}",
+    ):
+        config.write_text(f"{plain}{more}\n")
+        with pytest.raises(ConfigError, match="cannot be repeated"):
+            candidates(folder, runs_of(folder), 1)
+
+
 def test_lower_is_better_where_the_sweep_says_so(tmp_path: Path) -> None:
     folder = sweeps.write(
         tmp_path / "sweep", [trial(0.8), trial(0.9)], objective=["val_loss"], direction=["minimize"]
@@ -377,7 +400,9 @@ def test_an_opening_is_noted_once(tmp_path: Path) -> None:
         (["sweep", "--top", "0"], ["--top=0: must be at least 1"]),
         (["sweep", "--seeds", "-1"], ["--seeds=-1: must be at least 1"]),
         (["torn"], ["torn/test_set.json: torn or edited"]),
+        (["odd"], ["odd/test_set.json: torn or edited"]),
         (["begun"], ["begun/confirm/trial-0-seeds-1000-1004/summary.json: not JSON"]),
+        (["typed"], ["repeat-0/summary.json: val_accuracy=high: no number"]),
         (["foreign"], ["foreign/multirun.yaml: not YAML"]),
         (["unknown"], ["unknown/0/.hydra/config.yaml"]),
         (["edited"], ["edited/0/.hydra/config.yaml", "optimizer.lr=-1"]),
@@ -392,9 +417,15 @@ def test_mistakes_are_one_line(
     sweeps.write(tmp_path / "failed", [trial(None, "FAILED"), trial(0.1, "PRUNED")])
     torn = sweeps.write(tmp_path / "torn", [trial(0.8)])
     (torn / "test_set.json").write_text('{"opened": [{"when')
+    odd = sweeps.write(tmp_path / "odd", [trial(0.8)])
+    (odd / "test_set.json").write_text('{"opened": ["selection"]}')
     begun = sweeps.write(tmp_path / "begun", [trial(0.8)]) / "confirm/trial-0-seeds-1000-1004"
     begun.mkdir(parents=True)
     (begun / "summary.json").write_text("{torn")
+    typed = sweeps.write(tmp_path / "typed", [trial(0.8)]) / "confirm/trial-0-seeds-1000-1004"
+    for run in (typed, typed / "repeat-0"):
+        run.mkdir(parents=True)
+        (run / "summary.json").write_text('{"state": "COMPLETE", "val_accuracy": "high"}')
     foreign = sweeps.write(tmp_path / "foreign", [trial(0.8, default=False)])
     (foreign / "multirun.yaml").write_text("[torn")
     unknown = sweeps.write(tmp_path / "unknown", [trial(0.8)])

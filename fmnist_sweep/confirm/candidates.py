@@ -1,20 +1,22 @@
 """Which configurations of a sweep are trained again."""
 
+import copy
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from fmnist_sweep import record
 from fmnist_sweep.config import Config, ConfigError, parse
+from fmnist_sweep.report.facts import pick
 from fmnist_sweep.report.ranking import ranked
 from fmnist_sweep.report.series import objective
 from fmnist_sweep.report.tables import Run
 
 FIRST_SEED = 1000  # far from what people give by hand
+_LONGEST_CHAIN = 10  # of references to references
 
 
 @dataclass(frozen=True)
@@ -101,25 +103,44 @@ def _candidate(group: Sequence[Run]) -> Candidate:
 def _configuration(run: Path) -> dict[str, Any]:
     path = run / ".hydra/config.yaml"
     try:
-        values = OmegaConf.to_container(_loaded(path), resolve=True)
-    except record.RecordError:
-        raise
+        values = record.read_yaml(path)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}: this trial cannot be repeated") from None
-    except Exception as error:  # torn YAML has errors of several libraries
-        raise _no_configuration(path, error) from None
     if not isinstance(values, dict) or not isinstance(values.get("data"), dict):
         raise ConfigError(f"{path}: no configuration")
-    return {str(key): value for key, value in values.items() if key != "hydra"}
+    return _resolved({key: value for key, value in values.items() if key != "hydra"}, path)
 
 
-def _loaded(path: Path) -> Any:
-    record.read_yaml(path)  # refuses aliases, which OmegaConf would write out one by one
-    return OmegaConf.load(path)
+def _resolved(values: dict[Any, Any], path: Path) -> dict[str, Any]:
+    """The configuration with `${key}` replaced by what stands there.
 
+    Not by OmegaConf, whose interpolations can read the environment and can stand for more than
+    memory holds: the folder may be somebody else's.
+    """
 
-def _no_configuration(path: Path, error: Exception) -> ConfigError:
-    return ConfigError(f"{path}: no configuration: {' '.join(str(error).split())}")
+    def resolved(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {str(key): resolved(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [resolved(each) for each in value]
+        return referred(value) if isinstance(value, str) and "${" in value else value
+
+    def referred(value: str) -> Any:
+        followed: Any = value
+        for _ in range(_LONGEST_CHAIN):
+            reference = re.fullmatch(r"\$\{([\w.]+)\}", followed)
+            followed = pick(values, reference[1]) if reference else None
+            if followed is None or isinstance(followed, dict | list):
+                break
+            if not isinstance(followed, str) or "${" not in followed:
+                return followed
+        raise ConfigError(
+            f"{path}: {value[:200]}: only ${{another.key}} that holds a plain value can be "
+            "followed; this trial cannot be repeated"
+        )
+
+    plain: dict[str, Any] = resolved(values)
+    return plain
 
 
 def _composed_baseline(folder: Path, other: Candidate) -> Candidate | None:
@@ -128,28 +149,30 @@ def _composed_baseline(folder: Path, other: Candidate) -> Candidate | None:
     None where the sweep does not say what they were, as those of stock sweepers.
     """
     path = folder / "multirun.yaml"
-    config = OmegaConf.create(dict(other.values))
-    default = {}
     try:
-        started = _loaded(path)
-        assert isinstance(started, DictConfig), "it has no keys"
-        for key in other.params:
-            value = OmegaConf.select(started, key)
-            if value is None:
-                return None
-            # A swept group, such as optimizer=adam,sgd, is replaced as a whole.
-            OmegaConf.update(config, key, value, merge=False, force_add=True)
-            default[key] = value if not OmegaConf.is_config(value) else "default"
-        values = OmegaConf.to_container(config, resolve=True)
+        started = record.read_yaml(path)
     except OSError:
         return None
-    except record.RecordError:
-        raise
-    except Exception as error:  # torn YAML has errors of several libraries
-        raise _no_configuration(path, error) from None
-    assert isinstance(values, dict)
-    plain = {str(key): value for key, value in values.items()}
-    return Candidate("baseline", default, None, True, plain, other.run)
+    if not isinstance(started, dict):
+        raise ConfigError(f"{path}: no configuration")
+    values = copy.deepcopy(dict(other.values))
+    default = {}
+    for key in other.params:
+        value = pick(started, key)
+        if value is None:
+            return None
+        # A swept group, such as optimizer=adam,sgd, is replaced as a whole.
+        *sections, last = key.split(".")
+        section = values
+        for name in sections:
+            section = section.setdefault(name, {})
+            if not isinstance(section, dict):
+                raise ConfigError(
+                    f"{other.run}/.hydra/config.yaml: {key}: has no sections above it"
+                )
+        section[last] = value
+        default[key] = "default" if isinstance(value, dict | list) else value
+    return Candidate("baseline", default, None, True, _resolved(values, path), other.run)
 
 
 def fresh_seeds(runs: Sequence[Run], count: int) -> list[int]:

@@ -119,8 +119,12 @@ def _fresh(
 
     def value(one: Candidate, seed: int) -> float | None:
         name = _name(one, seeds)
-        summary = record.summary(of_seed(folders[name], wanted[name], seed)) or {}
-        return summary.get(measure.name) if summary.get("state") == "COMPLETE" else None
+        run = of_seed(folders[name], wanted[name], seed)
+        summary = record.summary(run) or {}
+        figure = summary.get(measure.name) if summary.get("state") == "COMPLETE" else None
+        if not isinstance(figure, int | float | None):
+            raise record.RecordError(f"{run}/summary.json: {measure.name}={figure}: no number")
+        return figure
 
     results = [(one, {seed: value(one, seed) for seed in seeds}) for one in found]
     return standings(results, measure), folders

@@ -23,8 +23,10 @@ def openings(folder: Path) -> list[dict[str, Any]]:
         ConfigError: the record is torn or edited.
     """
     try:
-        noted = record.read_json(folder, FILE)["opened"]
-        if not isinstance(noted, list) or not all("selection" in one for one in noted):
+        noted: Any = record.read_json(folder, FILE)["opened"]
+        if not isinstance(noted, list):
+            raise TypeError
+        if not all(isinstance(one["selection"], dict) for one in noted):
             raise TypeError
         return noted
     except FileNotFoundError:
