@@ -312,7 +312,7 @@ class Chunk:
             self.steps.recordable = is_recordable(self._one_batch)
         with settled():
             if self.steps.recordable and self._graph is None and self.batch < end:
-                self._graph = recorded(lambda: self._take_step(whole=True))
+                self._graph = recorded(lambda: self._take_step(whole=True), self.device)
                 self.steps.recordable = self._graph is not None
             while self.batch < end:
                 self._one_batch()

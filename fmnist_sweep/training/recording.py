@@ -29,16 +29,20 @@ def is_recordable(work: Callable[[], None]) -> bool:
     return not waits
 
 
-def recorded(work: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
+def recorded(work: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGraph | None:
     """The work for `replay`, on the very tensors that it is recorded with; it is not done yet.
 
     None where it cannot be recorded, with a line.
     """
     graph = torch.cuda.CUDAGraph()
+    apart = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    # Puts back the stream, which a recording that fails leaves in place.
+    usual = torch.cuda.stream(torch.cuda.current_stream(device))
     try:
-        # The outer one puts the stream back where the inner one fails.
-        with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
+        with torch.cuda.device(device), usual, torch.cuda.graph(graph, stream=apart):
             work()
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         log.warning("Its steps are launched kernel by kernel: %s", brief(error))
         return None
