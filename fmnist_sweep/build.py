@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -91,21 +91,38 @@ def _recipe(config: Config) -> Recipe:
 def has_bf16(where: torch.device) -> bool:
     """Whether a device multiplies bfloat16 itself."""
     if where.type == "cuda":
-        return _cuda_has_bf16()
+        return _cuda_has_bf16(where.index)
     able = torch.cpu.get_capabilities()
     return where.type == "cpu" and bool(able.get("avx512_bf16") or able.get("bf16"))
 
 
 @functools.cache
-def _cuda_has_bf16() -> bool:
+def _cuda_has_bf16(index: int | None) -> bool:
+    def has() -> bool:
+        with torch.cuda.device(index):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+    return _cuda_says(has)
+
+
+@functools.cache
+def _cuda_works() -> bool:
+    """Devices are counted also where the driver is too old for this PyTorch."""
+    return torch.cuda.device_count() > 0 and _cuda_says(torch.cuda.is_available)
+
+
+def _cuda_says(question: Callable[[], bool]) -> bool:
     """Asked in a fork, if CUDA is not in use here: of one that uses it no process can be forked."""
 
     def ask() -> None:
-        if not torch.cuda.is_bf16_supported(including_emulation=False):
+        if not question():
             raise LookupError
 
     try:
-        ask() if torch.cuda.is_initialized() else call_apart(ask)  # type: ignore[no-untyped-call]
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            ask()
+        else:
+            call_apart(ask)
     except LookupError:
         return False
     return True
@@ -119,12 +136,12 @@ def device(config: Config) -> torch.device:
     """
     wish = config.trainer.device
     if wish == "auto":
-        if torch.cuda.device_count():  # which alone asks without using CUDA; see _cuda_has_bf16
+        if _cuda_works():
             return torch.device("cuda")
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     found = torch.device(wish)
     if found.type == "cuda":
-        count = torch.cuda.device_count()
+        count = torch.cuda.device_count() if _cuda_works() else 0
         if (found.index or 0) >= count:
             there = f"only cuda:0 to cuda:{count - 1} are there" if count else "no CUDA device here"
             raise ConfigError(f"trainer.device={wish}: {there}; auto takes what there is")

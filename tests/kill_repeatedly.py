@@ -82,7 +82,7 @@ def main() -> None:
         enough = kills >= wanted
         # Most kills hit trials at work, every fourth any moment since the start.
         begun = None if kills % 4 == 3 or enough else len(list(RUNS.glob("*/trial.json")))
-        seconds = 120 if enough else moments.uniform(0, 0.5)
+        seconds = 600 if enough else moments.uniform(0, 0.5)
         if ends_within(begin(arguments), seconds, moments.random() < 0.5, begun):
             assert enough, f"complete after {kills} kills"
             break

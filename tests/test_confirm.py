@@ -287,9 +287,9 @@ def test_references_are_followed_to_plain_values_alone(
     folder = sweeps.write(tmp_path / "sweep", [trial(0.8)])
     config = folder / "0/.hydra/config.yaml"
     plain = config.read_text()
-    config.write_text(plain + "a: ${b}\nb: ${trainer.epochs}\n")
+    config.write_text(plain + "a: ${b}\nb: ${trainer.epochs}\nc: ${data.train_size}\n")
     (found,) = candidates(folder, runs_of(folder), 1)
-    assert found.values["a"] == found.values["b"] == 2
+    assert found.values["a"] == found.values["b"] == 2 and found.values["c"] is None
     doubling = "".join(f"a{n}: ${{a{n - 1}}}${{a{n - 1}}}\n" for n in range(1, 60))
     for more in (
         "a: ${oc.env:SECRET}",

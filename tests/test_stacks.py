@@ -19,7 +19,7 @@ from fmnist_sweep.data.batches import Images, Protocol
 from fmnist_sweep.models.mlp import MLP
 from fmnist_sweep.processes import ProcessDied
 from fmnist_sweep.record import Epoch
-from fmnist_sweep.training import engine, scheduling, stack
+from fmnist_sweep.training import engine, optim, scheduling, stack
 from fmnist_sweep.training.checkpoint import Checkpoint
 from fmnist_sweep.training.compiling import worth_compiling
 from fmnist_sweep.training.engine import Trial
@@ -293,6 +293,27 @@ def test_a_failure_costs_one_trial(data: Protocol, monkeypatch: pytest.MonkeyPat
         histories, requests = train(cases, data)
     assert str(requests[5].error) == "this one never works" and not histories[5]
     del cases[5], histories[5], requests[5]
+    check_same_as_alone(cases, histories, requests, data)
+
+
+@pytest.mark.parametrize("after", [3, 6])  # within the epoch, and in its last, shorter batch
+def test_a_step_that_fails_half_way_is_taken_again(
+    after: int, data: Protocol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its last part, where most memory is needed."""
+    real, steps = optim.Adam.update, 0
+
+    def fail(parameters: torch.Tensor, *arguments: Any) -> None:
+        nonlocal steps
+        steps += 1
+        if steps > after and len(parameters) > 2:
+            raise torch.OutOfMemoryError("no room for so many")
+        real(parameters, *arguments)
+
+    cases = [Case(seed, recipe=Recipe(clip_norm=0.5, average=0.9)) for seed in range(8)]
+    with monkeypatch.context() as patch:
+        patch.setattr(optim.Adam, "update", staticmethod(fail))
+        histories, requests = train(cases, data)
     check_same_as_alone(cases, histories, requests, data)
 
 

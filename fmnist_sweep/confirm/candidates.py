@@ -10,7 +10,6 @@ from typing import Any
 
 from fmnist_sweep import record
 from fmnist_sweep.config import Config, ConfigError, parse
-from fmnist_sweep.report.facts import pick
 from fmnist_sweep.report.ranking import ranked
 from fmnist_sweep.report.series import objective
 from fmnist_sweep.report.tables import Run
@@ -129,8 +128,10 @@ def _resolved(values: dict[Any, Any], path: Path) -> dict[str, Any]:
         followed: Any = value
         for _ in range(_LONGEST_CHAIN):
             reference = re.fullmatch(r"\$\{([\w.]+)\}", followed)
-            followed = pick(values, reference[1]) if reference else None
-            if followed is None or isinstance(followed, dict | list):
+            if not reference:
+                break
+            followed = _at(values, reference[1])
+            if followed is _NOTHING or isinstance(followed, dict | list):
                 break
             if not isinstance(followed, str) or "${" not in followed:
                 return followed
@@ -156,23 +157,33 @@ def _composed_baseline(folder: Path, other: Candidate) -> Candidate | None:
     if not isinstance(started, dict):
         raise ConfigError(f"{path}: no configuration")
     values = copy.deepcopy(dict(other.values))
-    default = {}
     for key in other.params:
-        value = pick(started, key)
-        if value is None:
+        value = _at(started, key)
+        if value is _NOTHING:
             return None
         # A swept group, such as optimizer=adam,sgd, is replaced as a whole.
         *sections, last = key.split(".")
         section = values
         for name in sections:
-            section = section.setdefault(name, {})
-            if not isinstance(section, dict):
-                raise ConfigError(
-                    f"{other.run}/.hydra/config.yaml: {key}: has no sections above it"
-                )
+            if not isinstance(section.get(name), dict):
+                section[name] = {}
+            section = section[name]
         section[last] = value
-        default[key] = "default" if isinstance(value, dict | list) else value
-    return Candidate("baseline", default, None, True, _resolved(values, path), other.run)
+    plain = _resolved(values, path)
+    found = {key: _at(plain, key) for key in other.params}
+    default = {k: "default" if isinstance(v, dict | list) else v for k, v in found.items()}
+    return Candidate("baseline", default, None, True, plain, other.run)
+
+
+_NOTHING = object()
+
+
+def _at(values: dict[Any, Any], key: str) -> Any:
+    """What stands below a dotted key, or _NOTHING."""
+    found: Any = values
+    for part in key.split("."):
+        found = found.get(part, _NOTHING) if isinstance(found, dict) else _NOTHING
+    return found
 
 
 def fresh_seeds(runs: Sequence[Run], count: int) -> list[int]:

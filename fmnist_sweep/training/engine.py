@@ -7,6 +7,7 @@ corrections, dropout keys) is laid out on the device before an epoch begins and 
 counter that lives there too: a step takes no argument from the host and waits for nothing.
 """
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, field
@@ -225,17 +226,17 @@ class Steps:
             gradient, loss, correct = gradients(
                 weights, buffers, images, labels[chosen], part.get("smoothing")
             )
-            totals.add_(torch.stack([loss, correct]))
-            counter.add_(1)
             if "clip" in part:
                 gradient = clipped(gradient, part["clip"])
-            if update is None:
-                return gradient
-            coefficients = now[:of_rule].unsqueeze(-1)
-            update(weights, gradient, moments[:of_update], coefficients, factors)
-            if "average" in part:
-                follow(moments[-1], weights, part["average"])
-            return None
+            if update is not None:
+                coefficients = now[:of_rule].unsqueeze(-1)
+                update(weights, gradient, moments[:of_update], coefficients, factors)
+                if "average" in part:
+                    follow(moments[-1], weights, part["average"])
+            # Last, so that a step for which memory does not suffice has not been counted.
+            totals.add_(torch.stack([loss, correct]))
+            counter.add_(1)
+            return gradient if update is None else None
 
         return step
 
@@ -253,7 +254,7 @@ class Chunk:
         self.batch_size = min(batch_size, len(images))
         self.batches = math.ceil(len(images) / batch_size)
         self.device = images.pixels.device
-        if len(rows) == 1:  # a foreign optimizer holds on to the very tensor
+        if rows[0].foreign:  # which holds on to the very tensor, and trains alone
             self.weights = rows[0].weights.unsqueeze(0)
             self.moments = [moment.unsqueeze(0) for moment in rows[0].moments]
         else:
@@ -279,7 +280,7 @@ class Chunk:
         # For a model that draws random numbers itself, which trains alone.
         torch.manual_seed(_seed(self.rows[0].trial.seed, self.rows[0].epoch))
         self._lay_out(table)
-        self._graph = None  # it reads the last epoch's tables
+        self.forget_recording()  # it reads the last epoch's tables
         self.totals.zero_()
         self.counter.zero_()
         self.batch = 0
@@ -316,6 +317,12 @@ class Chunk:
                 self.steps.recordable = self._graph is not None
             while self.batch < end:
                 self._one_batch()
+        if self.batch >= len(self.batches_whole):
+            self.forget_recording()
+
+    def forget_recording(self) -> None:
+        """Gives back the memory that a recorded step needs."""
+        self._graph = None
 
     def _one_batch(self) -> None:
         whole = self.batch < len(self.batches_whole)
@@ -371,20 +378,27 @@ class Chunk:
     def halves(self) -> list["Chunk"]:
         """The rows in two chunks that go on where this one stands within its epoch."""
         cut = len(self.rows) // 2
-        halves = []
-        for part in (slice(None, cut), slice(cut, None)):
-            half = Chunk(self.rows[part], self.steps, self.images, self.batch_size)
-            half.batches_whole = self.batches_whole[:, part].contiguous()
-            half.batch_last = self.batch_last[:, part].contiguous()
-            half.drawn_whole = self.drawn_whole[:, part].contiguous()
-            half.drawn_last = self.drawn_last[:, part].contiguous()
-            half.numbers = self.numbers[:, :, part].contiguous()
-            half.random_keys = self.random_keys[:, part].contiguous()
-            half.totals.copy_(self.totals[:, part])
-            half.counter.copy_(self.counter)
-            half.batch = self.batch
-            halves.append(half)
-        return halves
+        return [self._part(slice(None, cut)), self._part(slice(cut, None))]
+
+    def _part(self, part: slice) -> "Chunk":
+        half = copy.copy(self)
+        half.rows = self.rows[part]
+        # Views: there may be no memory for copies, and the rows' own tensors are such too.
+        half.weights = self.weights[part]
+        half.moments = [moment[part] for moment in self.moments]
+        half.buffers = {name: buffer[part] for name, buffer in self.buffers.items()}
+        half.batches_whole = self.batches_whole[:, part].contiguous()
+        half.batch_last = self.batch_last[:, part].contiguous()
+        half.drawn_whole = self.drawn_whole[:, part].contiguous()
+        half.drawn_last = self.drawn_last[:, part].contiguous()
+        half.numbers = self.numbers[:, :, part].contiguous()
+        half.random_keys = self.random_keys[:, part].contiguous()
+        half.totals = self.totals[:, part].clone()
+        half.counter = torch.full_like(self.counter, self.batch)
+        half._step = self.steps.of(len(half.rows))
+        half._proven = False
+        half._graph = None
+        return half
 
 
 def _seed(seed: int, epoch: int) -> int:

@@ -1,5 +1,6 @@
 """Steps on a CUDA device, launched as one instead of kernel by kernel."""
 
+import functools
 import logging
 import warnings
 from collections.abc import Callable
@@ -35,15 +36,18 @@ def recorded(work: Callable[[], None], device: torch.device) -> torch.cuda.CUDAG
     None where it cannot be recorded, with a line.
     """
     graph = torch.cuda.CUDAGraph()
-    apart = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     # Puts back the stream, which a recording that fails leaves in place.
     usual = torch.cuda.stream(torch.cuda.current_stream(device))
     try:
-        with torch.cuda.device(device), usual, torch.cuda.graph(graph, stream=apart):
+        with torch.cuda.device(device), usual, torch.cuda.graph(graph, stream=_apart(device)):
             work()
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
         log.warning("Its steps are launched kernel by kernel: %s", brief(error))
         return None
     return graph
+
+
+@functools.cache
+def _apart(device: torch.device) -> torch.cuda.Stream:
+    """One for all recordings: PyTorch keeps a workspace for each stream that it has recorded on."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

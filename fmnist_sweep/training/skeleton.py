@@ -196,10 +196,10 @@ def check(model: nn.Module) -> None:
 def way(model: nn.Module, device: torch.device, bf16: bool) -> tuple[Way, str | None]:
     """How a model's steps are taken on a device, and why not stacked.
 
-    Its layers must have been made stackable. A model that branches on a value or draws random
-    numbers itself cannot be run by `torch.func`. Convolutions with weights of their own become
-    grouped ones, which a CPU does more slowly than one trial after the other (4.2 ms a step
-    alone, 6.5 in fours, 9.1 in eights).
+    Its layers must have been made stackable. A model that branches on a value cannot be run by
+    `torch.func`, one that draws random numbers itself not with others. Convolutions with weights
+    of their own become grouped ones, which a CPU does more slowly than one trial after the other
+    (4.2 ms a step alone, 6.5 in fours, 9.1 in eights).
     """
     ways: list[Way] = ["stacked"]
     reason = None

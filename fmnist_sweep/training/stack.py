@@ -1,8 +1,8 @@
 """A stack: trials that share a step, each at an epoch of its own, joining and leaving at any.
 
-The rows of a stack are trained in chunks of 8, 4, 2 or 1. A stack of any size then needs four
-compiled steps at most, none of its rows is padding, and a chunk's weights stay in the cache from
-step to step: one of 64 costs a trial what one of 8 does.
+The rows of a stack are trained in chunks of 8, 4, 2 or 1 (of up to 256 on a GPU). A stack of any
+size then needs four compiled steps at most, none of its rows is padding, and a chunk's weights stay
+in a CPU's cache from step to step: one of 64 costs a trial what one of 8 does.
 """
 
 import copy
@@ -10,6 +10,7 @@ import logging
 import os
 import pickle
 import time
+import traceback
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from itertools import count
@@ -119,6 +120,8 @@ def most(trial: Trial, batch_size: int, device: torch.device) -> int:
     bytes_each = 4 * parameters * copies + 8 * batch_size * _activations(trial.model)
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
+        # What PyTorch keeps for reuse.
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     else:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(1, int(MEMORY_SHARE * free / bytes_each))
@@ -272,6 +275,9 @@ class Stack:
                     )
             trained, evaluated = chunk.running(), chunk.evaluate(self.data.validation)
         except Exception as error:
+            # What failed for want of memory would hold on to what it had.
+            traceback.clear_frames(error.__traceback__)
+            chunk.forget_recording()
             if len(chunk.rows) == 1:
                 outcomes[chunk.rows[0].number] = error
                 return
