@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,13 +35,34 @@ def held(process: int) -> tuple[float, int, int]:
     return sum(map(int, private)) / 1000, len(os.listdir(folder / "fd")), int(threads[0])
 
 
+def seen_of(
+    process: subprocess.Popen[str], kind: str
+) -> Iterator[tuple[int, tuple[int, int, int]]]:
+    """What a sweep and all that it has started hold together, after so many trials."""
+    assert process.stdout
+    for line in process.stdout:
+        done = re.match(r"\[(\d+)/", line)
+        if not done or int(done[1]) not in MARKS:
+            continue
+        all_held = []
+        for one in family(process.pid):
+            try:
+                all_held.append(held(one))
+            except OSError:  # it has just ended
+                continue
+        memory, files, threads = (sum(column) for column in zip(*all_held))
+        together = round(memory), int(files), int(threads)
+        print(f"{kind}: after {done[1]} trials {together}", flush=True)
+        yield int(done[1]), together
+
+
 @pytest.mark.torture
 @pytest.mark.parametrize("kind", SWEEPS)
 def test_two_thousand_trials(kind: str, tmp_path: Path, data_root: Path) -> None:
     small = ("data.train_size=640", "data.val_size=100", "trainer.epochs=1", "data.batch_size=64")
     space = ("optimizer.lr=tag(log,interval(1e-4,1e-1))", "hydra/sweeper/sampler=random")
     module, *where = SWEEPS[kind]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [
             *(sys.executable, "-m", module, "-m", "name=a", *small, *space, *where),
             *(f"hydra.sweeper.n_trials={N_TRIALS}", "trainer.compile=false"),
@@ -49,22 +71,9 @@ def test_two_thousand_trials(kind: str, tmp_path: Path, data_root: Path) -> None
         env={**os.environ, "PYTHONPATH": str(ROOT), "FMNIST_SWEEP_DATA": str(data_root)},
         stdout=subprocess.PIPE,
         text=True,
-    )
-    assert process.stdout
-    seen: dict[int, tuple[float, int, int]] = {}
-    for line in process.stdout:
-        done = re.match(r"\[(\d+)/", line)
-        if done and int(done[1]) in MARKS:
-            all_held = []
-            for one in family(process.pid):
-                try:
-                    all_held.append(held(one))
-                except OSError:  # it has just ended
-                    continue
-            memory, files, threads = (sum(column) for column in zip(*all_held))
-            seen[int(done[1])] = round(memory), int(files), int(threads)
-            print(f"{kind}: after {done[1]} trials {seen[int(done[1])]}", flush=True)
-    assert process.wait() == 0
+    ) as process:
+        seen = dict(seen_of(process, kind))
+        assert process.wait() == 0
     first, last = seen[MARKS[0]], seen[MARKS[-1]]
     assert last[0] < first[0] * 1.1 + 50, seen
     assert last[1] <= first[1] + 10 and last[2] <= first[2] + 5, seen
