@@ -306,13 +306,14 @@ class Chunk:
     def run(self, batches: int) -> None:
         """The next `batches` batches of every row."""
         end = self.batch + batches
+        whole = min(end, len(self.batches_whole))
         if not self._proven and batches:
             self._one_batch()
             self._proven = True
-        if self.steps.recordable is None and self.batch < min(end, len(self.batches_whole)):
+        if self.steps.recordable is None and self.batch < whole:
             self.steps.recordable = is_recordable(self._one_batch)
         with settled():
-            if self.steps.recordable and self._graph is None and self.batch < end:
+            if self.steps.recordable and self._graph is None and self.batch < whole:
                 self._graph = recorded(lambda: self._take_step(whole=True), self.device)
                 self.steps.recordable = self._graph is not None
             while self.batch < end:
