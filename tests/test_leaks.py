@@ -29,16 +29,16 @@ def family(process: int) -> list[int]:
 
 
 def held(process: int) -> tuple[float, int, int]:
-    """Its private memory in MB, open files and threads."""
+    """Its memory in MB (of what it shares its part), open files and threads."""
     folder = Path(f"/proc/{process}")
-    private = re.findall(r"Private_\w+: +(\d+) kB", (folder / "smaps_rollup").read_text())
+    memory = re.findall(r"^Pss: +(\d+) kB", (folder / "smaps_rollup").read_text(), re.MULTILINE)
     threads = re.findall(r"Threads:\s+(\d+)", (folder / "status").read_text())
-    return sum(map(int, private)) / 1000, len(os.listdir(folder / "fd")), int(threads[0])
+    return sum(map(int, memory)) / 1000, len(os.listdir(folder / "fd")), int(threads[0])
 
 
 def together(process: int) -> tuple[float, int, int]:
-    """The most that they were seen to hold in two seconds: what a process shares with a fork of
-    its own is private to neither."""
+    """The most that a process and all that it has started were seen to hold in two seconds, as a
+    fork that begins or ends is counted by halves."""
     seen = []
     for _ in range(20):
         all_held = []
