@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from fmnist_sweep.data.batches import Images, Protocol, normalise, order
+from fmnist_sweep.data.batches import Protocol, normalise, order
 from fmnist_sweep.models.mlp import MLP
 from fmnist_sweep.record import Epoch
 from fmnist_sweep.training import engine, scheduling, skeleton
@@ -22,16 +22,6 @@ from fmnist_sweep.training.stack import Progress
 
 BATCH = 32
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def data() -> Protocol:
-    """200 learnable images: seven batches, the last of eight."""
-    generator = torch.Generator().manual_seed(7)
-    pixels = torch.randint(0, 256, (300, 1, 28, 28), dtype=torch.uint8, generator=generator)
-    labels = pixels[:, 0, 0, 0].long() * 10 // 256
-    pixels[:, 0, :5] = (labels * 25).view(-1, 1, 1).byte()
-    return Protocol(Images(pixels[:200], labels[:200]), Images(pixels[200:], labels[200:]), None)
 
 
 def trial(

@@ -18,9 +18,8 @@ from fmnist_sweep.training import scheduling
 from fmnist_sweep.training.engine import Trial
 from fmnist_sweep.training.scheduling import Request
 from tests.conftest import ROOT, Command
-from tests.test_stacks import MIXED, Case, data, train
+from tests.test_stacks import MIXED, Case, check_bf16, train
 
-__all__ = ["data"]  # a fixture
 pytestmark = pytest.mark.gpu
 CUDA = ("trainer.device=cuda", "data.train_size=640")
 
@@ -58,13 +57,7 @@ def test_compiled_steps_too(data: Protocol, there: Protocol) -> None:
 
 
 def test_bf16(there: Protocol) -> None:
-    cases = [Case(seed, 3, batch_norm=seed > 1) for seed in range(4)]
-    (low, _), (full, _) = train(cases, there, bf16=True), train(cases, there)
-    for ours, theirs in zip(low, full):
-        assert ours != theirs
-        assert [row.train_loss for row in ours] == pytest.approx(
-            [row.train_loss for row in theirs], rel=0.03
-        )
+    check_bf16(there)
 
 
 class Constant(nn.Sequential):

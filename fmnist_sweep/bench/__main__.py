@@ -2,9 +2,9 @@
 
 import argparse
 import json
-import statistics
 import sys
-import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,60 @@ from fmnist_sweep.bench import (
 from fmnist_sweep.data import source
 from fmnist_sweep.data.idx import DataError
 
+
+@dataclass(frozen=True)
+class Row:
+    """What can be measured: given the data's root and the command line, and its table."""
+
+    about: str
+    measure: Callable[[str, argparse.Namespace], Any]
+    table: Callable[[Any], str]
+
+
 ROWS = {
-    "epochs": "an epoch of training, beside what else there is",
-    "whole": "ten epochs as a whole command",
-    "stack": "trials in stacks, beside one alone and the bare kernels",
-    "convolve": "a CNN and ResNet-18, beside a DataLoader with the same augmentation",
-    "search": "24 trials of search=mlp as whole commands",
-    "sweep": "what a sweep of 500 trials costs beside its trials",
+    "epochs": Row(
+        "an epoch of training, beside what else there is",
+        lambda root, wish: training.epochs(root, wish.rounds, wish.threads),
+        training.table,
+    ),
+    "whole": Row(
+        "ten epochs as a whole command",
+        lambda root, wish: training.whole_commands(root, wish.rounds),
+        training.whole_table,
+    ),
+    "stack": Row(
+        "trials in stacks, beside one alone and the bare kernels",
+        lambda root, wish: stacking.measure(root, wish.rounds, wish.threads),
+        stacking.table,
+    ),
+    "convolve": Row(
+        "a CNN and ResNet-18, beside a DataLoader with the same augmentation",
+        lambda root, wish: convolving.measure(root, wish.rounds, wish.threads),
+        convolving.table,
+    ),
+    "search": Row(
+        "24 trials of search=mlp as whole commands",
+        lambda root, wish: searching.measure(root, wish.rounds, wish.threads),
+        searching.table,
+    ),
+    "sweep": Row(
+        "what a sweep of 500 trials costs beside its trials",
+        lambda root, wish: sweeping.measure(root, wish.rounds),
+        sweeping.table,
+    ),
+    "gpu": Row(
+        "trials on a CUDA device, up to 256 to a step",
+        lambda root, wish: on_gpu.measure(root, wish.rounds),
+        on_gpu.table,
+    ),
+    "coordinate": Row(
+        "many workers on one study",
+        lambda root, wish: coordinating.measure(wish.server),
+        coordinating.table,
+    ),
 }
-# Asked for by name alone, as they need --server and a CUDA device.
-COORDINATE, GPU = "coordinate", "gpu"
+# Asked for by name alone, as they need a CUDA device and --server.
+ON_REQUEST = ("gpu", "coordinate")
 
 
 def main() -> None:
@@ -40,28 +84,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--root", default="data", help="data.root (default: data)")
     parser.add_argument(
-        "rows", nargs="*", metavar="row", help="; ".join(f"{k}: {v}" for k, v in ROWS.items())
+        "rows",
+        nargs="*",
+        metavar="row",
+        help="; ".join(f"{name}: {row.about}" for name, row in ROWS.items())
+        + f" (default: all but {' and '.join(ON_REQUEST)})",
     )
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each (default: 3)")
     parser.add_argument("--threads", type=int, default=2, help="threads of the peers (default: 2)")
     parser.add_argument(
         "--server",
-        help=f"PostgreSQL server for the row {COORDINATE} (many workers on one study, directly and "
-        "through Optuna's proxy), such as postgresql+psycopg://me@localhost:5432/postgres",
+        help="PostgreSQL server for the row coordinate (directly and through Optuna's proxy), such "
+        "as postgresql+psycopg://me@localhost:5432/postgres",
     )
     parser.add_argument("--out", type=Path, default=Path("outputs/bench.json"))
     parser.add_argument("--published-script", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.rounds < 1 or arguments.threads < 1:
         sys.exit("--rounds and --threads: must be at least 1")
-    rows = arguments.rows or list(ROWS)
-    if unknown := set(rows) - {*ROWS, COORDINATE, GPU}:
-        known = ", ".join([*ROWS, COORDINATE, GPU])
-        sys.exit(f"{', '.join(sorted(unknown))}: no such row; there are {known}")
-    if COORDINATE in rows and not arguments.server:
-        sys.exit(f"{COORDINATE}: needs --server")
-    if GPU in rows and not torch.cuda.is_available():
-        sys.exit(f"{GPU}: no CUDA device here")
+    rows = arguments.rows or [name for name in ROWS if name not in ON_REQUEST]
+    if unknown := set(rows) - set(ROWS):
+        sys.exit(f"{', '.join(sorted(unknown))}: no such row; there are {', '.join(ROWS)}")
+    if "coordinate" in rows and not arguments.server:
+        sys.exit("coordinate: needs --server")
+    if "gpu" in rows and not torch.cuda.is_available():
+        sys.exit("gpu: no CUDA device here")
     try:
         root = str(source.locate(arguments.root).folder.parent.parent.resolve())
     except DataError as error:
@@ -71,44 +118,20 @@ def main() -> None:
         training.published_script(root)
         return
     threads = {"peers": arguments.threads, "ours": 1}
-    machine = record.environment(device="cpu", threads=threads)
+    device = torch.cuda.get_device_name() if "gpu" in rows else "cpu"
+    machine = record.environment(device=device, threads=threads)
     print(f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']},")
     print(
         f"torch {machine['versions']['torch']}; n = {arguments.rounds} rounds; threads: {threads}"
     )
     results: dict[str, Any] = {}
-    if "epochs" in rows:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # scikit-learn's, on stopping before convergence
-            results["epochs"] = training.epochs(root, arguments.rounds, threads)
-        print("\n" + training.table(results["epochs"]))
-    if "whole" in rows:
-        results["whole"] = whole = training.whole_commands(root, arguments.rounds)
-        print("\nTen epochs as a whole command, compile cache warm, seconds (median):")
-        for name, seconds in whole.items():
-            print(f"{name}: {statistics.median(seconds):.1f}")
-        print(f"ratio: {training.ratio(whole[training.PUBLISHED], whole[training.OURS])}")
-    if "stack" in rows:
-        results["stack"] = stacking.measure(root, arguments.rounds, arguments.threads)
-        print("\n" + stacking.table(results["stack"]))
-    if "convolve" in rows:
-        results["convolve"] = convolving.measure(root, arguments.rounds, arguments.threads)
-        print("\n" + convolving.table(results["convolve"]))
-    if "search" in rows:
-        results["search"] = searching.measure(root, arguments.rounds, arguments.threads)
-        print("\n" + searching.table(results["search"]))
-    if "sweep" in rows:
-        results["sweep"] = sweeping.measure(root, arguments.rounds)
-        print("\n" + sweeping.table(results["sweep"]))
-    if GPU in rows:
-        results[GPU] = on_gpu.measure(root, arguments.rounds)
-        print("\n" + on_gpu.table(results[GPU]))
+    for name in [name for name in ROWS if name in rows]:
+        results[name] = ROWS[name].measure(root, arguments)
+        print("\n" + ROWS[name].table(results[name]))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    if COORDINATE in rows:
-        results[COORDINATE] = coordinating.measure(arguments.server)
-        print("\n" + coordinating.table(results[COORDINATE]))
-        picture = arguments.out.with_suffix(".png")
-        record.write_whole(picture, coordinating.picture(results[COORDINATE]))
+    if "coordinate" in rows:
+        picture = coordinating.picture(results["coordinate"])
+        record.write_whole(arguments.out.with_suffix(".png"), picture)
     record.write_whole(arguments.out, json.dumps({**machine, **results}, indent=2) + "\n")
     print(f"Saved to {arguments.out}")
 

@@ -6,17 +6,17 @@ and takes turns with the others. The peer's transforms have the same parameters 
 
 import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from fmnist_sweep import build
-from fmnist_sweep.bench.training import OURS, composed, ours, ratio, timed
+from fmnist_sweep.bench.training import CPU, OURS, composed, in_turns, ours, ratio, timed
 from fmnist_sweep.config import Config
 from fmnist_sweep.data import batches, source
 
-CPU = torch.device("cpu")
 BATCH = 128
 # Batches of one turn.
 NETWORKS = {"cnn": 60, "resnet18": 12}
@@ -41,14 +41,11 @@ def _rates(root: str, network: str, rounds: int, threads: int) -> dict[str, list
     }
     if build.has_bf16(CPU):
         contenders[f"{OURS}, bf16"] = ours(data, config, bf16=True).train
-    rates: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(-1, rounds):
-        for name, train in contenders.items():
-            seconds = timed(train)
-            # The first turn warms caches up and pays for the compile.
-            if turn >= 0:
-                rates[name].append(size / seconds)
-    return rates
+    return in_turns({n: partial(_rate, size, train) for n, train in contenders.items()}, rounds)
+
+
+def _rate(images: int, train: Callable[[], None]) -> float:
+    return images / timed(train)
 
 
 def _config(root: str, network: str, size: int) -> Config:

@@ -1,13 +1,13 @@
 """Trials on a CUDA device: alone and up to hundreds to a step, beside the published loop there."""
 
 import statistics
-from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from fmnist_sweep.bench import training
-from fmnist_sweep.bench.stacking import EPOCHS, Stacks
-from fmnist_sweep.bench.training import BATCH, Contender, ratio, timed
+from fmnist_sweep.bench.stacking import Stacks
+from fmnist_sweep.bench.training import BATCH, Contender, in_turns, ratio
 from fmnist_sweep.data import batches, source
 from fmnist_sweep.training.lanes import Lane
 from fmnist_sweep.training.scheduling import Scheduler
@@ -56,22 +56,10 @@ def measure(root: str, rounds: int) -> dict[str, list[float]]:
     ]
     stacks = Stacks(data, config, Scheduler(Lane, 1, max_stack=max(SIZES)))
 
-    def both(peer: Contender) -> Callable[[], float]:
-        return lambda: timed(peer.train) + timed(peer.evaluate)
-
-    def ours(size: int) -> Callable[[], float]:
-        return lambda: timed(lambda: stacks.train(size)) / size / EPOCHS
-
     with stacks.scheduler:
-        work = {peer.name: both(peer) for peer in peers}
-        work |= {f"fmnist_sweep, {size} to a step": ours(size) for size in SIZES}
-        seconds: dict[str, list[float]] = {name: [] for name in work}
-        for turn in range(-1, rounds):
-            for name, contender in work.items():
-                figure = contender()
-                if turn >= 0:  # the first turn compiles and warms up
-                    seconds[name].append(figure)
-    return seconds
+        work = {peer.name: peer.epoch for peer in peers}
+        work |= {f"fmnist_sweep, {n} to a step": partial(stacks.epoch, n) for n in SIZES}
+        return in_turns(work, rounds)
 
 
 def table(seconds: dict[str, list[float]]) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from fmnist_sweep import build
 from fmnist_sweep.bench import training
-from fmnist_sweep.bench.training import BATCH, ratio, timed
+from fmnist_sweep.bench.training import BATCH, CPU, in_turns, ratio, timed
 from fmnist_sweep.config import Config
 from fmnist_sweep.data import batches, source
 from fmnist_sweep.data.batches import Protocol
@@ -32,8 +32,11 @@ class Stacks:
         self.config = config
         self.scheduler = scheduler
 
-    def train(self, size: int) -> None:
-        """Trains and evaluates so many trials for two epochs."""
+    def epoch(self, size: int) -> float:
+        """Seconds of one of so many trials for an epoch, evaluated, of two."""
+        return timed(lambda: self._train(size)) / size / EPOCHS
+
+    def _train(self, size: int) -> None:
         requests = [self._request(number, size) for number in range(size)]
         for request in requests:
             self.scheduler.add(request)
@@ -73,7 +76,7 @@ def bare(steps: int, trials: int) -> None:
 def measure(root: str, rounds: int, cores: int) -> dict[str, list[float]]:
     """Seconds of training and evaluation for a trial and epoch, by contender and round."""
     config = training.published_protocol(str(source.locate(root).folder.parent.parent))
-    data = batches.load(config.data, torch.device("cpu"), test=False)
+    data = batches.load(config.data, CPU, test=False)
     torch.set_flush_denormal(True)
     torch.set_num_threads(cores)
     alone = training.ours(data, config)
@@ -85,24 +88,15 @@ def measure(root: str, rounds: int, cores: int) -> dict[str, list[float]]:
         def kernels(steps: int) -> None:
             list(pool.map(bare, [steps] * cores, [8 // cores] * cores))
 
-        def both(peer: training.Contender) -> Callable[[], float]:
-            return lambda: timed(peer.train) + timed(peer.evaluate)
-
         work: dict[str, Callable[[], float]] = {
-            **{peer.name if peer is not alone else ALONE: both(peer) for peer in peers if peer},
-            EIGHT: lambda: timed(lambda: stacks.train(8)) / 8 / EPOCHS,
-            MANY: lambda: timed(lambda: stacks.train(64)) / 64 / EPOCHS,
+            **{peer.name if peer is not alone else ALONE: peer.epoch for peer in peers if peer},
+            EIGHT: lambda: stacks.epoch(8),
+            MANY: lambda: stacks.epoch(64),
             BARE: lambda: (
                 (timed(lambda: kernels(500)) - timed(lambda: kernels(10))) / 490 * STEPS / 8
             ),
         }
-        seconds: dict[str, list[float]] = {name: [] for name in work}
-        for turn in range(-1, rounds):
-            for name, contender in work.items():
-                figure = contender()
-                if turn >= 0:  # the first turn compiles and warms up
-                    seconds[name].append(figure)
-    return seconds
+        return in_turns(work, rounds)
 
 
 def table(seconds: dict[str, list[float]]) -> str:

@@ -10,7 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,10 @@ class Contender:
     name: str
     train: Callable[[], None]
     evaluate: Callable[[], None]
+
+    def epoch(self) -> float:
+        """Seconds of an epoch's training and evaluation."""
+        return timed(self.train) + timed(self.evaluate)
 
 
 def published_network() -> nn.Sequential:
@@ -118,9 +123,15 @@ def scikit_learn(data: batches.Protocol) -> Contender | None:
     y, y_val = data.train.labels.numpy(), data.validation.labels.numpy()
     model = MLPClassifier((128, 64), batch_size=BATCH, alpha=0.0, learning_rate_init=0.001)
     classes = list(range(10))
+
+    def train() -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on stopping before convergence
+            model.partial_fit(x, y, classes=classes)
+
     return Contender(
         "scikit-learn MLPClassifier",
-        lambda: model.partial_fit(x, y, classes=classes),
+        train,
         lambda: model.score(x_val, y_val),
     )
 
@@ -161,11 +172,22 @@ def timed(work: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def epochs(root: str, rounds: int, threads: dict[str, int]) -> dict[str, Any]:
+def in_turns(work: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Each contender's figures, a round each; a first turn compiles and warms up."""
+    figures: dict[str, list[float]] = {name: [] for name in work}
+    for turn in range(-1, rounds):
+        for name, contender in work.items():
+            figure = contender()
+            if turn >= 0:
+                figures[name].append(figure)
+    return figures
+
+
+def epochs(root: str, rounds: int, threads: int) -> dict[str, Any]:
     """Seconds of training and evaluation, by contender and round.
 
     Args:
-        threads: of PyTorch, "peers" and "ours".
+        threads: of the peers; ours has one.
     """
     folder = str(source.locate(root).folder.parent.parent)
     config = published_protocol(folder)
@@ -176,7 +198,7 @@ def epochs(root: str, rounds: int, threads: dict[str, int]) -> dict[str, Any]:
     seconds: dict[str, Any] = {c.name: {"train": [], "evaluate": []} for c in contenders}
     for turn in range(-1, rounds):
         for contender in contenders:
-            torch.set_num_threads(threads["ours" if contender.name == OURS else "peers"])
+            torch.set_num_threads(1 if contender.name == OURS else threads)
             train, evaluate = timed(contender.train), timed(contender.evaluate)
             # The first turn warms caches up and pays for the compile.
             if turn >= 0:
@@ -203,6 +225,13 @@ def whole_commands(root: str, rounds: int) -> dict[str, list[float]]:
             for name in commands:
                 seconds[name].append(timed(lambda name=name: run(name)))  # type: ignore[misc]
     return seconds
+
+
+def whole_table(seconds: dict[str, list[float]]) -> str:
+    """Medians, and how many times as long the published script takes."""
+    lines = ["Ten epochs as a whole command, compile cache warm, seconds (median):"]
+    lines += [f"{name}: {statistics.median(values):.1f}" for name, values in seconds.items()]
+    return "\n".join([*lines, f"ratio: {ratio(seconds[PUBLISHED], seconds[OURS])}"])
 
 
 def published_script(root: str) -> None:

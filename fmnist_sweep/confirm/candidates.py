@@ -10,12 +10,14 @@ from typing import Any
 
 from fmnist_sweep import record
 from fmnist_sweep.config import Config, ConfigError, parse
+from fmnist_sweep.report.facts import pick
 from fmnist_sweep.report.ranking import ranked
 from fmnist_sweep.report.series import objective
 from fmnist_sweep.report.tables import Run
 
 FIRST_SEED = 1000  # far from what people give by hand
 _LONGEST_CHAIN = 10  # of references to references
+_NOTHING = object()  # where null may stand
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def _resolved(values: dict[Any, Any], path: Path) -> dict[str, Any]:
             reference = re.fullmatch(r"\$\{([\w.]+)\}", followed)
             if not reference:
                 break
-            followed = _at(values, reference[1])
+            followed = pick(values, reference[1], _NOTHING)
             if followed is _NOTHING or isinstance(followed, dict | list):
                 break
             if not isinstance(followed, str) or "${" not in followed:
@@ -158,7 +160,7 @@ def _composed_baseline(folder: Path, other: Candidate) -> Candidate | None:
         raise ConfigError(f"{path}: no configuration")
     values = copy.deepcopy(dict(other.values))
     for key in other.params:
-        value = _at(started, key)
+        value = pick(started, key, _NOTHING)
         if value is _NOTHING:
             return None
         # A swept group, such as optimizer=adam,sgd, is replaced as a whole.
@@ -170,20 +172,9 @@ def _composed_baseline(folder: Path, other: Candidate) -> Candidate | None:
             section = section[name]
         section[last] = value
     plain = _resolved(values, path)
-    found = {key: _at(plain, key) for key in other.params}
+    found = {key: pick(plain, key) for key in other.params}
     default = {k: "default" if isinstance(v, dict | list) else v for k, v in found.items()}
     return Candidate("baseline", default, None, True, plain, other.run)
-
-
-_NOTHING = object()
-
-
-def _at(values: dict[Any, Any], key: str) -> Any:
-    """What stands below a dotted key, or _NOTHING."""
-    found: Any = values
-    for part in key.split("."):
-        found = found.get(part, _NOTHING) if isinstance(found, dict) else _NOTHING
-    return found
 
 
 def fresh_seeds(runs: Sequence[Run], count: int) -> list[int]:

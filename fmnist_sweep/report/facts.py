@@ -36,11 +36,11 @@ def choices(run: Path) -> dict[str, str]:
     return {str(group): str(option) for group, option in pairs if option and "/" not in str(group)}
 
 
-def pick(values: Mapping[str, Any], key: str) -> Any:
-    """What stands below a dotted key, or None."""
+def pick(values: Mapping[str, Any], key: str, otherwise: Any = None) -> Any:
+    """What stands below a dotted key."""
     found: Any = values
     for part in key.split("."):
-        found = found.get(part) if isinstance(found, Mapping) else None
+        found = found.get(part, otherwise) if isinstance(found, Mapping) else otherwise
     return found
 
 

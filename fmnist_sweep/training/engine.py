@@ -280,7 +280,7 @@ class Chunk:
         # For a model that draws random numbers itself, which trains alone.
         torch.manual_seed(_seed(self.rows[0].trial.seed, self.rows[0].epoch))
         self._lay_out(table)
-        self.forget_recording()  # it reads the last epoch's tables
+        self._graph = None  # it reads the last epoch's tables
         self.totals.zero_()
         self.counter.zero_()
         self.batch = 0
@@ -319,11 +319,7 @@ class Chunk:
             while self.batch < end:
                 self._one_batch()
         if self.batch >= len(self.batches_whole):
-            self.forget_recording()
-
-    def forget_recording(self) -> None:
-        """Gives back the memory that a recorded step needs."""
-        self._graph = None
+            self._graph = None  # its memory is wanted elsewhere
 
     def _one_batch(self) -> None:
         whole = self.batch < len(self.batches_whole)
@@ -378,6 +374,7 @@ class Chunk:
 
     def halves(self) -> list["Chunk"]:
         """The rows in two chunks that go on where this one stands within its epoch."""
+        self._graph = None  # its memory is wanted for the halves
         cut = len(self.rows) // 2
         return [self._part(slice(None, cut)), self._part(slice(cut, None))]
 
@@ -398,7 +395,6 @@ class Chunk:
         half.counter = torch.full_like(self.counter, self.batch)
         half._step = self.steps.of(len(half.rows))
         half._proven = False
-        half._graph = None
         return half
 
 

@@ -277,7 +277,6 @@ class Stack:
         except Exception as error:
             # What failed for want of memory would hold on to what it had.
             traceback.clear_frames(error.__traceback__)
-            chunk.forget_recording()
             if len(chunk.rows) == 1:
                 outcomes[chunk.rows[0].number] = error
                 return
