@@ -17,7 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from fmnist_sweep import record
-from fmnist_sweep.config import Config, ConfigError, nearest_key, parse
+from fmnist_sweep.config import Config, ConfigError, parse
+from fmnist_sweep.schema_errors import known_keys, nearest_key
 
 # A sweep's folder: its name, or the time.
 OmegaConf.register_resolver("either", lambda one, other: one or other, replace=True)
@@ -111,8 +112,10 @@ def hydra_line(error: BaseException) -> str:
     text = f"{error}\n{cause}" if isinstance(cause, OmegaConfBaseException) else str(error)
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown and "not in struct" in text:
-        key = unknown[1]
-        return f"{key}: no such key{nearest_key(key)}"
+        key = getattr(cause, "full_key", None) or unknown[1]
+        section, siblings = key.rpartition(".")[0], getattr(cause, "parent_node", None) or ()
+        beside = [f"{section}.{name}".lstrip(".") for name in siblings]
+        return f"{key}: no such key{nearest_key(key, [*known_keys(Config), *beside])}"
     text = text.partition("Config search path:")[0]
     lines = (line.strip() for line in text.splitlines())
     return " ".join(line for line in lines if line and not line.startswith(("object_type", "full")))

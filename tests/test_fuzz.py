@@ -25,11 +25,12 @@ from fmnist_sweep.cli import in_a_line, parsed
 from fmnist_sweep.compare import reading, showing
 from fmnist_sweep.compare.findings import findings
 from fmnist_sweep.compare.rows import CompareError
-from fmnist_sweep.config import ConfigError, conf_folder, known_keys
+from fmnist_sweep.config import Config, ConfigError, conf_folder
 from fmnist_sweep.confirm.candidates import candidates, fresh_seeds
 from fmnist_sweep.data import idx
 from fmnist_sweep.record import Epoch
 from fmnist_sweep.report import page, ranking, tables
+from fmnist_sweep.schema_errors import known_keys
 from tests import sweeps
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
@@ -246,7 +247,9 @@ def test_tables_from_elsewhere(changes: list[Edit], sweep: Path) -> None:
             assert "\n" not in str(error)
 
 
-words = st.sampled_from([*known_keys(), "hydra.sweeper", "model", "augment", "experiment", "~seed"])
+words = st.sampled_from(
+    [*known_keys(Config), "hydra.sweeper", "model", "augment", "experiment", "~seed"]
+)
 texts = st.text(st.characters(codec="ascii", categories=["L", "N", "P", "S", "Z"]), max_size=12)
 literals = st.sampled_from(["null", "-1", "1e999", "nan", "[]", "{}", "[1", "${seed}", "???", "''"])
 

@@ -130,6 +130,9 @@ BAD = {
     "optimizer.lr=fast": "optimizer.lr=fast: must be a number > 0",
     "optimizer.lr=nan": "optimizer.lr=nan: must be a finite number > 0",
     "optimizer.lrr=0.1": "optimizer.lrr: no such key; did you mean optimizer.lr?",
+    "modl.x.y=1": "modl: no such key; did you mean model?",
+    "hydra.sweeper.n_trils=1": "hydra.sweeper.n_trils: no such key; did you mean "
+    "hydra.sweeper.n_trials?",
     "optimizer=adma": "Could not find 'optimizer/adma'",
     "data.batch_size=0": "data.batch_size=0: must be >= 1 and <= 60000",
     "data.batch_size=32.5": "data.batch_size=32.5: must be an integer >= 1 and <= 60000",

@@ -21,6 +21,7 @@ EPOCHS = 2
 STEPS = 1875  # of an epoch
 ALONE = "fmnist_sweep, one trial, both cores"
 BARE = "bare kernels of eight (products, Adam)"
+EACH = "fmnist_sweep, 8 trials, each alone, one a core"
 EIGHT, MANY = "fmnist_sweep, 8 trials in stacks", "fmnist_sweep, 64 trials in stacks"
 
 
@@ -81,15 +82,19 @@ def measure(root: str, rounds: int, cores: int) -> dict[str, list[float]]:
     torch.set_num_threads(cores)
     alone = training.ours(data, config)
     peers = [training.published(config.data.root), training.scikit_learn(data), alone]
-    stacks = Stacks(data, config, Scheduler(lambda: ProcessLane(1), cores, max_stack=64))
+    stacks, each = (
+        Stacks(data, config, Scheduler(lambda: ProcessLane(1), cores, max_stack))
+        for max_stack in (64, 1)
+    )
     spawn = multiprocessing.get_context("spawn")
-    with stacks.scheduler, ProcessPoolExecutor(cores, spawn) as pool:
+    with stacks.scheduler, each.scheduler, ProcessPoolExecutor(cores, spawn) as pool:
 
         def kernels(steps: int) -> None:
             list(pool.map(bare, [steps] * cores, [8 // cores] * cores))
 
         work: dict[str, Callable[[], float]] = {
             **{peer.name if peer is not alone else ALONE: peer.epoch for peer in peers if peer},
+            EACH: lambda: each.epoch(8),
             EIGHT: lambda: stacks.epoch(8),
             MANY: lambda: stacks.epoch(64),
             BARE: lambda: (

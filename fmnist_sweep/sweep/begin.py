@@ -58,27 +58,11 @@ def sweep(
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(hydra_line(error)) from None
 
-    plain = OmegaConf.to_container(OmegaConf.create(dict(values)), resolve=True)
-    assert isinstance(plain, dict)
-    settings = settings_file.read({str(key): value for key, value in plain.items()})
-    written = OmegaConf.to_container(config.hydra.sweeper, resolve=False)
-    assert isinstance(written, dict)
-    check_written(written["storage"])
-    storage = as_it_travels(written["storage"], settings.storage)
-    settings = settings.model_copy(update={"storage": storage})
+    settings = _settings(values, config)
     space = space_file.read(arguments, settings, compose, config.seed)
     extend = _custom_space(settings, config)
     _rehearse(settings, space)
-    target = config.hydra.launcher._target_
-    if target.endswith(".StackedLauncher"):
-        together.read(config.hydra.launcher)
-    if target.endswith(".RayLauncher"):
-        ray_launcher.connect(OmegaConf.to_container(config.hydra.launcher.init, resolve=True))
-    if settings.shares and target.endswith((".StackedLauncher", ".BasicLauncher")):
-        raise ConfigError(
-            f"hydra.sweeper.shares={settings.shares}: needs a launcher that starts processes: "
-            "hydra/launcher=joblib, ray, submitit_local or submitit_slurm"
-        )
+    _check_launcher(config, settings)
     with _folder(config, settings) as folder:
         name = config.name or "/".join(folder.parts[-2:])
         study = SweepStudy(folder, name, space, settings, config.seed)
@@ -101,6 +85,31 @@ def sweep(
         Loop(study, settings, launcher, at_once, extend, ranking.console()).run(config.name)
     finally:
         study.close()
+
+
+def _settings(values: Mapping[str, Any], config: DictConfig) -> Settings:
+    """The sweeper's own keys; their storage as jobs may be told it, without what is secret."""
+    plain = OmegaConf.to_container(OmegaConf.create(dict(values)), resolve=True)
+    written = OmegaConf.to_container(config.hydra.sweeper, resolve=False)
+    assert isinstance(plain, dict) and isinstance(written, dict)
+    settings = settings_file.read({str(key): value for key, value in plain.items()})
+    check_written(written["storage"])
+    storage = as_it_travels(written["storage"], settings.storage)
+    return settings.model_copy(update={"storage": storage})
+
+
+def _check_launcher(config: DictConfig, settings: Settings) -> None:
+    """Refuses a launcher's configuration that its jobs would fail of; connects to Ray."""
+    target = config.hydra.launcher._target_
+    if target.endswith(".StackedLauncher"):
+        together.read(config.hydra.launcher)
+    if target.endswith(".RayLauncher"):
+        ray_launcher.connect(OmegaConf.to_container(config.hydra.launcher.init, resolve=True))
+    if settings.shares and target.endswith((".StackedLauncher", ".BasicLauncher")):
+        raise ConfigError(
+            f"hydra.sweeper.shares={settings.shares}: needs a launcher that starts processes: "
+            "hydra/launcher=joblib, ray, submitit_local or submitit_slurm"
+        )
 
 
 def _custom_space(settings: Settings, config: DictConfig) -> Callable[[optuna.Trial], None] | None:

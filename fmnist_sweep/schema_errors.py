@@ -1,0 +1,94 @@
+"""A schema's errors as the lines that a user reads: the key, its value and what is allowed."""
+
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
+
+_MEANINGS = {
+    "int_type": "must be an integer",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "list_type": "must be a list",
+    "finite_number": "must be a finite number",
+    "missing": "is missing",
+}
+_RANGE_ERRORS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
+# Where the type's own error would not say what is allowed.
+_SPECIAL = {
+    "trainer.device": "must be auto, cpu, cuda, cuda:N or mps",
+    "trainer.compile": "must be auto, true or false",
+    "trainer.checkpoint": "must be auto, true or false",
+    "data.classes": "must be a list of two or more different classes of 0 to 9, or null for all",
+    "name": "must be letters, digits and . _ + -, beginning with a letter or digit",
+}
+
+
+def known_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The dotted names of all keys that a schema knows."""
+    for name, field in section.model_fields.items():
+        key = f"{prefix}{field.alias or name}"
+        yield key
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from known_keys(field.annotation, f"{key}.")
+
+
+def nearest_key(key: str, known: Iterable[str]) -> str:
+    """A hint such as `; did you mean optimizer.lr?`, or nothing where no known key is close."""
+    close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def line(section: type[BaseModel], prefix: str, detail: ErrorDetails) -> str:
+    """Turns one of pydantic's errors into `key=value: what is allowed`.
+
+    Args:
+        section: the schema that the error is of.
+        prefix: with its dot, stands before every key.
+    """
+    # A union adds its member's name to the path ("model.hidden.list[...]"): not a key of ours.
+    # Nor are a list's positions.
+    path = [str(part) for part in detail["loc"] if str(part).isidentifier()]
+    if path[-1] in ("bool", "int", "float", "str"):
+        path.pop()
+    allowed = _range(section, path)
+    key = prefix + ".".join(path)
+    kind = detail["type"]
+    if kind == "extra_forbidden":
+        return f"{key}: no such key{nearest_key(key, known_keys(section, prefix))}"
+    if kind == "missing":
+        return f"{key}: is missing"
+    said = detail["msg"].removeprefix("Input ").replace("should", "must", 1)
+    meaning = _SPECIAL.get(key) or _MEANINGS.get(kind, said)
+    if kind in _RANGE_ERRORS and allowed:
+        return f"{key}={detail['input']}: must be {allowed}"
+    return f"{key}={detail['input']}: {meaning}{f' {allowed}' if allowed else ''}"
+
+
+def _range(section: type[BaseModel], path: Sequence[str]) -> str:
+    """The allowed range of a numeric key, read from the schema: `>= 0 and < 1`."""
+    field = None
+    for part in path:
+        field = section.model_fields.get(part)
+        if field is None:
+            return ""
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            section = field.annotation
+    assert field is not None
+    bounds = {type(m).__name__: m for m in _metadata(field.metadata, field.annotation)}
+    signs = {"Ge": ">=", "Gt": ">", "Le": "<=", "Lt": "<"}
+    parts = [f"{sign} {getattr(bounds[n], n.lower())}" for n, sign in signs.items() if n in bounds]
+    return " and ".join(parts)
+
+
+def _metadata(own: list[Any], annotation: Any) -> list[Any]:
+    """A field's constraints, also where they sit inside `Annotated[...] | None`."""
+    inner = [m for member in getattr(annotation, "__args__", ()) for m in _constraints(member)]
+    return [c for m in (*own, *inner) for c in (getattr(m, "metadata", None) or [m])]
+
+
+def _constraints(member: Any) -> tuple[Any, ...]:
+    return getattr(member, "__metadata__", ())
