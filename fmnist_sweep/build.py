@@ -1,5 +1,6 @@
 """From a configuration to what is trained: the model, its optimizer, the device."""
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Mapping
@@ -31,7 +32,6 @@ def check(config: Config) -> None:
         skeleton.check(trial.model)
     except ValueError as error:
         raise ConfigError(f"model._target_={config.model.target}: {error}") from None
-    _check_last_batch(config, trial.model)
 
 
 def _check_last_batch(config: Config, model: nn.Module) -> None:
@@ -40,7 +40,7 @@ def _check_last_batch(config: Config, model: nn.Module) -> None:
     if min(size, images % size or size) > 1:
         return
     try:
-        model.train()(torch.zeros(1, 1, 28, 28))
+        copy.deepcopy(model).train()(torch.zeros(1, 1, 28, 28))
     except ValueError:
         raise ConfigError(
             f"data.batch_size={size}: leaves a batch of one of {images:,} images, of which batch "
@@ -52,7 +52,8 @@ def build(config: Config) -> Trial:
     """Makes the model, its weights drawn from the trial's seed, and names its optimizer.
 
     Raises:
-        ConfigError: a target that is not trusted, does not exist or refuses its arguments.
+        ConfigError: a target that is not trusted, does not exist or refuses its arguments, or
+            batches that the model cannot be trained on.
     """
     torch.manual_seed(config.seed)
     model = _instantiate("model", config.model.target, config.model.arguments)
@@ -60,6 +61,7 @@ def build(config: Config) -> Trial:
         raise ConfigError(f"model._target_={config.model.target}: must make a torch.nn.Module")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError(f"model._target_={config.model.target}: has no weights to train")
+    _check_last_batch(config, model)
     arguments = config.optimizer.arguments
     partial = _instantiate("optimizer", config.optimizer.target, arguments, _partial_=True)
     cls = partial.func

@@ -52,19 +52,31 @@ class PrepareRun(Callback):
             sys.exit(1)
 
     def _prepare(self, config: DictConfig) -> None:
-        from fmnist_sweep import build
+        from fmnist_sweep import build, trial
 
-        build.check(parsed(config))
+        checked = parsed(config)
+        build.check(checked)
         folder = Path(config.hydra.run.dir)
         if any(override.startswith("hydra.run.dir=") for override in config.hydra.overrides.hydra):
-            if record.holds_run(folder) and not record.is_interrupted(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.hold = record.Hold(folder)
+            except BlockingIOError:
                 raise ConfigError(
-                    f"hydra.run.dir={folder}: holds a run already, which is never overwritten; "
-                    "name another folder"
-                )
+                    f"hydra.run.dir={folder}: another process trains there; name another folder"
+                ) from None
+            try:
+                trial.check_folder(checked, folder)
+            except ConfigError as error:
+                raise ConfigError(f"hydra.run.dir={error}") from None
             return
+        folder = record.reserve(folder)
+        self.hold = record.Hold(folder)
         with read_write(config.hydra), open_dict(config.hydra):
-            config.hydra.run.dir = str(record.reserve(folder))
+            config.hydra.run.dir = str(folder)
+
+    def on_run_end(self, config: DictConfig, **_: Any) -> None:
+        del self.hold
 
 
 def with_clear_errors(command: Callable[[], Any]) -> None:
@@ -115,7 +127,10 @@ def hydra_line(error: BaseException) -> str:
         key = getattr(cause, "full_key", None) or unknown[1]
         section, siblings = key.rpartition(".")[0], getattr(cause, "parent_node", None) or ()
         beside = [f"{section}.{name}".lstrip(".") for name in siblings]
-        return f"{key}: no such key{nearest_key(key, [*known_keys(Config), *beside])}"
+        known = set(known_keys(Config))
+        if key in known:  # but of another option of its group, as a ResNet has no dropout
+            return f"{key}: not with this {section}, which has {', '.join(map(str, siblings))}"
+        return f"{key}: no such key{nearest_key(key, [*sorted(known), *beside])}"
     text = text.partition("Config search path:")[0]
     lines = (line.strip() for line in text.splitlines())
     return " ".join(line for line in lines if line and not line.startswith(("object_type", "full")))

@@ -13,6 +13,8 @@ checkpoint-0.pt   while it trains, the state of its first repeat at an epoch's e
 
 import csv
 import errno
+import fcntl
+import glob
 import importlib.metadata
 import io
 import json
@@ -25,6 +27,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -59,6 +62,12 @@ class Epoch:
 # What a trial's summary holds that a sweep can optimise; the first ones each epoch has.
 EPOCH_METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 METRICS = (*EPOCH_METRICS, "best_val_accuracy", "seconds", "images_per_second", "parameters")
+
+
+def direction(metric: str) -> str:
+    """Which way a metric is better, `minimize` or `maximize`."""
+    smaller = metric.endswith("loss") or metric in ("seconds", "parameters")
+    return "minimize" if smaller else "maximize"
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -124,6 +133,30 @@ def holds_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in ("history.csv", "summary.json"))
 
 
+def holds_sweep(folder: Path) -> bool:
+    """Whether a sweep has begun here, or its tables are here."""
+    return any((folder / name).exists() for name in ("study.json", "sweep.csv"))
+
+
+class Hold:
+    """Keeps other processes out of a folder for as long as it lives; `BlockingIOError` if it is
+    another's already.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(self._folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:  # a file system without such locks
+            pass
+
+    def __del__(self) -> None:
+        with suppress(AttributeError, OSError):
+            os.close(self._folder)
+
+
 def checkpoint(folder: Path, repeat: int) -> Path:
     """Where the state of a run's repeat is kept while it trains."""
     return folder / f"checkpoint-{repeat}.pt"
@@ -140,9 +173,12 @@ def earlier_attempts(folder: Path) -> list[Path]:
     name = re.fullmatch(r"(.+)-(\d+)", folder.name)
     if not name or not folder.with_name(name[1]).is_dir():
         return []
-    numbers = range(int(name[2]) - 1, 1, -1)
-    between = [folder.with_name(f"{name[1]}-{number}") for number in numbers]
-    return [*(one for one in between if one.is_dir()), folder.with_name(name[1])]
+    found = [(1, folder.with_name(name[1]))]
+    for one in folder.parent.glob(f"{glob.escape(name[1])}-*"):
+        number = one.name.removeprefix(f"{name[1]}-")
+        if number.isdecimal() and 1 < int(number) < int(name[2]) and one.is_dir():
+            found.append((int(number), one))
+    return [one for _, one in sorted(found, reverse=True)]
 
 
 def attempts(sweep: Path) -> dict[int, list[Path]]:

@@ -23,7 +23,8 @@ _SPECIAL = {
     "trainer.compile": "must be auto, true or false",
     "trainer.checkpoint": "must be auto, true or false",
     "data.classes": "must be a list of two or more different classes of 0 to 9, or null for all",
-    "name": "must be letters, digits and . _ + -, beginning with a letter or digit",
+    "name": "must be text of letters, digits and . _ + -, beginning with a letter or digit; a "
+    "number in quotes, name=\"'7'\"",
 }
 
 

@@ -63,8 +63,7 @@ def run(
         TrialFailed: the loss or a weight became NaN or infinite; history and summary are written.
     """
     started = time.time()
-    if record.holds_run(folder) and not record.is_interrupted(folder):
-        raise ConfigError(f"{folder}: holds a run already, which is never overwritten")
+    check_folder(config, folder)
     where = build.device(config)
     threads = min(config.trainer.threads, cores_left() or config.trainer.threads)
     torch.set_num_threads(threads)
@@ -75,6 +74,29 @@ def run(
     training.go_on()
     train(training.requests)
     return training.finish(started, test)
+
+
+def check_folder(config: Config, folder: Path) -> None:
+    """Makes sure that a run can be trained in a folder without harm to what is there.
+
+    Raises:
+        ConfigError: a finished run or a sweep is, or an interrupted run of something else.
+    """
+    if record.holds_sweep(folder):
+        raise ConfigError(f"{folder}: holds a sweep, which is never overwritten")
+    if record.holds_run(folder) and not record.is_interrupted(folder):
+        raise ConfigError(f"{folder}: holds a run already, which is never overwritten")
+    for path in folder.glob("checkpoint-*.pt"):
+        repeat = int(path.stem.partition("-")[2])
+        try:
+            checkpoint.read(path, config.model_copy(update={"seed": config.seed + repeat}).identity)
+        except OtherConfiguration:
+            raise ConfigError(
+                f"{folder}: holds an interrupted run of another configuration; "
+                "name another folder, or give the same keys to go on"
+            ) from None
+        except (CheckpointError, OSError):  # which is told when it is to be gone on from
+            pass
 
 
 class _Training:
@@ -135,11 +157,6 @@ class _Training:
             try:
                 history = checkpoint.read(path, kept.whose)["history"]
             except (CheckpointError, OSError) as error:
-                if path.parent == self.folder and isinstance(error, OtherConfiguration):
-                    raise ConfigError(
-                        f"{self.folder}: holds an interrupted run of another configuration; "
-                        "name another folder, or give the same keys to go on"
-                    ) from None
                 log.warning("%s %s; training begins anew", path, error)
                 continue
             kept.resume = path
@@ -150,7 +167,9 @@ class _Training:
             log.info("Going on after epoch %d, from %s", len(history), path)
         while self._epochs_of_all() > len(self.history):
             self._write(self._next_epoch())
-        self.screen.begin_epoch(len(self.history) + 1)
+        if self.history:  # it may have been interrupted before it could be told
+            self._decide(self.history[-1])
+        self._begin_epoch()
 
     def _found(self, repeat: int) -> Path | None:
         """The newest checkpoint of a repeat, of this attempt or an earlier one."""
@@ -240,13 +259,20 @@ class _Training:
         """Takes an epoch that all repeats have finished, and decides on their mean."""
         self._write(mean)
         self.screen.end_epoch(mean)
+        self._decide(mean)
+        self._begin_epoch()
+
+    def _decide(self, mean: Epoch) -> None:
+        """Ends the training after an epoch that a pruner takes for the last, or that diverged."""
         unwanted = self.wanted is not None and not self.wanted(mean)
         self.pruned = unwanted and mean.epoch < self.config.trainer.epochs
         if self.pruned or not _finite(mean):
             for request in self.requests:
                 request.stop = True
-        elif not all(request.stop for request in self.requests):
-            self.screen.begin_epoch(mean.epoch + 1)
+
+    def _begin_epoch(self) -> None:
+        if not all(request.stop for request in self.requests):
+            self.screen.begin_epoch(len(self.history) + 1)
 
     def finish(self, started: float, test: bool) -> dict[str, Any]:
         """Completes the run folder; its summary is written last."""

@@ -1,11 +1,14 @@
 """A bad trial fails alone, with its reason, whoever launches it."""
 
+import errno
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from hydra.core import utils
+from omegaconf import DictConfig
 
 from fmnist_sweep.sweep import database
 from tests import tiny_task as bad
@@ -159,3 +162,49 @@ def test_a_network_that_cannot_be_sent(sweep: Callable[..., pd.DataFrame]) -> No
         assert way.startswith("no") or re.fullmatch(
             r"its model cannot be sent to another process \(.+\); use hydra/launcher=basic", reason
         ), (way, reason)
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        *("stacked", "basic", "joblib"),
+        *(pytest.param(one, marks=pytest.mark.torture) for one in ("submitit_local", "ray")),
+    ],
+)
+def test_a_full_disk_is_no_fault_of_a_trial(
+    launcher: str, tiny: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the trial runs that meets it first."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    where = (f"hydra/launcher={launcher}", *LAUNCHERS.get(launcher, ()))
+    sweep = ("-m", "name=a", "trainer.epochs=1", f"seed=0,{bad.FINDS_THE_DISK_FULL},1", *where)
+    Path("full").touch()
+    outcome = tiny(*sweep)
+    assert outcome.code == 1 and "Traceback" not in outcome.err, outcome.err
+    last = outcome.err.splitlines()[-1]
+    assert "No space left on device" in last and last.endswith("The same command goes on.")
+    Path("full").unlink()
+    assert tiny(*sweep).code == 0
+    assert list(pd.read_csv("multirun/a/sweep.csv").state) == ["COMPLETE"] * 3
+    database.disconnect()
+
+
+def test_a_full_disk_in_hydras_part_is_none_either(
+    tiny: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = utils._save_config, []
+
+    def save(config: DictConfig, filename: str, output_dir: Path) -> None:
+        calls.append(filename)
+        if len(calls) == 4:  # of the second trial
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(config, filename, output_dir)
+
+    sweep = ("-m", "name=a", "trainer.epochs=1", "seed=0,1,2")
+    with monkeypatch.context() as patch:
+        patch.setattr(utils, "_save_config", save)
+        outcome = tiny(*sweep)
+    assert outcome.code == 1 and "No space left on device" in outcome.err.splitlines()[-1]
+    assert tiny(*sweep).code == 0
+    assert list(pd.read_csv("multirun/a/sweep.csv").state) == ["COMPLETE"] * 3
+    database.disconnect()

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from fmnist_sweep import trial
+from fmnist_sweep import record, trial
 from fmnist_sweep.cli import parsed
 from fmnist_sweep.config import Config, conf_folder
 from fmnist_sweep.record import Epoch
@@ -179,9 +179,12 @@ def test_another_configuration_does_not_go_on(
     overrides = [*SMALL, "trainer.checkpoint=true", "hydra.run.dir=parts"]
     run_until(3, config(), "parts")
     before = Path("parts/history.csv").read_bytes()
-    refused = fmnist_train(*overrides, "optimizer.lr=0.5")
-    assert refused.code == 1 and "holds an interrupted run of another configuration" in refused.err
+    for more in ((), ("trainer.checkpoint=false",)):
+        refused = fmnist_train(*overrides[:-2], "hydra.run.dir=parts", *more, "optimizer.lr=0.5")
+        assert refused.code == 1 and len(refused.err.splitlines()) == 1
+        assert "holds an interrupted run of another configuration" in refused.err
     assert Path("parts/history.csv").read_bytes() == before
+    assert not Path("parts/.hydra").exists()
     again = fmnist_train(*overrides, "trainer.log_every=7")
     assert again.code == 0, again.err
     assert "Going on after epoch 3" in again.out
@@ -254,3 +257,38 @@ def test_a_run_killed_in_any_place_goes_on(data_root: Path) -> None:
     assert child.returncode == 0, out.decode()[-2000:]
     run(config("trainer.epochs=30", "augment=flip"), "whole")
     assert left("parts") == left("whole") and kills == 2
+
+
+@pytest.mark.parametrize("kind", ["baseline", "a foreign optimizer"])
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_what_would_have_ended_it_still_does(kind: str, repeats: int) -> None:
+    """Killed between an epoch's checkpoint and the pruner's word on it."""
+    settings = config(*RECIPES[kind], f"repeats={repeats}")
+    run_until(3, settings, "parts")
+    if repeats > 1:
+        Path("parts/checkpoint-0.pt").write_bytes(b"torn")  # it has to catch up with the other
+    told = []
+
+    def prune(row: Epoch) -> bool:
+        told.append(row.epoch)
+        return row.epoch != 3
+
+    trial.run(settings, Path("parts"), test=False, on_epoch=prune)
+    Path("whole").mkdir()
+    trial.run(settings, Path("whole"), test=False, on_epoch=lambda row: row.epoch != 3)
+    assert told == ([3] if repeats == 1 else [1, 2, 3])
+    assert record.read_json(Path("parts"), "summary.json")["state"] == "PRUNED"
+    assert left("parts")["."] == left("whole")["."]
+    if repeats == 1:
+        assert left("parts") == left("whole")
+
+
+def test_a_folder_takes_one_run_at_a_time(fmnist_train: Command, small: tuple[str, ...]) -> None:
+    Path("out").mkdir()
+    held = record.Hold(Path("out"))
+    refused = fmnist_train(*small[:3], "hydra.run.dir=out")
+    assert refused.code == 1 and len(refused.err.splitlines()) == 1
+    assert "hydra.run.dir=out: another process trains there" in refused.err
+    assert not list(Path("out").iterdir())
+    del held
+    assert fmnist_train(*small[:3], "hydra.run.dir=out").code == 0

@@ -11,12 +11,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 from scipy import stats
 
 from fmnist_sweep import record
-from fmnist_sweep.config import ConfigError
+from fmnist_sweep.cli import parsed
+from fmnist_sweep.config import ConfigError, conf_folder, parse
 from fmnist_sweep.confirm import __main__ as command
-from fmnist_sweep.confirm import opening, training, verdict
+from fmnist_sweep.confirm import opening, training, verdict, writing
 from fmnist_sweep.confirm.candidates import Candidate, candidates, fresh_seeds
 from fmnist_sweep.data import source
 from fmnist_sweep.report import facts
@@ -141,6 +145,37 @@ def test_model_and_experiment_can_be_used(
     assert sum(t.numel() for t in state.values()) == 109_386
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [
+            "scheduler=cosine",
+            "augment=flip",
+            "trainer.label_smoothing=0.1",
+            "trainer.clip_norm=1.0",
+        ],
+        ["~model", "+model._target_=torch.nn.modules.linear.Linear", "+model.in_features=784"],
+        ["optimizer=sgd", "~optimizer.nesterov", "+optimizer.maximize=true"],
+    ],
+)
+def test_the_experiment_is_the_whole_configuration(
+    overrides: list[str], tmp_path: Path, fmnist_train: Command
+) -> None:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(conf_folder()):
+        composed = compose("config", overrides, return_hydra_config=True)
+    (tmp_path / "run/.hydra").mkdir(parents=True)
+    choices = OmegaConf.to_container(composed.hydra.runtime.choices)
+    text = yaml.safe_dump({"hydra": {"runtime": {"choices": choices}}})
+    (tmp_path / "run/.hydra/hydra.yaml").write_text(text)
+    (tmp_path / "experiment").mkdir()
+    best = writing.experiment(parsed(composed), tmp_path / "run", tmp_path)
+    (tmp_path / "experiment/best.yaml").write_text(best)
+    outcome = fmnist_train("--config-dir", str(tmp_path), "experiment=best", "--cfg", "job")
+    assert outcome.code == 0, outcome.err
+    assert parse(yaml.safe_load(outcome.out)).identity == parsed(composed).identity
+
+
 def test_interrupted_it_goes_on(
     folder: Path, confirm: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,7 +285,7 @@ def test_candidates_are_configurations_whatever_their_seed(tmp_path: Path) -> No
     made = [trial(v, params={KEY: lr, "seed": s}, default=not i)
             for i, (lr, s, v) in enumerate(rows)]  # fmt: skip
     folder = sweeps.write(tmp_path / "sweep", made)
-    found = candidates(folder, runs_of(folder), 1)
+    found = candidates(folder, runs_of(folder), 1, "val_accuracy")
     assert [(one.name, one.value, one.is_baseline) for one in found] == [
         ("trial-2", pytest.approx(0.86), False),
         ("trial-0", pytest.approx(0.85), True),
@@ -261,9 +296,9 @@ def test_candidates_are_configurations_whatever_their_seed(tmp_path: Path) -> No
 def test_baseline_that_was_no_trial(tmp_path: Path) -> None:
     made = [trial(0.8, params={KEY: lr}, default=False) for lr in (0.01, 0.02)]
     folder = sweeps.write(tmp_path / "sweep", made)
-    assert len(candidates(folder, runs_of(folder), 5)) == 2
+    assert len(candidates(folder, runs_of(folder), 5, "val_accuracy")) == 2
     (folder / "multirun.yaml").write_text(yaml.safe_dump(sweeps.CONFIG))
-    *_, base = candidates(folder, runs_of(folder), 1)
+    *_, base = candidates(folder, runs_of(folder), 1, "val_accuracy")
     assert base.name == "baseline" and base.is_baseline and base.value is None
     assert base.config([3]).optimizer.lr == 0.001
 
@@ -277,7 +312,7 @@ def test_aliases_take_neither_memory_nor_time(kind: str, name: str, tmp_path: Pa
     (folder / name).write_text(text)
     facts.flat(facts.configuration(folder / "0"))
     with pytest.raises(record.RecordError, match="it has an alias"):
-        candidates(folder, runs_of(folder), 2)
+        candidates(folder, runs_of(folder), 2, "val_accuracy")
 
 
 def test_references_are_followed_to_plain_values_alone(
@@ -288,7 +323,7 @@ def test_references_are_followed_to_plain_values_alone(
     config = folder / "0/.hydra/config.yaml"
     plain = config.read_text()
     config.write_text(plain + "a: ${b}\nb: ${trainer.epochs}\nc: ${data.train_size}\n")
-    (found,) = candidates(folder, runs_of(folder), 1)
+    (found,) = candidates(folder, runs_of(folder), 1, "val_accuracy")
     assert found.values["a"] == found.values["b"] == 2 and found.values["c"] is None
     doubling = "".join(f"a{n}: ${{a{n - 1}}}${{a{n - 1}}}\n" for n in range(1, 60))
     for more in (
@@ -300,14 +335,22 @@ def test_references_are_followed_to_plain_values_alone(
     ):
         config.write_text(f"{plain}{more}\n")
         with pytest.raises(ConfigError, match="cannot be repeated"):
-            candidates(folder, runs_of(folder), 1)
+            candidates(folder, runs_of(folder), 1, "val_accuracy")
 
 
 def test_lower_is_better_where_the_sweep_says_so(tmp_path: Path) -> None:
     folder = sweeps.write(
         tmp_path / "sweep", [trial(0.8), trial(0.9)], objective=["val_loss"], direction=["minimize"]
     )
-    assert candidates(folder, runs_of(folder), 1)[0].name == "trial-1"
+    assert candidates(folder, runs_of(folder), 1, "val_accuracy")[0].name == "trial-1"
+
+
+def test_what_the_search_found_is_of_the_metric_that_is_confirmed(tmp_path: Path) -> None:
+    """Whatever the search went by."""
+    rows = [trial(0.8, seconds=3.0), trial(0.9, seconds=5.0)]
+    folder = sweeps.write(tmp_path / "sweep", rows, objective=["seconds"], direction=["minimize"])
+    (first, *_) = candidates(folder, runs_of(folder), 2, "val_accuracy")
+    assert (first.name, first.value) == ("trial-0", 0.8)
 
 
 def test_fresh_seeds_are_in_no_trial_and_no_repeat(tmp_path: Path) -> None:

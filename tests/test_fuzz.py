@@ -226,7 +226,7 @@ def check(sweep: Path) -> None:
         assert "\n" not in str(error)
     try:
         seeds = fresh_seeds(runs, 2)
-        [one.config(seeds) for one in candidates(sweep, runs, 2)]
+        [one.config(seeds) for one in candidates(sweep, runs, 2, "val_accuracy")]
     except ConfigError:  # a line for each wrong key
         pass
     except record.RecordError as error:

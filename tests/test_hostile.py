@@ -1,9 +1,15 @@
-"""Configurations from somebody else, such as an `experiment/best.yaml`, execute nothing."""
+"""What comes from somebody else, such as an `experiment/best.yaml`, executes nothing."""
 
+import json
+import os
+import pickle
+import sqlite3
 from pathlib import Path
 
 import pytest
 
+from fmnist_sweep.sweep import database
+from tests import sweeps
 from tests.conftest import Command
 
 MADE = Path("made")
@@ -40,3 +46,41 @@ def test_a_configuration_executes_nothing(
             assert outcome.code == 1, outcome.out
             assert "Traceback" not in outcome.err and len(outcome.err.splitlines()) == 1
         assert not MADE.exists()
+
+
+SEARCH = (
+    *("-m", "name=a", "trainer.epochs=1", "hydra/sweeper/sampler=cmaes"),
+    *("hydra.sweeper.sampler.n_startup_trials=1", "optimizer.lr=interval(0.001,0.1)"),
+    "optimizer.eps=interval(1e-8,1e-2)",
+)
+
+
+class Harmful:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(MADE),)
+
+
+def test_a_state_of_cma_es_in_a_study_executes_nothing(tiny: Command) -> None:
+    """Its own states are gone on from."""
+    for trials in (8, 9):
+        outcome = tiny(*SEARCH, f"hydra.sweeper.n_trials={trials}")
+        assert outcome.code == 0, outcome.err
+    database.disconnect()
+    forged = json.dumps(pickle.dumps(Harmful()).hex())
+    with sqlite3.connect("multirun/a/study.db") as connection:
+        change = "UPDATE trial_system_attributes SET value_json = ? WHERE key LIKE ?"
+        assert connection.execute(change, ('""', "%:optimizer:%")).rowcount
+        assert connection.execute(change, (forged, "%:optimizer:0")).rowcount
+    connection.close()
+    outcome = tiny(*SEARCH, "hydra.sweeper.n_trials=11")
+    assert outcome.code == 1 and not MADE.exists()
+    assert "cmaes: the study's state of it cannot be read (it names posix.mkdir)" in outcome.err
+    assert "Traceback" not in outcome.err
+    database.disconnect()
+
+
+def test_names_of_columns_hold_no_formula(tmp_path: Path) -> None:
+    formula = '=HYPERLINK("http://x","y")'
+    folder = sweeps.write(tmp_path / "sweep", [sweeps.trial(0.5, params={formula: 1})])
+    header = (folder / "sweep.csv").read_text().splitlines()[0]
+    assert "=HYPERLINK" in header and ",\"'=HYPERLINK" in header

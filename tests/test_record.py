@@ -114,3 +114,13 @@ def test_reserved_folders_are_never_shared(tmp_path: Path) -> None:
 )
 def test_a_cell_holds_no_formula(text: object, cell: object) -> None:
     assert record.inert(text) == cell
+
+
+def test_earlier_attempts_are_those_that_exist(tmp_path: Path) -> None:
+    for name in ("run", "run-2", "run-10", "run-11", "run-x", "runs-3"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "run-3").write_text("")
+    names = [one.name for one in record.earlier_attempts(tmp_path / "run-20261101")]
+    assert names == ["run-11", "run-10", "run-2", "run"]
+    assert [one.name for one in record.earlier_attempts(tmp_path / "run-10")] == ["run-2", "run"]
+    assert record.earlier_attempts(tmp_path / "run") == []

@@ -3,6 +3,7 @@
 import itertools
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -482,3 +483,25 @@ def test_every_trial_is_in_exactly_one_stack(
         assert {kinds[number] for number in members} == {kind}
     for number, (_, epochs) in enumerate(trials):
         assert sum(number in members for _, members in together) == epochs
+
+
+@pytest.mark.slow
+def test_busy_processes_end_together(data: Protocol) -> None:
+    """All but the first are within an epoch that takes many seconds, and listen to nobody."""
+    lanes: list[ProcessLane] = []
+
+    def make_lane() -> ProcessLane:
+        lanes.append(ProcessLane(threads=1))
+        return lanes[-1]
+
+    images = Images(data.train.pixels.repeat(200, 1, 1, 1), data.train.labels.repeat(200))
+    with Scheduler(make_lane, 4, 1) as scheduler:
+        for seed in range(4):
+            request = Case(seed, 2).request(replace(data, train=images), [])
+            often = 10**6 if seed else 10
+            scheduler.add(replace(request, batch_size=1, log_every=often))
+        scheduler.step()
+        assert sum(map(bool, scheduler.at_work.values())) == 4
+        began = time.monotonic()
+    assert len(lanes) == 4 and not any(lane.process.is_alive() for lane in lanes)
+    assert time.monotonic() - began < 2.5

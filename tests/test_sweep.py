@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from fmnist_sweep import record
 from fmnist_sweep.report.tables import Run
 from fmnist_sweep.sweep import database
 from fmnist_sweep.sweep.display import Display
@@ -373,3 +374,83 @@ def test_stock_sweepers_leave_the_same_runs(
         assert set(values) <= {0.0001, 0.001, 0.01}
         summary = json.loads(Path(f"multirun/{sweeper}/1/summary.json").read_text())
         assert rows["objective"][1] == summary["val_accuracy"]
+
+
+def test_a_grid_goes_on_in_any_order(tiny: Command) -> None:
+    rates, sizes = "optimizer.lr=0.01,0.001", "data.batch_size=32,64,128"
+    assert tiny("-m", *FAST, rates, sizes, "hydra.sweeper.n_trials=3", "name=a").code == 0
+    shuffled = (sizes, rates, "hydra/sweeper/sampler=grid")
+    assert tiny("-m", *FAST, *shuffled, "name=a").code == 0
+    points = sorted(
+        (t.params["optimizer.lr"], t.params["data.batch_size"]) for t in study("a").trials
+    )
+    assert points == [(lr, size) for lr in (0.001, 0.01) for size in (32, 64, 128)]
+
+
+def test_a_changed_grid_has_all_of_its_own_points(tiny: Command) -> None:
+    def sizes(text: str) -> list[int]:
+        grid = (f"data.batch_size=range({text})", "hydra.sweeper.accept_changes=true")
+        outcome = tiny("-m", *FAST, "seed=1,2", *grid, "name=a")
+        assert outcome.code == 0, outcome.err
+        return sorted(trial.params["data.batch_size"] for trial in study("a").trials)
+
+    assert sizes("32,34") == [32, 32, 33, 33]
+    assert sizes("32,35") == [32, 32, 33, 33, 34, 34]
+    assert sizes("34,36") == [32, 32, 33, 33, 34, 34, 35, 35]
+    assert sizes("34,36") == [32, 32, 33, 33, 34, 34, 35, 35]
+
+
+def test_null_can_be_the_default(tiny: Command) -> None:
+    swept = ("trainer.clip_norm=null,1.0", "optimizer.lr=0.001,0.01")
+    assert tiny("-m", *FAST, *swept, "hydra.sweeper.design=one_at_a_time", "name=a").code == 0
+    defaults = [
+        record.read_json(Path("multirun/a", str(n)), "trial.json")["default"] for n in "012"
+    ]
+    assert defaults == [True, False, False]
+    assert study("a").trials[0].params["trainer.clip_norm"] == "null"
+    search = ("trainer.clip_norm=null,1.0", "optimizer.lr=interval(0.001,0.01)")
+    assert tiny("-m", *FAST, *search, "hydra.sweeper.n_trials=1", "name=b").code == 0
+    assert study("b").trials[0].params == {"trainer.clip_norm": "null", "optimizer.lr": 0.001}
+
+
+def test_a_loss_is_minimised(tiny: Command) -> None:
+    objective = "hydra.sweeper.objective=val_loss"
+    assert tiny("-m", *FAST, "optimizer.lr=0.01,0.1", objective, "name=a").code == 0
+    assert study("a").direction.name == "MINIMIZE"
+    assert tiny("-m", *FAST, "optimizer.lr=0.01,0.1", "name=b").code == 0
+    assert study("b").direction.name == "MAXIMIZE"
+
+
+def test_a_launcher_that_starts_nothing_uses_no_trial_up(tiny: Command) -> None:
+    grid = ("-m", *FAST, "optimizer.lr=0.01,0.001,0.1", "name=a")
+    for _ in range(2):
+        outcome = tiny(*grid, "hydra/launcher=joblib", "hydra.launcher.n_jobs=0")
+        assert outcome.code == 1 and "Traceback" not in outcome.err
+        assert "the launcher starts no job (ValueError: n_jobs == 0" in outcome.err
+        assert "3 trials left. The same command goes on." in outcome.err
+    assert tiny(*grid).code == 0
+    assert [trial.state.name for trial in study("a").trials] == ["COMPLETE"] * 3
+
+
+def test_a_study_that_is_gone_is_not_begun_again(tiny: Command) -> None:
+    grid = ("-m", *FAST, "optimizer.lr=0.01,0.001", "name=a")
+    assert tiny(*grid).code == 0
+    Path("multirun/a/study.db").unlink()
+    before = runs("a")
+    outcome = tiny(*grid)
+    assert outcome.code == 1 and "which its database has no longer" in outcome.err
+    assert len(outcome.err.splitlines()) == 1 and runs("a") == before
+
+
+def test_a_folder_of_a_run_takes_no_sweep_and_that_of_a_sweep_no_run(
+    tiny: Command, fmnist_train: Command, small: tuple[str, ...]
+) -> None:
+    assert tiny("-m", *FAST, "optimizer.lr=0.01,0.001", "name=a").code == 0
+    refused = fmnist_train(*small[:3], "hydra.run.dir=multirun/a")
+    assert refused.code == 1 and "hydra.run.dir=multirun/a: holds a sweep" in refused.err
+    assert not Path("multirun/a/.hydra").exists() and not Path("multirun/a/model.pt").exists()
+    Path("run").mkdir()
+    record.finish(Path("run"), "COMPLETE")
+    refused = tiny("-m", *FAST, "optimizer.lr=0.01,0.001", "hydra.sweep.dir=run")
+    assert refused.code == 1 and "run: holds a run" in refused.err
+    assert [path.name for path in Path("run").iterdir()] == ["summary.json"]

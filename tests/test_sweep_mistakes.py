@@ -55,7 +55,11 @@ MISTAKES = {
         ["hydra.sweeper.objective=val_acc", "val_accuracy"],
     ),
     "a direction too few": (
-        [SEARCH, "hydra.sweeper.objective=[val_accuracy,seconds]"],
+        [
+            SEARCH,
+            "hydra.sweeper.objective=[val_accuracy,seconds]",
+            "hydra.sweeper.direction=maximize",
+        ],
         ["hydra.sweeper.direction", "each"],
     ),
     "pruning two objectives": (
@@ -90,6 +94,27 @@ MISTAKES = {
     "huge grid": (
         ["seed=range(0,100000)", "data.batch_size=1,2"],
         ["grid", "200,000"],
+    ),
+    "huge range": (["seed=range(0,1000000000)"], ["seed=range(0,1000000000)", "100,000 values"]),
+    "huge range of fractions": (
+        ["optimizer.lr=range(0.001,1,1e-9)", "seed=1,2"],
+        ["optimizer.lr=range(0.001,1,1e-9)", "100,000 values"],
+    ),
+    "a choice among good ones": (
+        ["model=resnet18", "model.image_size=32,48,64"],
+        ["model.image_size=48", "32, 64 or 224"],
+    ),
+    "a batch of one image": (
+        ["model.batch_norm=true", "data.train_size=201", "data.batch_size=64,100,128"],
+        ["data.batch_size=100", "batch of one"],
+    ),
+    "a search for what is given": (
+        ["search=lr", "optimizer.lr=0.1"],
+        ["-m sweeps nothing", "optimizer.lr one value"],
+    ),
+    "no Slurm here": (
+        ["seed=1,2", "hydra/launcher=submitit_slurm"],
+        ["hydra/launcher", "srun"],
     ),
     "folder is a file": (["seed=1,2", "hydra.sweep.dir=file/x"], ["hydra.sweep.dir", "directory"]),
     "folder that cannot be": (["seed=1,2", "hydra.sweep.dir=/proc/x"], ["hydra.sweep.dir=/proc/x"]),

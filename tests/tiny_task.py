@@ -4,6 +4,7 @@ Its value depends on the learning rate alone; some seeds make it end in other wa
 """
 
 import ctypes
+import errno
 import math
 import os
 import resource
@@ -26,6 +27,7 @@ plugins.register()
 
 # Seeds from here to 99 more.
 RAISES, RETURNS_NONE, RETURNS_NAN, EXITS, RETURNS_TEXT, RETURNS_INF = 100, 200, 300, 400, 500, 600
+FINDS_THE_DISK_FULL = 1100  # while there is a file `full` in the working directory
 # These take their process with them, or try to.
 LEAVES, IS_KILLED, CRASHES, EATS_MEMORY = 700, 800, 900, 1000
 
@@ -58,7 +60,10 @@ def task(config: DictConfig) -> object:
         raise RuntimeError("the task\nraised")
     if kind == EXITS:
         sys.exit(3)
-    if kind >= LEAVES:
+    if kind == FINDS_THE_DISK_FULL:
+        if Path("full").exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+    elif kind >= LEAVES:
         bring_down(kind)
     best = value(config.optimizer.lr)
     tell = reporter()
@@ -78,7 +83,7 @@ def task(config: DictConfig) -> object:
     }
     if kind in wrong:
         return wrong[kind]
-    both = len(HydraConfig.get().sweeper.direction) == 2
+    both = not isinstance(HydraConfig.get().sweeper.objective, str)
     return [best, config.optimizer.lr] if both else best
 
 

@@ -49,6 +49,9 @@ def main() -> None:
             write_whole(arguments.out / "compare.json", text)
     except CompareError as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(130)
     except OSError as error:
         sys.exit(f"--out {arguments.out}: {error.strerror}: {error.filename}")
     if arguments.format == "json":

@@ -32,6 +32,14 @@ def main() -> None:
     for name in ("top", "seeds"):
         if getattr(arguments, name) < 1:
             sys.exit(f"--{name}={getattr(arguments, name)}: must be at least 1")
+    try:
+        _confirm(arguments)
+    except KeyboardInterrupt:
+        print("Interrupted. The same command goes on.", file=sys.stderr)
+        sys.exit(130)
+
+
+def _confirm(arguments: argparse.Namespace) -> None:
     # These import torch, which --help does without.
     from fmnist_sweep.config import ConfigError
     from fmnist_sweep.confirm.command import Wishes, confirm
@@ -45,9 +53,6 @@ def main() -> None:
         sys.exit(str(error))
     except OSError as error:
         sys.exit(f"{error.filename or arguments.folder}: {error.strerror}")
-    except KeyboardInterrupt:
-        print("Interrupted. The same command goes on.", file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from fmnist_sweep import record
 from fmnist_sweep.config import Config, ConfigError, parse
 from fmnist_sweep.report.facts import pick
 from fmnist_sweep.report.ranking import ranked
-from fmnist_sweep.report.series import objective
+from fmnist_sweep.report.series import number, objective
 from fmnist_sweep.report.tables import Run
 
 FIRST_SEED = 1000  # far from what people give by hand
@@ -26,8 +26,8 @@ class Candidate:
 
     name: `trial-7`, or `baseline` where no trial of the sweep had the default configuration.
     params: the swept keys' values.
-    value: what the search found, the mean over its runs of this configuration; None for a
-        baseline that was no trial.
+    value: what the search found by the metric, the mean over its runs of this configuration; None
+        for a baseline that was no trial.
     values: the whole composed configuration.
     run: the run folder that it was read from.
     """
@@ -57,11 +57,12 @@ class Candidate:
             raise ConfigError(f"{self.run}/.hydra/config.yaml: {error}") from None
 
 
-def candidates(folder: Path, runs: Sequence[Run], top: int) -> list[Candidate]:
+def candidates(folder: Path, runs: Sequence[Run], top: int, metric: str) -> list[Candidate]:
     """The sweep's best configurations, best first, and its baseline.
 
     Args:
         top: how many, the baseline not counted unless it is one of them.
+        metric: what each will have found of; best is what the sweep's objective says.
 
     Raises:
         ConfigError, RecordError: no trial is complete, or a configuration cannot be read.
@@ -72,10 +73,10 @@ def candidates(folder: Path, runs: Sequence[Run], top: int) -> list[Candidate]:
             groups.setdefault(repr(sorted(_seedless(run).items())), []).append(run)
     if not groups:
         raise ConfigError(f"{folder}: no trial is complete: there is nothing to confirm")
-    found = [_candidate(group) for group in groups.values()]
+    ordered = list(groups.values())
     if len(runs[0].objective) == 1:
-        sign = 1 if runs[0].direction[0] == "maximize" else -1
-        found.sort(key=lambda one: -sign * (one.value or 0.0))
+        ordered.sort(key=_mean_objective, reverse=runs[0].direction[0] == "maximize")
+    found = [_candidate(group, metric) for group in ordered]
     best = found[:top]
     if not any(one.is_baseline for one in best):
         base = next((one for one in found if one.is_baseline), None)
@@ -88,13 +89,17 @@ def _seedless(run: Run) -> dict[str, Any]:
     return {key: value for key, value in run.params.items() if key != "seed"}
 
 
-def _candidate(group: Sequence[Run]) -> Candidate:
-    values = [value for run in group if (value := objective(run)) is not None]
+def _mean_objective(group: Sequence[Run]) -> float:
+    return statistics.fmean(value for run in group if (value := objective(run)) is not None)
+
+
+def _candidate(group: Sequence[Run], metric: str) -> Candidate:
+    values = [value for run in group if (value := number(run.summary.get(metric))) is not None]
     run = min(group, key=lambda one: one.trial)
     return Candidate(
         name=f"trial-{run.trial}",
         params=_seedless(run),
-        value=statistics.fmean(values),
+        value=statistics.fmean(values) if values else None,
         is_baseline=any(one.default for one in group),
         values=_configuration(run.folder),
         run=run.folder,

@@ -67,7 +67,7 @@ def confirm(wishes: Wishes) -> None:
     opening.openings(wishes.folder)  # a torn record stops here, not after the training
     screen = ranking.console()
     measure = _measure(runs[0])
-    found = candidates(wishes.folder, runs, wishes.top)
+    found = candidates(wishes.folder, runs, wishes.top, measure.name)
     on_test = facts.is_selected_on_test(found[0].values)
     if on_test:
         print(f"Beware: {facts.TEST_SELECTION} Fresh seeds are judged on held-out images instead.")

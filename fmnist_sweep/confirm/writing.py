@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fmnist_sweep import record
-from fmnist_sweep.config import Config
+from fmnist_sweep.config import Config, conf_folder
 from fmnist_sweep.confirm.verdict import Mean, Standing
 from fmnist_sweep.report import facts
 from fmnist_sweep.report.measure import Measure
@@ -81,7 +81,9 @@ def sentences(table: Sequence[Standing], lucky: Mean | None, measure: Measure) -
     if base is winner:
         said.append("The baseline wins: the search found nothing better.")
     elif base and base.behind:
-        lead = shown(base.behind, measure).replace(" %", f" {points}", 1)
+        lead = shown(base.behind, measure)
+        if measure.is_accuracy:
+            lead = lead.replace(" %", f" {points}", 1)
         noise = "within noise" if base.within_noise else "more than noise"
         said.append(f"It beats the baseline by {lead}: {noise}.")
     if lucky:
@@ -120,9 +122,9 @@ def as_csv(table: Sequence[Standing], measure: Measure) -> str:
             }
         )
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: record.inert(value) for key, value in row.items()} for row in rows)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(record.inert, rows[0]))
+    writer.writerows([record.inert(row.get(key)) for key in rows[0]] for row in rows)
     return text.getvalue()
 
 
@@ -150,15 +152,20 @@ def experiment(config: Config, run: Path, sweep: Path) -> str:
         run: the winner's run in the sweep, which knows the options of its groups.
     """
     chosen = facts.choices(run)
-    values = config.model_dump(by_alias=True, exclude_unset=True)
-    data = {k: v for k, v in values["data"].items() if k not in ("root", "verify")}
-    kept: Mapping[str, Any] = {
-        "model": values["model"],
-        "optimizer": values["optimizer"],
-        "data": data,
-        "trainer": {"epochs": values["trainer"]["epochs"]},
-    }
-    groups = [{f"override /{g}": chosen[g]} for g in ("model", "optimizer") if g in chosen]
+    kept = config.model_dump(
+        by_alias=True,
+        exclude_unset=True,
+        # What a run does not depend on, and what is its machine's.
+        exclude={
+            **{"name": True, "seed": True, "repeats": True, "logger": True},
+            "data": {"root", "verify"},
+            "trainer": {"device", "threads", "compile", "checkpoint", "log_every"},
+        },
+    )
+    groups = [
+        {f"override /{group}": _option(group, chosen.get(group), kept[group])}
+        for group in ("model", "optimizer", "scheduler", "augment")
+    ]
     folder = shlex.quote(" ".join(str(sweep).split()))
     head = (
         "# @package _global_\n"
@@ -166,6 +173,13 @@ def experiment(config: Config, run: Path, sweep: Path) -> str:
         f"#   python -m fmnist_sweep.train --config-dir {folder} experiment=best\n"
     )
     return head + yaml.safe_dump({"defaults": groups, **kept}, sort_keys=False)
+
+
+def _option(group: str, chosen: str | None, values: Mapping[str, Any]) -> str | None:
+    """The option that a group's values began with; None if it adds to them, or is none of ours."""
+    files = {path.stem: path for path in Path(conf_folder(), group).glob("*.yaml")}
+    keys = record.read_yaml(files[chosen]) if chosen in files else None
+    return chosen if keys and keys.keys() <= values.keys() else None
 
 
 def show_classes(classes: Sequence[Mapping[str, Any]], screen: Console) -> None:

@@ -27,6 +27,9 @@ def main() -> None:
         page = publish(folder, list(sweep.runs.values()))
     except ReportError as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(130)
     except OSError as error:
         sys.exit(f"{error.filename or folder}: {error.strerror}")
     ranking.show(list(sweep.runs.values()), ranking.console())

@@ -185,7 +185,7 @@ def as_csv(table: pd.DataFrame) -> str:
     """A table as text, with every digit and without formulas."""
     texts = table.select_dtypes(exclude="number").columns
     safe = table.assign(**{name: table[name].map(record.inert) for name in texts})
-    return safe.to_csv(index=False, lineterminator="\n")
+    return safe.rename(columns=record.inert).to_csv(index=False, lineterminator="\n")
 
 
 def read_run(trial: int, folder: Path) -> Run | None:

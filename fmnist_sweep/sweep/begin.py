@@ -1,5 +1,6 @@
 """The begin of a sweep: its command line checked, its folder made, its study opened."""
 
+import importlib.util
 import os
 import shutil
 import warnings
@@ -66,11 +67,11 @@ def sweep(
     with _folder(config, settings) as folder:
         name = config.name or "/".join(folder.parts[-2:])
         study = SweepStudy(folder, name, space, settings, config.seed)
-        try:
-            record.write_whole(folder / "multirun.yaml", OmegaConf.to_yaml(config))
-        except BaseException:
-            study.close()
-            raise
+    try:
+        record.write_whole(folder / "multirun.yaml", OmegaConf.to_yaml(config))
+    except BaseException:
+        study.close()
+        raise
     job = SweepJob(task, study.address, settings.objective, settings.pruner)
     share = Share(job, folder, name, space, settings, extend, config, context)
     launcher = Plugins.instance().instantiate_launcher(
@@ -78,7 +79,7 @@ def sweep(
     )
     if isinstance(launcher, StackedLauncher):
         launcher.cores //= study.processes()
-        at_once = ahead(settings, space)
+        at_once = ahead(settings, study.space)
     else:
         at_once = settings.n_jobs or _side_by_side(config)
     try:
@@ -105,10 +106,24 @@ def _check_launcher(config: DictConfig, settings: Settings) -> None:
         together.read(config.hydra.launcher)
     if target.endswith(".RayLauncher"):
         ray_launcher.connect(OmegaConf.to_container(config.hydra.launcher.init, resolve=True))
+    if ".hydra_submitit_launcher." in target:
+        _look_for_submitit(is_slurm=target.endswith(".SlurmLauncher"))
     if settings.shares and target.endswith((".StackedLauncher", ".BasicLauncher")):
         raise ConfigError(
             f"hydra.sweeper.shares={settings.shares}: needs a launcher that starts processes: "
             "hydra/launcher=joblib, ray, submitit_local or submitit_slurm"
+        )
+
+
+def _look_for_submitit(is_slurm: bool) -> None:
+    if importlib.util.find_spec("submitit") is None:
+        raise ConfigError(
+            "hydra/launcher: submitit needs the extra slurm: pip install 'fmnist-sweep[slurm]'"
+        )
+    if is_slurm and shutil.which("srun") is None:
+        raise ConfigError(
+            "hydra/launcher=submitit_slurm: there is no Slurm here (no srun); start the sweep "
+            "where there is, or with hydra/launcher=submitit_local"
         )
 
 
@@ -169,6 +184,11 @@ def _folder(config: DictConfig, settings: Settings) -> Iterator[Path]:
             except FileExistsError:
                 if not folder.is_dir():
                     raise
+                if record.holds_run(folder):
+                    raise ConfigError(
+                        f"hydra.sweep.dir={folder}: holds a run, which is never overwritten; name "
+                        "another folder"
+                    ) from None
         else:
             folder = made = record.reserve(folder)
         yield folder

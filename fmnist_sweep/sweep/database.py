@@ -34,6 +34,10 @@ class Lost(KeyboardInterrupt):
     """
 
 
+class LostElsewhere(Exception):
+    """`Lost` as it travels out of a job's process: launchers carry no interruptions."""
+
+
 @dataclass(frozen=True)
 class Address:
     """Where a study is. A worker process opens it anew."""
@@ -150,6 +154,12 @@ def reachable(url: str) -> BaseStorage:
         mistakes = (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError, ConnectionError)
         if not isinstance(error, (*mistakes, *faults())):
             raise
+        if isinstance(error, ImportError):
+            extra = "grpc" if url.startswith("grpc") else "postgresql"
+            raise ConfigError(
+                f"{refusal(url, error)}; pip install 'fmnist-sweep[{extra}]' brings it for "
+                f"{extra}, other databases want their own driver"
+            ) from None
         raise ConfigError(
             f"{refusal(url, error)}; it takes an SQLAlchemy URL such as sqlite:////folder/study.db "
             "or postgresql+psycopg://user@host/database, or grpc://host:port of Optuna's proxy"

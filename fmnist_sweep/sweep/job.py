@@ -49,8 +49,16 @@ class SweepJob:
     sweeper: int = field(default_factory=os.getpid)
 
     def __call__(self, config: DictConfig) -> None:
-        if os.getpid() != self.sweeper:
-            end_with_launcher()
+        if os.getpid() == self.sweeper:
+            self._run(config)
+            return
+        end_with_launcher()
+        try:
+            self._run(config)
+        except database.Lost as lost:
+            raise database.LostElsewhere(str(lost)) from None
+
+    def _run(self, config: DictConfig) -> None:
         run = Path(HydraConfig.get().runtime.output_dir)
         number = record.read_json(run, "trial.json")["trial"]
         here = _current.set(Reporter(self, number, run))

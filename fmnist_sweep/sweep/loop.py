@@ -21,7 +21,7 @@ from fmnist_sweep.processes import ProcessDied, call_apart
 from fmnist_sweep.report import ranking
 from fmnist_sweep.report.publish import publish
 from fmnist_sweep.report.tables import ReportError, Run, Sweep
-from fmnist_sweep.sweep.database import Lost, forget, hang_up
+from fmnist_sweep.sweep.database import Lost, LostElsewhere, forget, hang_up
 from fmnist_sweep.sweep.display import Display
 from fmnist_sweep.sweep.interruption import Interrupted, interruptible
 from fmnist_sweep.sweep.launcher import Job, StackedLauncher
@@ -52,13 +52,19 @@ def _wrong_with(returned: JobReturn) -> str | None:
 
     Raises:
         TooManyFailures: it was a share, which has met them.
+        Lost: of its process.
+        OSError: the disk's fault.
     """
     try:
         with redirect_stderr(io.StringIO()):  # where Hydra says that there was an error
             _ = returned.return_value
     except TooManyFailures:
         raise
+    except LostElsewhere as lost:
+        raise Lost(str(lost)) from None
     except Exception as error:
+        if record.is_disk_fault(error):
+            raise
         return _in_a_line(error)
     return None
 
@@ -132,7 +138,9 @@ class Loop:
         # Whoever interrupts does not want to wait for pictures.
         if runs and code < 128 and not is_lost:
             publish(self.study.folder, runs)
-        print(f"Sweep folder: {folder} (sweep.csv, curves.csv, report.html)", flush=True)
+        names = ("sweep.csv", "curves.csv", "report.html")
+        there = [name for name in names if (self.study.folder / name).exists()]
+        print(f"Sweep folder: {folder} ({', '.join(there)})", flush=True)
         if stopped:
             left = self.space.n_trials - len(runs)
             print(f"{stopped}, {left} trials left. {way_back}.", file=sys.stderr)
@@ -206,6 +214,9 @@ class Loop:
 
         Returns:
             What went wrong with single trials, and why others may be without a result.
+
+        Raises:
+            TooManyFailures: the launcher itself fails.
         """
         returns: list[JobReturn] = []
         reason = "the launcher returned without it"
@@ -217,6 +228,7 @@ class Loop:
         def launch_apart() -> None:
             forget()
             launch()
+            list(map(_wrong_with, returns))  # of what they return the fork brings nothing back
 
         try:
             if isinstance(self.launcher, BasicLauncher):
@@ -227,7 +239,12 @@ class Loop:
         except ProcessDied as death:
             reason = str(death)
         except Exception as error:
+            if record.is_disk_fault(error):
+                raise
             reason = _in_a_line(error)
+            if not any((self.begun[number] / ".hydra").exists() for number, _ in batch):
+                self.study.put_back([number for number, _ in batch])
+                raise TooManyFailures(f"Stopped: the launcher starts no job ({reason})") from None
         explained = zip(batch, map(_wrong_with, returns))
         return {number: wrong for (number, _), wrong in explained if wrong}, reason
 

@@ -110,11 +110,7 @@ def _run(
     """What a Ray process does: as joblib's do, Hydra's own job."""
     from hydra_plugins.hydra_joblib_launcher._core import execute_job
 
-    try:
-        returned: JobReturn = execute_job(number, overrides, context, config, task, singletons)
-    except KeyboardInterrupt as stop:  # a lost database's, which Ray would take for its own
-        returned = JobReturn(status=JobStatus.FAILED)
-        returned.return_value = stop
+    returned: JobReturn = execute_job(number, overrides, context, config, task, singletons)
     return returned
 
 

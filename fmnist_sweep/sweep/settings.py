@@ -52,6 +52,8 @@ def read(values: Mapping[str, Any]) -> Settings:
         ConfigError: one line with the key, its value and what is allowed.
     """
     given = {key: value for key, value in values.items() if key != "_target_"}
+    if given.get("direction") is None:
+        given["direction"] = [record.direction(str(one)) for one in _listed(given["objective"])]
     settings = checked(Settings, given, "hydra.sweeper.")
     for name in settings.objective:
         if name not in record.METRICS:
@@ -111,7 +113,13 @@ def make_sampler(settings: Settings, seed: int, starts: int) -> optuna.samplers.
     # A quasi-random sequence counts its points in the study and must stay the same one.
     if starts and not values["_target_"].endswith(".QMCSampler"):
         values["seed"] = int(np.random.SeedSequence([values["seed"], starts]).generate_state(1)[0])
-    patterns = ("hydra_plugins.hydra_optuna_sweeper.*", "optuna.samplers.*")
+    if values["_target_"] == "optuna.samplers.CmaEsSampler":
+        values["_target_"] = "fmnist_sweep.sweep.cma_es.CmaEsSampler"
+    patterns = (
+        "hydra_plugins.hydra_optuna_sweeper.*",
+        "optuna.samplers.*",
+        "fmnist_sweep.sweep.cma_es.*",
+    )
     made = _make("hydra.sweeper.sampler", values, *patterns)
     assert isinstance(made, optuna.samplers.BaseSampler)
     return made

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from fmnist_sweep.config import conf_folder
 from fmnist_sweep.processes import cores_left
+from fmnist_sweep.sweep.database import Lost, LostElsewhere
 from fmnist_sweep.sweep.job import SweepJob
 from fmnist_sweep.sweep.launcher import StackedLauncher
 from fmnist_sweep.sweep.loop import Loop, ahead
@@ -45,10 +46,12 @@ class Share:
         others = max(1, study.processes() - 1)  # the one that launched the shares trains nothing
         launcher.cores = cores_left() or launcher.cores // others
         # No more than its part: one of few shares would take all trials of a small sweep.
-        part = math.ceil(self.space.n_trials / (self.settings.shares or 1))
-        at_once = min(ahead(self.settings, self.space), part)
+        part = math.ceil(study.space.n_trials / (self.settings.shares or 1))
+        at_once = min(ahead(self.settings, study.space), part)
         quiet = Console(quiet=True)
         try:
             Loop(study, self.settings, launcher, at_once, self.extend, quiet).work()
+        except Lost as lost:
+            raise LostElsewhere(str(lost)) from None
         finally:
             study.close()

@@ -30,6 +30,7 @@ from fmnist_sweep.sweep.settings import Settings
 
 SEARCH_TRIALS = 20
 LARGEST_GRID = 100_000
+_NOTHING = object()
 
 Compose = Callable[[Sequence[str]], DictConfig]
 
@@ -85,6 +86,10 @@ def read(arguments: Sequence[str], settings: Settings, compose: Compose, seed: i
     overrides = _overrides(arguments, settings.params)
     shared = [o for o in overrides if o.is_delete() or not o.is_sweep_override()]
     swept = [o for o in overrides if not o.is_delete() and o.is_sweep_override()]
+    if not swept and settings.params:
+        raise ConfigError(
+            f"-m sweeps nothing: the command line gives {', '.join(settings.params)} one value each"
+        )
     if not swept and not settings.custom_search_space:
         raise ConfigError(
             "-m sweeps nothing: give a key several values (optimizer.lr=0.001,0.01), an interval "
@@ -100,6 +105,8 @@ def read(arguments: Sequence[str], settings: Settings, compose: Compose, seed: i
         value = _default(base, override)
         if value is not None:
             default[key] = value
+        elif OmegaConf.select(base, override.key_or_group, default=_NOTHING) is None:
+            default[key] = "null"  # as the choices have it
     is_search = (
         settings.params
         or settings.custom_search_space
@@ -158,6 +165,7 @@ def _distribution(override: Override) -> BaseDistribution:
             distribution = create_optuna_distribution_from_override(override)
             if isinstance(distribution, IntDistribution):
                 return distribution
+            _check_size(override, distribution)
         # The same value twice is the same trial twice.
         values = dict.fromkeys(override.sweep_iterator(transformer=Transformer.encode))
         return CategoricalDistribution(cast(list[CategoricalChoiceType], list(values)))
@@ -201,13 +209,10 @@ def _checked(
 
 
 def _ends(distribution: BaseDistribution) -> list[Any]:
-    """The values that decide whether all are allowed: ranges of keys have no holes."""
+    """The values to be checked: of a range its ends, as few keys have holes."""
     if isinstance(distribution, IntDistribution | FloatDistribution):
         return [distribution.low, distribution.high]
     assert isinstance(distribution, CategoricalDistribution)
-    numbers = [choice for choice in distribution.choices if type(choice) is int]
-    if len(numbers) == len(distribution.choices):
-        return sorted({min(numbers), max(numbers)})
     return list(distribution.choices)
 
 
@@ -228,6 +233,7 @@ def _values(
     values = {}
     for override in swept:
         distribution = distributions[_key(override)]
+        _check_size(override, distribution)
         try:
             choices = OptunaSweeperImpl._to_grid_sampler_choices(distribution)
         except ValueError:
@@ -236,6 +242,13 @@ def _values(
             ) from None
         values[_key(override)] = list(choices)
     return values
+
+
+def _check_size(override: Override, distribution: Any) -> None:
+    """Refuses a range that is too long for a list of its values."""
+    step = getattr(distribution, "step", None)
+    if step and (distribution.high - distribution.low) / step >= LARGEST_GRID:
+        raise ConfigError(f"{_line(override)}: has more than {LARGEST_GRID:,} values")
 
 
 def _product(values: dict[str, list[Any]]) -> list[dict[str, Any]]:

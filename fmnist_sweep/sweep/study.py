@@ -6,10 +6,12 @@ operating system lets go of the lock when that process dies, however it dies.
 """
 
 import fcntl
+import json
 import os
 import re
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,11 @@ def _noted(folder: Path, name: str) -> dict[str, Any]:
         noted = {"name": name, "id": uuid.uuid4().hex}
         record.write_json(folder, "study.json", noted)
         return noted
+
+
+def _as_text(values: Mapping[str, Any]) -> str:
+    """A point by which it can be found, whatever the order of its keys."""
+    return json.dumps(values, sort_keys=True)
 
 
 def lock(folder: Path) -> FileLock:
@@ -95,27 +102,41 @@ class SweepStudy:
         self.lock = lock(folder)
         with self.lock:
             url = _url(folder, settings)
-            try:
-                self.study = self._open(name, settings, seed)
-            except database.faults() as error:  # as when the disk fills up just now
-                raise database.refusal(url, error) from None
             # Not `FileLock`: a fork of this process would hold that beyond the process's death.
             self._alive = os.open(self._worker_lock(self.worker), os.O_RDWR | os.O_CREAT, 0o666)
             fcntl.lockf(self._alive, fcntl.LOCK_EX)
+            try:
+                self.study = self._open(name, settings, seed)
+            except BaseException as error:
+                self.close()
+                if isinstance(error, database.faults()):  # as when the disk fills up just now
+                    raise database.refusal(url, error) from None
+                raise
         self.address = Address(url, self.study.study_name)
+        self._untried = {_as_text(point): point for point in space.points}
+        self._looked_at = 0
+        if space.is_grid:
+            # Trials of what the grid was before a change, if any, are none of its own.
+            trials = self.trials()
+            own = len(self._untried) - len(self._untried_after(trials))
+            self.space = replace(space, n_trials=space.n_trials + len(trials) - own)
 
     def _open(self, name: str, settings: Settings, seed: int) -> optuna.Study:
         """Creates the study, or makes sure that it is the one to be continued."""
         backend = database.reachable(_url(self.folder, settings))
         noted = _noted(self.folder, name)
         name = noted["name"]
-        study = (
-            optuna.load_study(study_name=name, storage=backend)
-            if name in optuna.get_all_study_names(backend)
-            else optuna.create_study(
+        if name in optuna.get_all_study_names(backend):
+            study = optuna.load_study(study_name=name, storage=backend)
+        elif record.attempts(self.folder):
+            raise ConfigError(
+                f"{self.folder}: holds trials of the study {name}, which its database has no "
+                "longer; put it back, or name=another begins a new sweep"
+            )
+        else:
+            study = optuna.create_study(
                 study_name=name, storage=backend, directions=settings.direction
             )
-        )
         if study.user_attrs.setdefault("folder", noted["id"]) != noted["id"]:
             raise ConfigError(
                 f"hydra.sweeper.storage: its study {name} belongs to another folder; "
@@ -123,9 +144,10 @@ class SweepStudy:
             )
         agreement.agree(study, self.space, settings)
         starts = study.user_attrs.get("starts", 0)
-        study.set_user_attr("folder", noted["id"])
-        study.set_user_attr("starts", starts + 1)
         study.sampler = make_sampler(settings, seed, starts)
+        study.set_user_attr("starts", starts + 1)
+        # Last, since from now on the study is this folder's alone.
+        study.set_user_attr("folder", noted["id"])
         return study
 
     def close(self) -> None:
@@ -168,7 +190,8 @@ class SweepStudy:
         if not any(trial.state == TrialState.WAITING for trial in trials):
             if len(trials) >= space.n_trials:
                 return self._ask(extend) if self.take_over() else None
-            point = space.points[len(trials)] if len(trials) < len(space.points) else {}
+            untried = self._untried_after(trials)
+            point = next(iter(untried.values()), {})
             self.study.enqueue_trial(point, user_attrs=space.fixed)
         trial = self.study.ask(space.distributions)
         if extend:
@@ -185,6 +208,14 @@ class SweepStudy:
         record.write_json(run, "trial.json", note)
         trial.set_user_attr("run", run.name)
         return trial, run
+
+    def _untried_after(self, trials: Sequence[FrozenTrial]) -> dict[str, dict[str, Any]]:
+        """The space's points, in their order, that none of the trials has been given."""
+        for trial in trials[self._looked_at :]:
+            given = trial.system_attrs.get("fixed_params", trial.params)
+            self._untried.pop(_as_text(given), None)
+        self._looked_at = len(trials)
+        return self._untried
 
     def put_back(self, numbers: Sequence[int]) -> None:
         """Has trials that were begun in vain run again, by whoever asks next."""

@@ -85,8 +85,11 @@ class Lane:
         """
         return self.trainer.stack.epoch(tell)
 
-    def close(self) -> None:
-        """Ends the lane with what it is at."""
+    def hang_up(self) -> None:
+        """Asks the lane to end; it does so between two epochs."""
+
+    def close(self, patience: float = 1.0) -> None:
+        """Ends the lane with what it is at, after so many seconds if not by itself."""
 
 
 class ProcessLane(Lane):
@@ -116,10 +119,13 @@ class ProcessLane(Lane):
         outcomes: Outcomes = value
         return outcomes
 
-    def close(self) -> None:
+    def hang_up(self) -> None:
         assert self.connection is not None
-        self.connection.close()  # between two epochs it ends by itself
-        self.process.join(1)
+        self.connection.close()
+
+    def close(self, patience: float = 1.0) -> None:
+        self.hang_up()
+        self.process.join(patience)
         self.process.kill()
         self.process.join()
 

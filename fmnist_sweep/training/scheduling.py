@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -106,7 +107,10 @@ class Scheduler:
         trace: TracebackType | None,
     ) -> None:
         for lane in self.at_work:
-            lane.close()
+            lane.hang_up()
+        until = time.monotonic() + 1
+        for lane in self.at_work:
+            lane.close(max(0.0, until - time.monotonic()))
 
     def add(self, request: Request) -> None:
         """Takes a request; it begins with the next step, if a lane is idle then."""
@@ -181,23 +185,26 @@ class Scheduler:
     def _fill(self, lane: Lane) -> None:
         """Lets waiting trials join a lane's stack, and starts its next epoch."""
         running = self.at_work[lane]
-        self.waiting = [(number, one) for number, one in self.waiting if not one.stop or one.told]
-        if not running:
-            if not self.waiting:
+        while running or self.waiting:
+            if not running:
+                # Before anything is done for it, as whatever that does to the lane is its fault.
+                number, first = self.waiting.pop(0)
+                running[number] = first
+                if self.taken.get(lane) is not first.data.train:
+                    self.taken[lane] = first.data.train
+                    lane.call("take", replace(first.data, test=None))
+                lane.call("open", first.kind, first.trial)
+                lane.call("add", number, first.trial)
+            for number, request in self._joining(running):
+                self.waiting.remove((number, request))
+                running[number] = request
+                lane.call("add", number, request.trial)
+            # As one that goes on from a checkpoint may be, or its repeats may have seen to.
+            for number in [n for n, one in running.items() if one.stop and not one.told]:
+                self._end(lane, number)
+            if running:
+                lane.begin_epoch()
                 return
-            # Before anything is done for it, as whatever that does to the lane is its fault.
-            number, first = self.waiting.pop(0)
-            running[number] = first
-            if self.taken.get(lane) is not first.data.train:
-                self.taken[lane] = first.data.train
-                lane.call("take", replace(first.data, test=None))
-            lane.call("open", first.kind, first.trial)
-            lane.call("add", number, first.trial)
-        for number, request in self._joining(running):
-            self.waiting.remove((number, request))
-            running[number] = request
-            lane.call("add", number, request.trial)
-        lane.begin_epoch()
 
     def _joining(self, running: dict[int, Request]) -> list[tuple[int, Request]]:
         """Waiting trials of a running stack's kind, as many as it has room for."""

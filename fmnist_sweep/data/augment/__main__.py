@@ -56,6 +56,8 @@ def composed(overrides: list[str]) -> Config:
 
 def picture(config: Config) -> bytes:
     """A PNG: in each row a training image and what its first epochs make of it."""
+    if not parts(config.augment):
+        raise ConfigError("augment=none: changes no image; give it another option or a key")
     images = load(config.data, torch.device("cpu"), test=False).train
     _, chosen = np.unique(images.labels.numpy(), return_index=True)
     originals = normalise(images.pixels[chosen[:IMAGES]])
