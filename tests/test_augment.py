@@ -149,6 +149,8 @@ def test_the_picture_is_drawn(in_process: InProcess) -> None:
     assert Path("outputs/augment.png").read_bytes().startswith(b"\x89PNG")
     wrong = run("augment.flip=2", "--out", "wrong.png")
     assert wrong.code == 1 and wrong.err == "augment.flip=2: must be >= 0 and <= 1\n"
+    nothing = run("--out", "wrong.png")
+    assert nothing.code == 1 and nothing.err.startswith("augment=none: changes no image")
     unknown = run("augment=standrd")
     assert unknown.code == 1 and "augment/standrd" in unknown.err
     assert len(unknown.err.splitlines()) == 1 and not Path("wrong.png").exists()

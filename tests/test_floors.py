@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "fmnist_sweep"
 # From the ground up; a file named here overrides its folder.
 FLOORS = {
     "__init__.py": 0,
+    "schema_errors.py": 0,
     "config.py": 1,
     "record.py": 1,
     "processes.py": 1,

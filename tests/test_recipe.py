@@ -18,7 +18,7 @@ from fmnist_sweep.training import engine
 from fmnist_sweep.training.early_stopping import EarlyStopping
 from fmnist_sweep.training.recipe import Recipe
 from fmnist_sweep.training.schedules import Schedule
-from tests.test_engine import BATCH, data, train, trial  # noqa: F401
+from tests.test_engine import BATCH, train, trial
 
 EPOCHS, BATCHES = 6, 7
 TOTAL = EPOCHS * BATCHES
@@ -103,7 +103,7 @@ def test_early_stopping_waits_for_its_patience() -> None:
     assert stopping.exhausted and stopping.best == epoch(4, 0.6)
 
 
-def reference(one: engine.Trial, data: Protocol) -> nn.Module:  # noqa: F811
+def reference(one: engine.Trial, data: Protocol) -> nn.Module:
     """A plain float64 loop with PyTorch's own parts; the model that it keeps."""
     recipe, model = one.recipe, one.model.double()
     decay = one.arguments.get("weight_decay", 0.0)
@@ -168,7 +168,7 @@ def test_a_recipe_is_that_of_plain_pytorch(  # type: ignore[no-untyped-def]
     optimizer,
     arguments: dict,  # type: ignore[type-arg]
     recipe: Recipe,
-    data: Protocol,  # noqa: F811
+    data: Protocol,
 ) -> None:
     def one() -> engine.Trial:
         made = trial(3, optimizer, **arguments)
@@ -194,7 +194,7 @@ def newton_schulz(
 
 
 def test_muon_steps_hidden_matrices_and_adamw_the_rest(
-    data: Protocol,  # noqa: F811
+    data: Protocol,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
@@ -220,7 +220,7 @@ def test_muon_steps_hidden_matrices_and_adamw_the_rest(
         torch.testing.assert_close(mine, other, rtol=1e-3, atol=2e-4)
 
 
-def test_early_stopping_keeps_the_best_epochs_weights(data: Protocol) -> None:  # noqa: F811
+def test_early_stopping_keeps_the_best_epochs_weights(data: Protocol) -> None:
     def one(epochs: int, **recipe: Any) -> engine.Trial:
         made = trial(3, epochs=epochs, lr=0.01)
         made.recipe = Recipe(**recipe)
