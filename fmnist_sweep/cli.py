@@ -39,6 +39,8 @@ def parsed(config: DictConfig) -> Config:
 class PrepareRun(Callback):
     """Before a single run: checks its configuration, then makes it a folder of its own."""
 
+    hold: record.Hold | None = None
+
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         # Hydra turns a callback's exceptions into warnings, all but SystemExit.
         try:
@@ -76,7 +78,7 @@ class PrepareRun(Callback):
             config.hydra.run.dir = str(folder)
 
     def on_run_end(self, config: DictConfig, **_: Any) -> None:
-        del self.hold
+        self.hold = None
 
 
 def with_clear_errors(command: Callable[[], Any]) -> None:
@@ -129,7 +131,8 @@ def hydra_line(error: BaseException) -> str:
         beside = [f"{section}.{name}".lstrip(".") for name in siblings]
         known = set(known_keys(Config))
         if key in known:  # but of another option of its group, as a ResNet has no dropout
-            return f"{key}: not with this {section}, which has {', '.join(map(str, siblings))}"
+            names = ", ".join(str(name) for name in siblings if name != "_target_")
+            return f"{key}: not with this {section}, which has {names}"
         return f"{key}: no such key{nearest_key(key, [*sorted(known), *beside])}"
     text = text.partition("Config search path:")[0]
     lines = (line.strip() for line in text.splitlines())

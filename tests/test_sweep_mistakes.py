@@ -1,11 +1,13 @@
 """A user's mistakes: a few lines, exit code 1, and neither a folder nor a study."""
 
+import errno
 import os
 import socket
 from pathlib import Path
 
 import pytest
 
+from fmnist_sweep import record
 from fmnist_sweep.sweep import database
 from tests.conftest import Command
 
@@ -177,6 +179,29 @@ def test_full_disk(fmnist_train: Command, monkeypatch: pytest.MonkeyPatch) -> No
     assert outcome.code == 1 and "No space left" in outcome.err
     assert len(outcome.err.splitlines()) == 1
     assert not Path("multirun/a").exists()
+
+
+@pytest.mark.parametrize("full_at", ["study.json", "multirun.yaml"])
+def test_a_disk_full_at_the_start_spoils_no_name(
+    full_at: str, tiny: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A database elsewhere knows the sweep by then."""
+    real = record.write_whole
+
+    def write(path: Path, content: bytes | str) -> None:
+        if path.name == full_at:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, content)
+
+    storage = f"hydra.sweeper.storage=sqlite:///{Path('elsewhere.db').absolute()}"
+    sweep = ("-m", "seed=1,2", "trainer.epochs=1", "name=a", storage)
+    with monkeypatch.context() as patch:
+        patch.setattr(record, "write_whole", write)
+        outcome = tiny(*sweep)
+    assert outcome.code == 1 and len(outcome.err.splitlines()) == 1
+    assert "No space left on device" in outcome.err
+    assert tiny(*sweep).code == 0
+    database.disconnect()
 
 
 STOCK = {"0/summary.json": '{"state": "COMPLETE"}'}

@@ -130,6 +130,8 @@ BAD = {
     "optimizer.lr=fast": "optimizer.lr=fast: must be a number > 0",
     "optimizer.lr=nan": "optimizer.lr=nan: must be a finite number > 0",
     "optimizer.lrr=0.1": "optimizer.lrr: no such key; did you mean optimizer.lr?",
+    "optimizer.momentum=0.9": "optimizer.momentum: not with this optimizer, which has lr, betas, ",
+    "hydra.run.dir=/proc/x": "hydra.run.dir=/proc/x: No such file or directory",
     "modl.x.y=1": "modl: no such key; did you mean model?",
     "hydra.sweeper.n_trils=1": "hydra.sweeper.n_trils: no such key; did you mean "
     "hydra.sweeper.n_trials?",
