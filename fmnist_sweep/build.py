@@ -41,11 +41,13 @@ def _check_last_batch(config: Config, model: nn.Module) -> None:
         return
     try:
         copy.deepcopy(model).train()(torch.zeros(1, 1, 28, 28))
-    except ValueError:
-        raise ConfigError(
-            f"data.batch_size={size}: leaves a batch of one of {images:,} images, of which batch "
-            "norm cannot take a variance; choose another data.batch_size or data.train_size"
-        ) from None
+    except Exception as error:  # whatever else is wrong, those tell who check and train
+        if "more than 1 value per channel" in str(error):
+            raise ConfigError(
+                f"data.batch_size={size}: leaves a batch of one of {images:,} images, of which "
+                "batch norm cannot take a variance; choose another data.batch_size or "
+                "data.train_size"
+            ) from None
 
 
 def build(config: Config) -> Trial:

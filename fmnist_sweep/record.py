@@ -162,10 +162,17 @@ def checkpoint(folder: Path, repeat: int) -> Path:
     return folder / f"checkpoint-{repeat}.pt"
 
 
+def checkpoints(folder: Path) -> dict[int, Path]:
+    """What is kept of a run's repeats."""
+    names = (
+        (path, re.fullmatch(r"checkpoint-(\d{1,9}).pt", path.name)) for path in folder.iterdir()
+    )
+    return {int(name[1]): path for path, name in names if name}
+
+
 def is_interrupted(folder: Path) -> bool:
     """Whether a run was trained here for a while that can go on from a checkpoint."""
-    kept = any(folder.glob("checkpoint-*.pt"))
-    return kept and not (folder / "summary.json").exists()
+    return bool(checkpoints(folder)) and not (folder / "summary.json").exists()
 
 
 def earlier_attempts(folder: Path) -> list[Path]:

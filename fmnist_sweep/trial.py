@@ -86,8 +86,7 @@ def check_folder(config: Config, folder: Path) -> None:
         raise ConfigError(f"{folder}: holds a sweep, which is never overwritten")
     if record.holds_run(folder) and not record.is_interrupted(folder):
         raise ConfigError(f"{folder}: holds a run already, which is never overwritten")
-    for path in folder.glob("checkpoint-*.pt"):
-        repeat = int(path.stem.partition("-")[2])
+    for repeat, path in record.checkpoints(folder).items():
         try:
             checkpoint.read(path, config.model_copy(update={"seed": config.seed + repeat}).identity)
         except OtherConfiguration:

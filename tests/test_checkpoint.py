@@ -283,6 +283,15 @@ def test_what_would_have_ended_it_still_does(kind: str, repeats: int) -> None:
         assert left("parts") == left("whole")
 
 
+def test_a_file_that_is_called_like_a_checkpoint_is_none(
+    fmnist_train: Command, small: tuple[str, ...]
+) -> None:
+    Path("out").mkdir()
+    Path("out/checkpoint-best.pt").write_text("mine")
+    assert fmnist_train(*small[:3], "hydra.run.dir=out").code == 0
+    assert Path("out/checkpoint-best.pt").read_text() == "mine"
+
+
 def test_a_folder_takes_one_run_at_a_time(fmnist_train: Command, small: tuple[str, ...]) -> None:
     Path("out").mkdir()
     held = record.Hold(Path("out"))

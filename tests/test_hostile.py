@@ -4,8 +4,11 @@ import json
 import os
 import pickle
 import sqlite3
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import optuna
 import pytest
 
 from fmnist_sweep.sweep import database
@@ -60,8 +63,13 @@ class Harmful:
         return os.mkdir, (str(MADE),)
 
 
-def test_a_state_of_cma_es_in_a_study_executes_nothing(tiny: Command) -> None:
+@pytest.mark.parametrize("protocol", [4, 5])  # 5 is Python 3.14's
+def test_a_state_of_cma_es_in_a_study_executes_nothing(
+    protocol: int, tiny: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its own states are gone on from."""
+    own = SimpleNamespace(dumps=partial(pickle.dumps, protocol=protocol))
+    monkeypatch.setattr(optuna.samplers._cmaes, "pickle", own)
     for trials in (8, 9):
         outcome = tiny(*SEARCH, f"hydra.sweeper.n_trials={trials}")
         assert outcome.code == 0, outcome.err

@@ -442,6 +442,14 @@ def test_a_study_that_is_gone_is_not_begun_again(tiny: Command) -> None:
     assert len(outcome.err.splitlines()) == 1 and runs("a") == before
 
 
+def test_the_folder_of_a_stock_sweeper_is_left_alone(tiny: Command) -> None:
+    Path("st/0").mkdir(parents=True)
+    outcome = tiny("-m", *FAST, "seed=1,2", "hydra.sweep.dir=st")
+    assert outcome.code == 1 and "st: holds another sweeper's runs" in outcome.err
+    assert len(outcome.err.splitlines()) == 1
+    assert [path.name for path in Path("st").iterdir()] == ["0"]
+
+
 def test_a_folder_of_a_run_takes_no_sweep_and_that_of_a_sweep_no_run(
     tiny: Command, fmnist_train: Command, small: tuple[str, ...]
 ) -> None:

@@ -112,7 +112,7 @@ MISTAKES = {
     ),
     "a search for what is given": (
         ["search=lr", "optimizer.lr=0.1"],
-        ["-m sweeps nothing", "optimizer.lr one value"],
+        ["-m sweeps nothing", "optimizer.lr has one value"],
     ),
     "no Slurm here": (
         ["seed=1,2", "hydra/launcher=submitit_slurm"],

@@ -163,6 +163,7 @@ BAD = {
     "model=cnn model.width=0": "model.width=0: must be >= 1",
     "model=resnet18 data.train_size=65": "data.batch_size=32: leaves a batch of one of 65 images",
     "model.batch_norm=true data.batch_size=1": "data.batch_size=1: leaves a batch of one",
+    "data.batch_size=1 model._target_=torch.nn.modules.linear.Linear": "model._target_=torch.nn",
     "scheduler=step scheduler.every=10": "scheduler.every=10: must be less than trainer.epochs=10",
     "scheduler=warmup_cosine scheduler.warmup_epochs=10": "scheduler.warmup_epochs=10: must be",
     "scheduler=plateau scheduler.factor=1": "scheduler.factor=1: must be > 0 and < 1",

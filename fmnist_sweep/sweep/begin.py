@@ -184,10 +184,13 @@ def _folder(config: DictConfig, settings: Settings) -> Iterator[Path]:
             except FileExistsError:
                 if not folder.is_dir():
                     raise
+                if record.attempts(folder) and not (folder / "study.json").exists():
+                    raise ConfigError(
+                        f"hydra.sweep.dir={folder}: holds another sweeper's runs; name another"
+                    ) from None
                 if record.holds_run(folder):
                     raise ConfigError(
-                        f"hydra.sweep.dir={folder}: holds a run, which is never overwritten; name "
-                        "another folder"
+                        f"hydra.sweep.dir={folder}: holds a run; name another folder"
                     ) from None
         else:
             folder = made = record.reserve(folder)

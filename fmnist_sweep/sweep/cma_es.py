@@ -16,8 +16,15 @@ from fmnist_sweep.config import ConfigError
 _ITS_OWN = {
     *(("cmaes._cma", "CMA"), ("cmaes._sepcma", "SepCMA"), ("cmaes._cmawm", "CMAwM")),
     *(("numpy", "ndarray"), ("numpy", "dtype")),
-    *(("numpy._core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "scalar")),
-    *(("numpy.core.multiarray", "_reconstruct"), ("numpy.core.multiarray", "scalar")),
+    *(
+        (f"numpy.{core}.{module}", function)
+        for core in ("core", "_core")
+        for module, function in (
+            ("multiarray", "_reconstruct"),
+            ("multiarray", "scalar"),
+            ("numeric", "_frombuffer"),
+        )
+    ),
 }
 
 

@@ -242,7 +242,7 @@ class Loop:
             if record.is_disk_fault(error):
                 raise
             reason = _in_a_line(error)
-            if not any((self.begun[number] / ".hydra").exists() for number, _ in batch):
+            if not any(_was_begun(self.begun[number]) for number, _ in batch):
                 self.study.put_back([number for number, _ in batch])
                 raise TooManyFailures(f"Stopped: the launcher starts no job ({reason})") from None
         explained = zip(batch, map(_wrong_with, returns))
@@ -370,6 +370,11 @@ class Loop:
         finally:
             done.set()
             watcher.join()
+
+
+def _was_begun(run: Path) -> bool:
+    """Whether a job has come so far as to leave anything."""
+    return any(path.name != "trial.json" for path in run.iterdir())
 
 
 def _relative(folder: Path) -> Path:

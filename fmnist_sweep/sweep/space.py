@@ -86,11 +86,10 @@ def read(arguments: Sequence[str], settings: Settings, compose: Compose, seed: i
     overrides = _overrides(arguments, settings.params)
     shared = [o for o in overrides if o.is_delete() or not o.is_sweep_override()]
     swept = [o for o in overrides if not o.is_delete() and o.is_sweep_override()]
-    if not swept and settings.params:
-        raise ConfigError(
-            f"-m sweeps nothing: the command line gives {', '.join(settings.params)} one value each"
-        )
     if not swept and not settings.custom_search_space:
+        if settings.params:
+            keys = ", ".join(settings.params)
+            raise ConfigError(f"-m sweeps nothing: {keys} has one value each; give it several")
         raise ConfigError(
             "-m sweeps nothing: give a key several values (optimizer.lr=0.001,0.01), an interval "
             "(optimizer.lr=interval(0.001,0.1)) or a search (search=mlp)"

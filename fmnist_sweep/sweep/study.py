@@ -107,19 +107,19 @@ class SweepStudy:
             fcntl.lockf(self._alive, fcntl.LOCK_EX)
             try:
                 self.study = self._open(name, settings, seed)
+                self._untried = {_as_text(point): point for point in space.points}
+                self._looked_at = 0
+                if space.is_grid:
+                    # Trials of what the grid was before a change, if any, are none of its own.
+                    trials = self.study.get_trials(deepcopy=False)
+                    own = len(self._untried) - len(self._untried_after(trials))
+                    self.space = replace(space, n_trials=space.n_trials + len(trials) - own)
             except BaseException as error:
                 self.close()
                 if isinstance(error, database.faults()):  # as when the disk fills up just now
                     raise database.refusal(url, error) from None
                 raise
         self.address = Address(url, self.study.study_name)
-        self._untried = {_as_text(point): point for point in space.points}
-        self._looked_at = 0
-        if space.is_grid:
-            # Trials of what the grid was before a change, if any, are none of its own.
-            trials = self.trials()
-            own = len(self._untried) - len(self._untried_after(trials))
-            self.space = replace(space, n_trials=space.n_trials + len(trials) - own)
 
     def _open(self, name: str, settings: Settings, seed: int) -> optuna.Study:
         """Creates the study, or makes sure that it is the one to be continued."""
