@@ -178,12 +178,13 @@ def test_a_full_disk_is_no_fault_of_a_trial(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     where = (f"hydra/launcher={launcher}", *LAUNCHERS.get(launcher, ()))
     sweep = ("-m", "name=a", "trainer.epochs=1", f"seed=0,{bad.FINDS_THE_DISK_FULL},1", *where)
-    Path("full").touch()
+    Path("multirun").mkdir()
+    Path("multirun/full").touch()
     outcome = tiny(*sweep)
     assert outcome.code == 1 and "Traceback" not in outcome.err, outcome.err
     last = outcome.err.splitlines()[-1]
     assert "No space left on device" in last and last.endswith("The same command goes on.")
-    Path("full").unlink()
+    Path("multirun/full").unlink()
     assert tiny(*sweep).code == 0
     assert list(pd.read_csv("multirun/a/sweep.csv").state) == ["COMPLETE"] * 3
     database.disconnect()

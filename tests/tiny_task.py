@@ -27,7 +27,7 @@ plugins.register()
 
 # Seeds from here to 99 more.
 RAISES, RETURNS_NONE, RETURNS_NAN, EXITS, RETURNS_TEXT, RETURNS_INF = 100, 200, 300, 400, 500, 600
-FINDS_THE_DISK_FULL = 1100  # while there is a file `full` in the working directory
+FINDS_THE_DISK_FULL = 1100  # while there is a file `full` beside the sweep's folder
 # These take their process with them, or try to.
 LEAVES, IS_KILLED, CRASHES, EATS_MEMORY = 700, 800, 900, 1000
 
@@ -61,7 +61,7 @@ def task(config: DictConfig) -> object:
     if kind == EXITS:
         sys.exit(3)
     if kind == FINDS_THE_DISK_FULL:
-        if Path("full").exists():
+        if Path(HydraConfig.get().sweep.dir).with_name("full").exists():
             raise OSError(errno.ENOSPC, "No space left on device")
     elif kind >= LEAVES:
         bring_down(kind)
