@@ -117,14 +117,15 @@ def test_a_request_to_stop(launcher: tuple[str, ...], number: int, code: int) ->
     command = [sys.executable, "-m", "tests.tiny_task", *SEARCH, *launcher]
     process = subprocess.Popen(
         [*command, "hydra.sweeper.n_trials=8"],
-        env={**os.environ, "TINY_TASK_MS": "200"},
+        env={**os.environ, "TINY_TASK_HANGS_IN": "2"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
     until = time.monotonic() + 60
-    while not Path("multirun/a/2/.hydra").exists() and time.monotonic() < until:
+    while not Path("multirun/a/2/.hydra").exists():
+        assert process.poll() is None and time.monotonic() < until
         time.sleep(0.02)
     process.send_signal(number)
     out, err = process.communicate(timeout=30)

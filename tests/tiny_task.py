@@ -54,7 +54,10 @@ def bring_down(kind: int) -> None:
     config_path=conf_folder(), config_name="config", execution_whitelist=("fmnist_sweep.*",)
 )
 def task(config: DictConfig) -> object:
-    """Reports `trainer.epochs` epochs, each of as many milliseconds as TINY_TASK_MS says."""
+    """Reports `trainer.epochs` epochs, each of as many milliseconds as TINY_TASK_MS says.
+
+    The trial that TINY_TASK_HANGS_IN names comes to no end.
+    """
     kind = config.seed // 100 * 100
     if kind == RAISES:
         raise RuntimeError("the task\nraised")
@@ -65,6 +68,8 @@ def task(config: DictConfig) -> object:
             raise OSError(errno.ENOSPC, "No space left on device")
     elif kind >= LEAVES:
         bring_down(kind)
+    if os.environ.get("TINY_TASK_HANGS_IN") == str(HydraConfig.get().job.num):
+        time.sleep(3600)
     best = value(config.optimizer.lr)
     tell = reporter()
     for epoch in range(1, config.trainer.epochs + 1):
