@@ -256,6 +256,17 @@ MISTAKES = {
     "head only": (["a", "head.csv"], ["head.csv: has nothing to compare: no trials"]),
     "edited state": (["a", "state.csv"], ["state.csv: torn or edited: state 'FINE'"]),
     "edited value": (["a", "value.csv"], ["value.csv: torn or edited: objective holds 'good'"]),
+    "huge number": (["a", "huge.csv"], ["huge.csv: torn or edited: trial holds 99999"]),
+    "no counted trial": (
+        ["a", "half.csv"],
+        ["half.csv: torn or edited", "not numbered one by one"],
+    ),
+    "much too wide": (["a", "wide.csv"], ["wide.csv: torn", "200,017 columns, more than 1,000"]),
+    "too long a line": (["a", "long.csv"], ["long.csv: torn or not a table: line 2 has "]),
+    "other name": (
+        ["a", "name.csv"],
+        ["name.csv: is no sweep's table: it has no column objective"],
+    ),
     "doubled": (["a", "doubled.csv"], ["doubled.csv: torn or edited", "not numbered one by one"]),
     "all failed": (["a", "failed"], ["failed: has nothing to compare: all 2 trials failed"]),
     "other objective": (["a", "loss"], ["to maximize val_accuracy", "minimize val_loss"]),
@@ -282,6 +293,11 @@ def mistakes(tmp_path: Path) -> None:
         "head": head,
         "state": text.replace("COMPLETE", "FINE", 1),
         "value": text.replace(f",{A[0]!r},", ",good,"),
+        "huge": head + "9" * 400 + first,
+        "half": head + "0.5" + first[1:],
+        "wide": "0," * 200_000 + text,
+        "long": head + "1," + first,
+        "name": text.replace("objective", "objectives", 1),
         "doubled": text + first,
     }
     for name, content in files.items():

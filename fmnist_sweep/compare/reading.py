@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fmnist_sweep import record
-from fmnist_sweep.compare.rows import CompareError, Side, checked, csv
+from fmnist_sweep.compare.rows import CompareError, Side, checked, read_csv
 from fmnist_sweep.report import facts, tables
 from fmnist_sweep.report.tables import Sweep
 
@@ -69,11 +69,11 @@ def _side(path: Path, objective: str | None) -> Side:
                     f"python -m fmnist_sweep.report {path} makes it anew"
                 )
         elif file.exists():
-            table = csv(file)
+            table = read_csv(file)
         else:
             raise CompareError(f"{path}: holds neither run folders nor a sweep.csv")
     else:
-        table = csv(path)
+        table = read_csv(path)
     side = checked(path, table, goals, objective)
     first = next((f[-1] for f in record.attempts(folder).values()), None)
     settings = {**facts.flat(facts.configuration(first)), **facts.choices(first)} if first else {}

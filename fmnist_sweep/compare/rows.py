@@ -1,5 +1,7 @@
 """A sweep's table in one form, whatever version wrote it; whatever is wrong with it in one line."""
 
+import csv
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +14,7 @@ from fmnist_sweep import record
 
 STATES = ("COMPLETE", "PRUNED", "FAILED")
 FIGURES = ("epochs", "seconds", "images_per_second")  # missing ones are unknown, not wrong
+MOST_COLUMNS = 1000
 
 
 class CompareError(Exception):
@@ -57,17 +60,38 @@ class Side:
         return None if value is None or value is pd.NA or value != value else value
 
 
-def csv(path: Path) -> pd.DataFrame:
+def read_csv(path: Path) -> pd.DataFrame:
+    """A sweep's table as its file has it.
+
+    Raises:
+        CompareError: it cannot be read or is no table.
+    """
     try:
-        raw = path.read_bytes()
-        if not raw.endswith(b"\n"):
-            raise ValueError("its last line has no end")
-        return pd.read_csv(path)
+        text = path.read_bytes().decode()
+        _check_shape(text)
+        return pd.read_csv(io.StringIO(text), low_memory=False)
     except OSError as error:
         raise CompareError(f"{path}: {error.strerror}") from None
-    except ValueError as error:  # pandas' own errors and UnicodeDecodeError are ones
-        text = " ".join(str(error).split())
-        raise CompareError(f"{path}: torn or not a table: {text}") from None
+    except (ValueError, csv.Error) as error:  # pandas' own errors and UnicodeDecodeError are ones
+        line = " ".join(str(error).split())
+        raise CompareError(f"{path}: torn or not a table: {line}") from None
+
+
+def _check_shape(text: str) -> None:
+    """Whether lines are whole and of one length; pandas makes indices of what is too much.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if not text.endswith("\n"):
+        raise ValueError("its last line has no end")
+    lines = csv.reader(io.StringIO(text))
+    columns = len(next(lines, []))
+    if columns > MOST_COLUMNS:  # pandas takes minutes over a hundred thousand
+        raise ValueError(f"it has {columns:,} columns, more than {MOST_COLUMNS:,}")
+    for line in lines:
+        if line and len(line) != columns:
+            raise ValueError(f"line {lines.line_num} has {len(line)} fields instead of {columns}")
 
 
 def checked(
@@ -86,8 +110,9 @@ def checked(
         raise CompareError(
             f"{path}: torn or edited: state {unknown[0]!r} is none of {', '.join(STATES)}"
         )
-    trials = pd.to_numeric(table["trial"], errors="coerce")
-    if trials.isna().any() or trials.duplicated().any():
+    trials = _numbers(path, table, "trial")
+    counted = (trials % 1 == 0) & trials.between(0, 2**53)
+    if not counted.all() or trials.duplicated().any():
         raise CompareError(f"{path}: torn or edited: its trials are not numbered one by one")
     column, name, direction = _objective(path, table, goals, wanted)
     rows = pd.DataFrame({"trial": trials.astype(int), "state": table["state"]})
@@ -117,11 +142,20 @@ def _numbers(path: Path, table: pd.DataFrame, column: str) -> pd.Series:
     """A column as floats, NaN where it is missing."""
     if column not in table:
         return pd.Series(np.nan, index=table.index)
+    values = table[column]
+    if (numbers := _floats(values)) is not None:
+        return numbers
+    rows = (values.iloc[row : row + 1] for row in range(len(values)))
+    bad = next(repr(row.item()) for row in rows if _floats(row) is None)
+    bad = bad if len(bad) <= 50 else f"{bad[:40]}..."
+    raise CompareError(f"{path}: torn or edited: {column} holds {bad}, no number")
+
+
+def _floats(values: pd.Series) -> pd.Series | None:
     try:
-        return pd.to_numeric(table[column]).astype(float)
-    except (ValueError, TypeError):
-        bad = next(v for v in table[column] if pd.isna(pd.to_numeric(v, errors="coerce")))
-        raise CompareError(f"{path}: torn or edited: {column} holds {bad!r}, no number") from None
+        return pd.to_numeric(values).astype(float)
+    except (ValueError, TypeError, OverflowError):
+        return None
 
 
 def _objective(
@@ -135,13 +169,13 @@ def _objective(
             known = ", ".join(m for m in record.METRICS if m in table)
             raise CompareError(f"--objective {wanted}: {path} has no such column (it has {known})")
         return wanted, wanted, (goals or {}).get(wanted) or _usual_direction(wanted)
-    if not own:
-        raise CompareError(f"{path}: is no sweep's table: it has no column objective")
     if len(own) > 1:
         names = [c.removeprefix("objective_") for c in own]
         raise CompareError(
             f"{path}: has {len(names)} objectives; --objective {names[0]} compares one of them"
         )
+    if own != ["objective"]:
+        raise CompareError(f"{path}: is no sweep's table: it has no column objective")
     if goals:
         ((name, direction),) = goals.items()
         return "objective", name, direction
