@@ -50,6 +50,10 @@ def line(section: type[BaseModel], prefix: str, detail: ErrorDetails) -> str:
         section: the schema that the error is of.
         prefix: with its dot, stands before every key.
     """
+    kind = detail["type"]
+    if kind == "extra_forbidden":
+        key = prefix + ".".join(map(str, detail["loc"]))
+        return _in_a_line(f"{key}: no such key{nearest_key(key, known_keys(section, prefix))}")
     # A union adds its member's name to the path ("model.hidden.list[...]"): not a key of ours.
     # Nor are a list's positions.
     path = [str(part) for part in detail["loc"] if str(part).isidentifier()]
@@ -57,16 +61,17 @@ def line(section: type[BaseModel], prefix: str, detail: ErrorDetails) -> str:
         path.pop()
     allowed = _range(section, path)
     key = prefix + ".".join(path)
-    kind = detail["type"]
-    if kind == "extra_forbidden":
-        return f"{key}: no such key{nearest_key(key, known_keys(section, prefix))}"
     if kind == "missing":
         return f"{key}: is missing"
     said = detail["msg"].removeprefix("Input ").replace("should", "must", 1)
     meaning = _SPECIAL.get(key) or _MEANINGS.get(kind, said)
     if kind in _RANGE_ERRORS and allowed:
         return f"{key}={detail['input']}: must be {allowed}"
-    return f"{key}={detail['input']}: {meaning}{f' {allowed}' if allowed else ''}"
+    return _in_a_line(f"{key}={detail['input']}: {meaning}{f' {allowed}' if allowed else ''}")
+
+
+def _in_a_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _range(section: type[BaseModel], path: Sequence[str]) -> str:

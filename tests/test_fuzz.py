@@ -16,7 +16,7 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -136,6 +136,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     changes=edits,
     name=st.sampled_from(["summary.json", "trial.json", "history.csv", *SETTINGS]),
 )
+@example(changes=[(0, 0, b"(")], name=".hydra/config.yaml")
 def test_run_folders(changes: list[Edit], name: str, sweep: Path) -> None:
     file = sweep / "0" / name
     good = file.read_bytes()
@@ -174,6 +175,7 @@ TIMES = ["started", "seconds", "epochs"]
     ),
     value=values,
 )
+@example(where=("trial.json", "params"), value={"\n": []})
 def test_values_of_run_folders(where: tuple[str, str], value: Any, sweep: Path) -> None:
     file = sweep / "0" / where[0]
     good = file.read_bytes()

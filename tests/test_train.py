@@ -132,6 +132,8 @@ BAD = {
     "optimizer.lrr=0.1": "optimizer.lrr: no such key; did you mean optimizer.lr?",
     "optimizer.momentum=0.9": "optimizer.momentum: not with this optimizer, which has lr, betas, ",
     "hydra.run.dir=/proc/x": "hydra.run.dir=/proc/x: No such file or directory",
+    "+a-b=1": "a-b: no such key",
+    "+data.5=1": "data.5: no such key; did you mean data?",
     "modl.x.y=1": "modl: no such key; did you mean model?",
     "hydra.sweeper.n_trils=1": "hydra.sweeper.n_trils: no such key; did you mean "
     "hydra.sweeper.n_trials?",

@@ -210,7 +210,7 @@ def read_run(trial: int, folder: Path) -> Run | None:
         row = _Row.model_validate(summary)
     except ValidationError as error:
         fault = error.errors()[0]
-        key = ".".join(map(str, fault["loc"]))
+        key = " ".join(".".join(map(str, fault["loc"])).split())
         raise ValueError(f"{key}: {fault['msg'].lower()}") from None
     return Run(
         trial=trial,
