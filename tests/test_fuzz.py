@@ -137,6 +137,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     name=st.sampled_from(["summary.json", "trial.json", "history.csv", *SETTINGS]),
 )
 @example(changes=[(0, 0, b"(")], name=".hydra/config.yaml")
+@example(changes=[(408, 1, b"9" * 400)], name="summary.json")
 def test_run_folders(changes: list[Edit], name: str, sweep: Path) -> None:
     file = sweep / "0" / name
     good = file.read_bytes()
@@ -244,7 +245,7 @@ def test_tables_from_elsewhere(changes: list[Edit], sweep: Path) -> None:
         good.write_bytes(content)
         bad.write_bytes(edited(content, changes))
         try:
-            findings(reading.read([good, bad], None))
+            showing.show(findings(reading.read([good, bad], None)), NOWHERE)
         except CompareError as error:
             assert "\n" not in str(error)
 

@@ -4,6 +4,7 @@ From the sweep's `multirun.yaml` and the first run's configuration and environme
 missing, as in folders of stock sweepers or older versions, is left out.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -185,7 +186,7 @@ def _confirmed(folder: Path) -> dict[str, str]:
 
 def duration(seconds: float) -> str:
     """`12.3 s`, `4 min 5 s`, `2 h 10 min`."""
-    if seconds < 60:
+    if seconds < 60 or math.isinf(seconds):
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
