@@ -168,7 +168,7 @@ def _objective(
         if wanted not in table:
             known = ", ".join(m for m in record.METRICS if m in table)
             raise CompareError(f"--objective {wanted}: {path} has no such column (it has {known})")
-        return wanted, wanted, (goals or {}).get(wanted) or _usual_direction(wanted)
+        return wanted, wanted, (goals or {}).get(wanted) or record.direction(wanted)
     if len(own) > 1:
         names = [c.removeprefix("objective_") for c in own]
         raise CompareError(
@@ -182,12 +182,7 @@ def _objective(
     # A table alone does not name its objective: it is the metric that has the same values.
     same = [m for m in record.METRICS if m in table and table[m].equals(table["objective"])]
     name = "val_accuracy" if "val_accuracy" in same else same[0] if same else "objective"
-    return "objective", name, _usual_direction(name)
-
-
-def _usual_direction(name: str) -> str:
-    down = name.endswith("loss") or name in ("seconds", "parameters")
-    return "minimize" if down else "maximize"
+    return "objective", name, record.direction(name)
 
 
 def _keys(table: pd.DataFrame) -> list[str]:

@@ -228,7 +228,8 @@ class Loop:
         def launch_apart() -> None:
             forget()
             launch()
-            list(map(_wrong_with, returns))  # of what they return the fork brings nothing back
+            for returned in returns:  # what is not raised here the fork does not bring back
+                _wrong_with(returned)
 
         try:
             if isinstance(self.launcher, BasicLauncher):
