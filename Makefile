@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test torture check postgres chromium bench
+.PHONY: train test torture check postgres chromium bench bench-gpu
 
 train: .venv/installed
 	$(BIN)/python -m fmnist_sweep.train
@@ -34,7 +34,11 @@ check: .venv/installed
 	$(BIN)/mypy
 
 bench: .venv/installed
-	$(BIN)/python -m fmnist_sweep.bench
+	$(BIN)/python -m benchmarks
+
+# Needs a CUDA device.
+bench-gpu: .venv/installed
+	$(BIN)/python -m benchmarks gpu
 
 # The stamp is written last: an interrupted installation is done again.
 .venv/installed: pyproject.toml constraints.txt

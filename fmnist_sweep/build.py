@@ -1,9 +1,8 @@
 """From a configuration to what is trained: the model, its optimizer, the device."""
 
 import copy
-import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,8 +10,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import nn
 
-from fmnist_sweep.config import Config, ConfigError, trusted_targets
-from fmnist_sweep.processes import call_apart
+from fmnist_sweep.base.errors import ConfigError, first_line
+from fmnist_sweep.config import Config, trusted_targets
 from fmnist_sweep.training import skeleton
 from fmnist_sweep.training.engine import Trial
 from fmnist_sweep.training.recipe import Recipe
@@ -73,7 +72,7 @@ def build(config: Config) -> Trial:
     try:
         cls([nn.Parameter(torch.zeros(1, 1))], **arguments)  # Muon takes matrices alone
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"optimizer: {_first_line(error)}") from None
+        raise ConfigError(f"optimizer: {first_line(error)}") from None
     return Trial(model, cls, dict(arguments), config.seed, config.trainer.epochs, _recipe(config))
 
 
@@ -95,41 +94,15 @@ def _recipe(config: Config) -> Recipe:
 def has_bf16(where: torch.device) -> bool:
     """Whether a device multiplies bfloat16 itself."""
     if where.type == "cuda":
-        return _cuda_has_bf16(where.index)
+        with torch.cuda.device(where.index):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     able = torch.cpu.get_capabilities()
     return where.type == "cpu" and bool(able.get("avx512_bf16") or able.get("bf16"))
 
 
-@functools.cache
-def _cuda_has_bf16(index: int | None) -> bool:
-    def has() -> bool:
-        with torch.cuda.device(index):
-            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-
-    return _cuda_says(has)
-
-
-@functools.cache
 def _cuda_works() -> bool:
     """Devices are counted also where the driver is too old for this PyTorch."""
-    return torch.cuda.device_count() > 0 and _cuda_says(torch.cuda.is_available)
-
-
-def _cuda_says(question: Callable[[], bool]) -> bool:
-    """Asked in a fork, if CUDA is not in use here: of one that uses it no process can be forked."""
-
-    def ask() -> None:
-        if not question():
-            raise LookupError
-
-    try:
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            ask()
-        else:
-            call_apart(ask)
-    except LookupError:
-        return False
-    return True
+    return torch.cuda.device_count() > 0 and torch.cuda.is_available()
 
 
 def device(config: Config) -> torch.device:
@@ -160,7 +133,7 @@ def _instantiate(group: str, target: str, arguments: Mapping[str, Any], **specia
     try:
         return instantiate(values, _execution_whitelist_=trusted_targets())
     except InstantiationException as error:
-        text = _first_line(error)
+        text = first_line(error)
         if "execution whitelist" in " ".join(str(error).split()):
             text = (
                 f"not a trusted target ({', '.join(trusted_targets())}); the environment "
@@ -169,7 +142,7 @@ def _instantiate(group: str, target: str, arguments: Mapping[str, Any], **specia
         raise ConfigError(f"{group}._target_={target}: {text}") from None
     except (ValueError, TypeError) as error:
         # What a class of ours says of its arguments names the key itself.
-        text = _first_line(error)
+        text = first_line(error)
         own = text.startswith(f"{group}.")
         raise ConfigError(text if own else f"{group}._target_={target}: {text}") from None
 
@@ -183,7 +156,3 @@ def _check_names(group: str, cls: type, arguments: Mapping[str, Any], given: set
                 f"{group}.{name}: {cls.__name__} takes no such argument "
                 f"(it takes {', '.join(sorted(known))})"
             )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

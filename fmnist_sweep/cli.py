@@ -1,15 +1,18 @@
 """What stands between a user's command line and a trial: checks, folders, errors as one line."""
 
 import os
-import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import hydra
 import omegaconf
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
@@ -17,15 +20,20 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from fmnist_sweep import record
-from fmnist_sweep.config import Config, ConfigError, parse
-from fmnist_sweep.schema_errors import known_keys, nearest_key
+from fmnist_sweep.base import command
+from fmnist_sweep.base.errors import ConfigError, one_line
+from fmnist_sweep.base.locks import FolderLock
+from fmnist_sweep.base.paths import absolute, absolute_url
+from fmnist_sweep.config import DATA_VARIABLE, Config, parse
+from fmnist_sweep.hydra_errors import hydra_line
+from fmnist_sweep.schema_errors import known_keys
 
 # A sweep's folder: its name, or the time.
 OmegaConf.register_resolver("either", lambda one, other: one or other, replace=True)
 
 
 def parsed(config: DictConfig) -> Config:
-    """Checks a composed configuration.
+    """Checks a composed configuration, whose paths begin in the directory of the command.
 
     Raises:
         ConfigError: one line for each wrong key.
@@ -33,13 +41,15 @@ def parsed(config: DictConfig) -> Config:
     task = {key: value for key, value in config.items_ex(resolve=False) if key != "hydra"}
     values = OmegaConf.to_container(OmegaConf.create(task), resolve=True)
     assert isinstance(values, dict)
-    return parse({str(key): value for key, value in values.items()})
+    # A job may run in its run folder; Hydra remembers where the command was given.
+    there = HydraConfig.get().runtime.cwd if HydraConfig.initialized() else os.curdir
+    return parse({str(key): value for key, value in values.items()}, Path(there))
 
 
 class PrepareRun(Callback):
     """Before a single run: checks its configuration, then makes it a folder of its own."""
 
-    hold: record.Hold | None = None
+    hold: FolderLock | None = None
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         # Hydra turns a callback's exceptions into warnings, all but SystemExit.
@@ -58,11 +68,18 @@ class PrepareRun(Callback):
 
         checked = parsed(config)
         build.check(checked)
+        searched = config.hydra.sweeper.get("params")
+        if searched:
+            print(
+                f"{', '.join(searched)}: searched with -m only; this is one trial of the default "
+                "configuration",
+                file=sys.stderr,
+            )
         folder = Path(config.hydra.run.dir)
         if any(override.startswith("hydra.run.dir=") for override in config.hydra.overrides.hydra):
             folder.mkdir(parents=True, exist_ok=True)
             try:
-                self.hold = record.Hold(folder)
+                self.hold = FolderLock(folder)
             except BlockingIOError:
                 raise ConfigError(
                     f"hydra.run.dir={folder}: another process trains there; name another folder"
@@ -73,7 +90,7 @@ class PrepareRun(Callback):
                 raise ConfigError(f"hydra.run.dir={error}") from None
             return
         folder = record.reserve(folder)
-        self.hold = record.Hold(folder)
+        self.hold = FolderLock(folder)
         with read_write(config.hydra), open_dict(config.hydra):
             config.hydra.run.dir = str(folder)
 
@@ -81,36 +98,30 @@ class PrepareRun(Callback):
         self.hold = None
 
 
-def with_clear_errors(command: Callable[[], Any]) -> None:
-    """Runs a command; a user's mistake is one line on standard error and exit code 1."""
-    wants_traceback = os.environ.setdefault("HYDRA_FULL_ERROR", "1") == "1"
+def with_clear_errors(main: Callable[[], Any]) -> None:
+    """Runs a command of Hydra's; a user's mistake is one line on standard error and exit code 1."""
+    # Hydra would print errors itself, at length, where this variable is not 1.
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    # Jobs may run in other directories.
+    if folder := os.environ.get(DATA_VARIABLE):
+        os.environ[DATA_VARIABLE] = absolute(folder)
+    if store := os.environ.get("MLFLOW_TRACKING_URI"):
+        os.environ["MLFLOW_TRACKING_URI"] = absolute_url(store)
+    sys.argv[1:] = sweep_arguments(sys.argv[1:])
     try:
-        command()
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:
-        line = in_a_line(error)
-        if line is None:
-            raise
-        sys.exit(line)
+        command.run(main, explain=_explain)
     finally:
-        if wants_traceback:
-            os.environ.pop("HYDRA_FULL_ERROR", None)
+        del os.environ["HYDRA_FULL_ERROR"]
+        if before is not None:
+            os.environ["HYDRA_FULL_ERROR"] = before
 
 
-def in_a_line(error: BaseException) -> str | None:
-    """What to tell the user of an error, or None for a fault of ours."""
-    if _is_of_hydra(error):
-        return hydra_line(error)
-    if isinstance(error, HydraException | OmegaConfBaseException):
-        return hydra_line(error)
-    if isinstance(error, YAMLError):
-        return "YAML: " + " ".join(str(error).split())
-    if record.is_disk_fault(error):
-        return f"{error}; what has finished is kept"
-    known = {"ConfigError", "DataError", "RecordError", "ReportError", "TrialFailed"}
-    return str(error) if type(error).__name__ in known else None
+def _explain(error: Exception) -> str | None:
+    """What to tell the user of another library's error, or None for a fault of ours."""
+    if _is_of_hydra(error) or isinstance(error, HydraException | OmegaConfBaseException):
+        return hydra_line(error, known_keys(Config))
+    return f"YAML: {one_line(error)}" if isinstance(error, YAMLError) else None
 
 
 def _is_of_hydra(error: BaseException) -> bool:
@@ -120,20 +131,27 @@ def _is_of_hydra(error: BaseException) -> bool:
     return bool(trace) and any(map(Path(trace[-1].filename).is_relative_to, packages))
 
 
-def hydra_line(error: BaseException) -> str:
-    """An error of Hydra's or OmegaConf's in one line, with the nearest key for an unknown one."""
-    cause = error.__cause__
-    text = f"{error}\n{cause}" if isinstance(cause, OmegaConfBaseException) else str(error)
-    unknown = re.search(r"Could not override '([^']+)'", text)
-    if unknown and "not in struct" in text:
-        key = getattr(cause, "full_key", None) or unknown[1]
-        section, siblings = key.rpartition(".")[0], getattr(cause, "parent_node", None) or ()
-        beside = [f"{section}.{name}".lstrip(".") for name in siblings]
-        known = set(known_keys(Config))
-        if key in known:  # but of another option of its group, as a ResNet has no dropout
-            names = ", ".join(str(name) for name in siblings if name != "_target_")
-            return f"{key}: not with this {section}, which has {names}"
-        return f"{key}: no such key{nearest_key(key, [*sorted(known), *beside])}"
-    text = text.partition("Config search path:")[0]
-    lines = (line.strip() for line in text.splitlines())
-    return " ".join(line for line in lines if line and not line.startswith(("object_type", "full")))
+def sweep_arguments(arguments: Sequence[str]) -> list[str]:
+    """A command line whose `scheduler.per=epoch` beside `scheduler=cosine,onecycle` works with -m.
+
+    Hydra composes the configuration once without what is swept, and would not find the key in it.
+    As a choice of one value it is swept too, and so left to the sweep.
+    """
+    if not {"-m", "--multirun"} & {*arguments}:
+        return list(arguments)
+    parser = OverridesParser.create()
+    overrides: dict[str, Override] = {}
+    for argument in arguments:
+        with suppress(HydraException):  # an option, or a mistake that Hydra will tell
+            overrides[argument] = parser.parse_override(argument)
+    swept = tuple(f"{o.key_or_group}." for o in overrides.values() if o.is_sweep_override())
+
+    def written(argument: str) -> str:
+        override = overrides.get(argument)
+        if override is None or override.is_delete() or override.is_sweep_override():
+            return argument
+        key, _, value = argument.partition("=")
+        is_below = value and override.key_or_group.startswith(swept)
+        return f"{key}=choice({value})" if is_below else argument
+
+    return [written(argument) for argument in arguments]

@@ -1,7 +1,7 @@
 """What a run may be told: the type and range of every key. The defaults live in `conf/`."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -9,10 +9,27 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from fmnist_sweep import schema_errors
+from fmnist_sweep.base.errors import ConfigError
+from fmnist_sweep.base.paths import absolute, absolute_url
 
 TRAIN_IMAGES = 60_000
 TEST_IMAGES = 10_000
 CLASSES = 10
+
+# The environment variable that stands in for `data.root`.
+DATA_VARIABLE = "FMNIST_SWEEP_DATA"
+
+# Keys, and sections, that change no result: runs that differ in them alone are the same run.
+CHANGES_NO_RESULT = (
+    "name",
+    "logger",
+    "data.root",
+    "data.verify",
+    "trainer.log_every",
+    "trainer.checkpoint",
+)
+# Keys that belong to a run's seed or its machine and to no selection of a configuration.
+BELONGS_TO_THE_RUN = ("seed", "repeats", "trainer.device", "trainer.threads", "trainer.compile")
 
 
 def conf_folder() -> str:
@@ -20,10 +37,6 @@ def conf_folder() -> str:
     package = Path(__file__).parent
     inside = package / "conf"
     return str(inside if inside.is_dir() else package.parent / "conf")
-
-
-class ConfigError(Exception):
-    """A user's mistake; its message is the line that the user reads."""
 
 
 class Section(BaseModel):
@@ -209,6 +222,18 @@ class LoggerConfig(Section):
     uri: str | None
 
 
+def as_exclude(keys: Sequence[str]) -> dict[str, Any]:
+    """Dotted keys as pydantic's `exclude`."""
+    left_out: dict[str, Any] = {}
+    for key in keys:
+        section, _, name = key.partition(".")
+        if name:
+            left_out.setdefault(section, set()).add(name)
+        else:
+            left_out[section] = True
+    return left_out
+
+
 class Config(Section):
     """One trial's whole configuration."""
 
@@ -226,14 +251,7 @@ class Config(Section):
     @property
     def identity(self) -> str:
         """As text, all that a result depends on."""
-        return self.model_dump_json(
-            exclude={
-                "name": True,
-                "logger": True,
-                "data": {"root", "verify"},
-                "trainer": {"log_every", "checkpoint"},
-            }
-        )
+        return self.model_dump_json(exclude=as_exclude(CHANGES_NO_RESULT))
 
 
 def checked(section: type[S], values: Mapping[str, Any], prefix: str = "") -> S:
@@ -249,13 +267,26 @@ def checked(section: type[S], values: Mapping[str, Any], prefix: str = "") -> S:
         raise ConfigError("\n".join(lines)) from None
 
 
-def parse(values: Mapping[str, Any]) -> Config:
+def is_below(key: str, keys: Sequence[str]) -> bool:
+    """Whether a dotted key is one of some keys, or in a section that is one of them."""
+    return any(key == one or key.startswith(f"{one}.") for one in keys)
+
+
+def changes_no_result(key: str, more: Sequence[str] = ()) -> bool:
+    """Whether a dotted key is one of `CHANGES_NO_RESULT`, or of `more`."""
+    return is_below(key, (*CHANGES_NO_RESULT, *more))
+
+
+def parse(values: Mapping[str, Any], folder: Path | None = None) -> Config:
     """Checks a composed configuration (plain containers, interpolations resolved).
+
+    Args:
+        folder: where relative paths begin; None for the working directory.
 
     Raises:
         ConfigError: one line for each wrong key, naming the key, its value and what is allowed.
     """
-    config = checked(Config, values)
+    config = _with_absolute_paths(checked(Config, values), folder or Path.cwd())
     if config.data.train_size is not None and config.data.train_size > config.data.available:
         classes = config.data.classes
         images, which = TRAIN_IMAGES, ""
@@ -275,6 +306,18 @@ def parse(values: Mapping[str, Any]) -> Config:
     return config
 
 
+def _with_absolute_paths(config: Config, folder: Path) -> Config:
+    data = config.data.model_copy(update={"root": absolute(config.data.root, folder)})
+    changed: dict[str, Section] = {"data": data}
+    weights, uri = config.model.weights, config.logger.uri
+    if weights and weights not in ("none", "DEFAULT"):
+        there = {"weights": absolute(weights, folder)}
+        changed["model"] = config.model.model_copy(update=there)
+    if uri:
+        changed["logger"] = config.logger.model_copy(update={"uri": absolute_url(uri, folder)})
+    return config.model_copy(update=changed)
+
+
 def _check_scheduler(scheduler: _Scheduler, epochs: int) -> None:
     """Refuses a schedule that the run ends before."""
     if isinstance(scheduler, WarmupCosineConfig) and scheduler.warmup_epochs >= epochs:
@@ -289,12 +332,21 @@ def _check_scheduler(scheduler: _Scheduler, epochs: int) -> None:
         )
 
 
-def trusted_targets() -> tuple[str, ...]:
-    """Names that `_target_` may take.
+def trusted_packages() -> tuple[str, ...]:
+    """What the environment variable FMNIST_SWEEP_TRUST adds to the names that are instantiated.
 
-    A package of your own is added by the environment variable FMNIST_SWEEP_TRUST, a comma
-    separated list of patterns such as `mypackage.*`. No file and no override can add to it.
+    It is a comma separated list of patterns such as `mypackage.*`. No file and no override can
+    add to it.
     """
-    own = os.environ.get("FMNIST_SWEEP_TRUST", "")
-    extra = tuple(pattern.strip() for pattern in own.split(",") if pattern.strip())
-    return ("fmnist_sweep.models.*", "torch.nn.modules.*", "torch.optim.*", *extra)
+    patterns = os.environ.get("FMNIST_SWEEP_TRUST", "").split(",")
+    return tuple(pattern.strip() for pattern in patterns if pattern.strip())
+
+
+def trusted_targets() -> tuple[str, ...]:
+    """Names that `_target_` may take of a model, an optimizer or a custom search space."""
+    return (
+        "fmnist_sweep.models.*",
+        "torch.nn.modules.*",
+        "torch.optim.*",
+        *trusted_packages(),
+    )

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from filelock import FileLock
 
 from fmnist_sweep import record
-from fmnist_sweep.config import Config
+from fmnist_sweep.config import Config, changes_no_result
 from fmnist_sweep.record import Epoch
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class TensorBoard:
         self.writer.flush()
 
     def end(self, summary: Mapping[str, Any], picture: Path) -> None:
-        from matplotlib.image import imread
+        from fmnist_sweep.base.figures import imread
 
         plain = {k: v if isinstance(v, int | float) else str(v) for k, v in self.parameters.items()}
         finals = {f"final/{name}": value for name, value in _metrics(summary).items()}
@@ -159,7 +159,7 @@ def parameters(config: Config) -> dict[str, Any]:
             flat |= {f"{key}.{name}": one for name, one in value.items()}
         else:
             flat[key] = value
-    return {key: value for key, value in flat.items() if not key.startswith("logger.")}
+    return {key: value for key, value in flat.items() if not changes_no_result(key)}
 
 
 def _metrics(values: Mapping[str, Any]) -> dict[str, float]:

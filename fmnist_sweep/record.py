@@ -12,12 +12,11 @@ checkpoint-0.pt   while it trains, the state of its first repeat at an epoch's e
 """
 
 import csv
-import errno
-import fcntl
 import glob
 import importlib.metadata
 import io
 import json
+import math
 import os
 import platform
 import re
@@ -27,19 +26,17 @@ import stat
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from fmnist_sweep.base.errors import RecordError
+from fmnist_sweep.base.processes import cores
+
 # No honest text file of a run, a history of half a million epochs, needs more.
 LARGEST = 64 * 2**20
-
-
-class RecordError(ValueError):
-    """A file that is torn, or somebody else's; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +61,25 @@ EPOCH_METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 METRICS = (*EPOCH_METRICS, "best_val_accuracy", "seconds", "images_per_second", "parameters")
 
 
+# Words of metrics that are better when higher, and when lower; of others nobody knows.
+_HIGHER = ("acc", "accuracy", "auc", "auroc", "f1", "precision", "recall", "score", "reward", "r2")
+_LOWER = ("loss", "error", "err", "rmse", "mse", "mae", "perplexity", "nll", "seconds", "time")
+
+
 def direction(metric: str) -> str:
-    """Which way a metric is better, `minimize` or `maximize`."""
-    smaller = metric.endswith("loss") or metric in ("seconds", "parameters")
-    return "minimize" if smaller else "maximize"
+    """Which way a metric is better, `minimize` or `maximize`, as far as its name says.
+
+    As in Optuna, lower is better where it says nothing.
+    """
+    words = re.split(r"[^a-z0-9]+", metric.lower())
+    if metric == "images_per_second" or (words[-1] in _HIGHER):
+        return "maximize"
+    return "minimize"
+
+
+def says_direction(metric: str) -> bool:
+    """Whether a metric's name says which way it is better."""
+    return re.split(r"[^a-z0-9]+", metric.lower())[-1] in (*_HIGHER, *_LOWER, "parameters")
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -93,12 +105,6 @@ def write_whole(path: Path, content: bytes | str) -> None:
         if isinstance(error, OSError):
             error.filename = str(path)
         raise
-
-
-def is_disk_fault(error: BaseException) -> bool:
-    """Whether an error is of a disk that is full, over its quota, read-only or broken."""
-    faults = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-    return isinstance(error, OSError) and error.errno in faults
 
 
 def inert(value: Any) -> Any:
@@ -136,25 +142,6 @@ def holds_run(folder: Path) -> bool:
 def holds_sweep(folder: Path) -> bool:
     """Whether a sweep has begun here, or its tables are here."""
     return any((folder / name).exists() for name in ("study.json", "sweep.csv"))
-
-
-class Hold:
-    """Keeps other processes out of a folder for as long as it lives; `BlockingIOError` if it is
-    another's already.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(self._folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise
-        except OSError:  # a file system without such locks
-            pass
-
-    def __del__(self) -> None:
-        with suppress(AttributeError, OSError):
-            os.close(self._folder)
 
 
 def checkpoint(folder: Path, repeat: int) -> Path:
@@ -198,17 +185,27 @@ def attempts(sweep: Path) -> dict[int, list[Path]]:
     return {trial: [f for _, f in sorted(found[trial])] for trial in sorted(found)}
 
 
-def write_history(folder: Path, history: Sequence[Epoch]) -> None:
-    """Writes `history.csv`, with every digit of its numbers."""
+def write_history(folder: Path, history: Sequence[Epoch | Mapping[str, float]]) -> None:
+    """Writes `history.csv`, with every digit of its numbers.
+
+    Args:
+        history: rows of the same first column, `epoch` or `step`; a value that a row lacks is left
+            empty.
+    """
+    rows = [asdict(row) if isinstance(row, Epoch) else row for row in history]
+    columns = dict.fromkeys(name for row in rows for name in row) or _EPOCH_COLUMNS
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(field.name for field in fields(Epoch))
-    writer.writerows(asdict(row).values() for row in history)
+    writer.writerow(columns)
+    writer.writerows([row.get(name, "") for name in columns] for row in rows)
     write_whole(folder / "history.csv", text.getvalue())
 
 
-def read_history(folder: Path) -> list[Epoch]:
+def read_history(folder: Path) -> list[dict[str, float]]:
     """Reads `history.csv`.
+
+    Returns:
+        Its rows, with the epoch or step first, as an integer.
 
     Raises:
         OSError: there is none.
@@ -217,18 +214,31 @@ def read_history(folder: Path) -> list[Epoch]:
     try:
         reader = csv.DictReader(io.StringIO(read_text(folder / "history.csv"), newline=""))
         rows = list(reader)
-        if reader.fieldnames != [field.name for field in fields(Epoch)]:
+        columns = reader.fieldnames or []
+        if columns != _EPOCH_COLUMNS and columns[:1] != ["step"]:
             raise ValueError(f"its columns are {reader.fieldnames}")
+        first, *rest = columns
         history = [
-            Epoch(int(row["epoch"]), *(float(row[f.name]) for f in fields(Epoch)[1:]))
-            for row in rows
+            {first: int(row[first]), **{name: _number(row[name]) for name in rest}} for row in rows
         ]
         # Tables and pictures hold no others.
-        if wrong := [row.epoch for row in history if not 0 <= row.epoch < 2**31]:
-            raise ValueError(f"it has an epoch {wrong[0]}")
+        if wrong := [row[first] for row in history if not 0 <= row[first] < 2**31]:
+            raise ValueError(f"it has {first} {wrong[0]}")
         return history
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise RecordError(f"{folder / 'history.csv'}: not a history: {str(error)[:200]}") from None
+
+
+_EPOCH_COLUMNS = [field.name for field in fields(Epoch)]
+
+
+def _number(text: str) -> float:
+    return float(text) if text else math.nan
+
+
+def step_of(row: Mapping[str, float]) -> int:
+    """The epoch or step of a history's row."""
+    return int(next(iter(row.values())))
 
 
 def finish(folder: Path, state: str, reason: str | None = None, **more: Any) -> dict[str, Any]:
@@ -294,7 +304,7 @@ def read_text(path: Path) -> str:
         raise ValueError("it is not a regular file")
     if status.st_size > LARGEST:
         raise ValueError(f"it has {status.st_size:,} bytes")
-    return path.read_text()
+    return path.read_text(encoding="utf-8")
 
 
 class _Plain(yaml.SafeLoader):
@@ -337,9 +347,7 @@ def environment(**training: Any) -> dict[str, Any]:
         "versions": versions,
         "platform": platform.platform(),
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": cores(),
         **_git_state(),
         "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
     }
@@ -347,7 +355,7 @@ def environment(**training: Any) -> dict[str, Any]:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
     except (OSError, StopIteration):
         return platform.processor()
@@ -360,7 +368,7 @@ def _git_state() -> dict[str, Any]:
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(here), *arguments]
         return subprocess.run(
-            command, capture_output=True, text=True, timeout=10, check=True
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=10, check=True
         ).stdout.strip()
 
     try:

@@ -1,11 +1,12 @@
 """A schema's errors as the lines that a user reads: the key, its value and what is allowed."""
 
-import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
+
+from fmnist_sweep.base.errors import nearest_key
 
 _MEANINGS = {
     "int_type": "must be an integer",
@@ -35,12 +36,6 @@ def known_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
         yield key
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from known_keys(field.annotation, f"{key}.")
-
-
-def nearest_key(key: str, known: Iterable[str]) -> str:
-    """A hint such as `; did you mean optimizer.lr?`, or nothing where no known key is close."""
-    close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def line(section: type[BaseModel], prefix: str, detail: ErrorDetails) -> str:

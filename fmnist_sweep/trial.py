@@ -15,10 +15,11 @@ import torch
 from torch import nn
 
 from fmnist_sweep import build, record
-from fmnist_sweep.config import Config, ConfigError
+from fmnist_sweep.base.errors import ConfigError, TrialFailed
+from fmnist_sweep.base.processes import cores_left
+from fmnist_sweep.config import Config
 from fmnist_sweep.data import batches
 from fmnist_sweep.loggers import Logger
-from fmnist_sweep.processes import cores_left
 from fmnist_sweep.record import Epoch
 from fmnist_sweep.report import plots
 from fmnist_sweep.screen import Screen
@@ -33,10 +34,6 @@ log = logging.getLogger(__name__)
 
 # Seconds of training between two checkpoints where `trainer.checkpoint=auto`.
 AUTO_CHECKPOINT = 60.0
-
-
-class TrialFailed(Exception):
-    """The training itself went wrong, as when its loss became NaN; the message says how."""
 
 
 def run(
@@ -66,6 +63,8 @@ def run(
     check_folder(config, folder)
     where = build.device(config)
     threads = min(config.trainer.threads, cores_left() or config.trainer.threads)
+    if threads < config.trainer.threads:
+        log.info("trainer.threads=%d: OMP_NUM_THREADS leaves %d", config.trainer.threads, threads)
     torch.set_num_threads(threads)
     # Dead ReLU units let Adam's moments decay into denormals, which slow a step several times.
     torch.set_flush_denormal(True)
@@ -185,6 +184,7 @@ class _Training:
             compile,
             self.config.trainer.precision == "bf16",
             self.config.trainer.log_every,
+            self.threads,
             on_epoch=lambda row: self._epoch_ended(repeat, row),
             # Of several repeats the first one speaks for all.
             on_batches=lambda at: (

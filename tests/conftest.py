@@ -71,6 +71,10 @@ def in_process(
     monkeypatch.setenv("FMNIST_SWEEP_DATA", str(data_root))
 
     def command(main: Callable[[], None]) -> Command:
+        # Commands put streams of their own around them.
+        monkeypatch.setattr(sys, "stdout", sys.stdout)
+        monkeypatch.setattr(sys, "stderr", sys.stderr)
+
         def run(*arguments: str) -> Outcome:
             monkeypatch.setattr(sys, "argv", ["command", *arguments])
             code: object = 0

@@ -14,6 +14,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from fmnist_sweep import record, trial
+from fmnist_sweep.base.locks import FolderLock
 from fmnist_sweep.cli import parsed
 from fmnist_sweep.config import Config, conf_folder
 from fmnist_sweep.record import Epoch
@@ -294,7 +295,7 @@ def test_a_file_that_is_called_like_a_checkpoint_is_none(
 
 def test_a_folder_takes_one_run_at_a_time(fmnist_train: Command, small: tuple[str, ...]) -> None:
     Path("out").mkdir()
-    held = record.Hold(Path("out"))
+    held = FolderLock(Path("out"))
     refused = fmnist_train(*small[:3], "hydra.run.dir=out")
     assert refused.code == 1 and len(refused.err.splitlines()) == 1
     assert "hydra.run.dir=out: another process trains there" in refused.err

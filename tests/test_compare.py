@@ -313,3 +313,54 @@ def test_mistakes_are_one_line(mistakes: None, compare: Command, name: str) -> N
     assert len(outcome.err.splitlines()) == 1, outcome.err
     for word in words:
         assert word in outcome.err
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [None, 1.0, 0.5],
+        [True, None, False],
+        ["null", "NA", "nan", "None", ""],
+        ["-relu", "=x", "[a,b]"],
+        [1, 2.5, "x"],
+    ],
+)
+def test_a_sweep_equals_the_copy_of_its_table(tmp_path: Path, values: list[Any]) -> None:
+    key = "trainer.clip_norm"
+    folder = sweeps.write(
+        tmp_path / "a", [trial(0.8 + i / 100, params={key: v}) for i, v in enumerate(values)]
+    )
+    copy = tmp_path / "b.csv"
+    copy.write_bytes((folder / "sweep.csv").read_bytes())
+    sides = read([folder, copy], None)
+    named = [value for value in values if value != ""]  # which a table cannot tell from none
+    assert len(shared(*sides)) >= len(named)
+    assert all(one == other for one, other in shared(*sides))
+
+
+def test_a_key_that_is_null_in_all_of_the_other_sweep_is_known(tmp_path: Path) -> None:
+    key = "trainer.clip_norm"
+    swept = sweeps.write(tmp_path / "a", [trial(0.8, params={key: v}) for v in (None, 1.0)])
+    fixed = sweeps.write(tmp_path / "b", [trial(0.9 + s, params={"seed": s}) for s in (0, 1)])
+    both = read([swept, fixed], None)
+    assert shared(*both) == [(0.8, 0.9)]
+    assert both[1].setting(key, both[1].winner) == "null"
+
+
+def test_searches_that_share_only_the_same_runs(tmp_path: Path) -> None:
+    """Their baselines and first points, with the same seeds: no evidence on the searches."""
+    first = [0.80, 0.82, 0.81]
+    a, b = (
+        sweeps.write(tmp_path / n, _search(first, more)) for n, more in (("a", A), ("b", A[3:]))
+    )
+    (same, best) = findings(read([a, b], None))["comparisons"]
+    assert "the same runs have: they say nothing" in same["sentence"]
+    assert "can be expected to find" in best["sentence"]
+
+
+def _search(same: list[float], other: list[float]) -> list[dict[str, Any]]:
+    offset = len(other) / 1000
+    rates = [0.001 * (n + 1) for n in range(len(same))]
+    rates += [0.1 + offset + n / 1e5 for n in range(len(other))]
+    pairs = zip([*same, *other], rates)
+    return [trial(value, params={sweeps.KEY: rate}) for value, rate in pairs]

@@ -7,12 +7,17 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from fmnist_sweep import build
+from fmnist_sweep import build, sweep
 from fmnist_sweep.cli import parsed
 from fmnist_sweep.config import conf_folder
 
 CONF = Path(conf_folder())
-FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
+SWEEP = Path(sweep.__file__).parent / "conf"
+FILES = sorted(path.relative_to(root) for root in (CONF, SWEEP) for path in root.rglob("*.yaml"))
+
+
+def path_of(file: Path) -> Path:
+    return next(root / file for root in (CONF, SWEEP) if (root / file).exists())
 
 
 def test_all_files_are_seen() -> None:
@@ -24,7 +29,7 @@ def test_file_composes_and_passes_the_checks(file: Path) -> None:
     GlobalHydra.instance().clear()
     group, option = str(file.parent), file.stem
     arguments = [] if group == "." else [f"{group}={option}"]
-    if "precision: bf16" in (CONF / file).read_text() and not build.has_bf16(torch.device("cpu")):
+    if "precision: bf16" in path_of(file).read_text() and not build.has_bf16(torch.device("cpu")):
         arguments.append("trainer.precision=float32")  # as one would on such a processor
     with initialize_config_dir(str(CONF)):
         config = compose("config", arguments)
@@ -33,5 +38,5 @@ def test_file_composes_and_passes_the_checks(file: Path) -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=str)
 def test_header_has_a_command(file: Path) -> None:
-    header = [line for line in (CONF / file).read_text().splitlines() if line.startswith("#")]
+    header = [line for line in path_of(file).read_text().splitlines() if line.startswith("#")]
     assert any("#   python -m fmnist_sweep.train" in line for line in header)

@@ -43,7 +43,7 @@ def request(
     on_batches: Callable[[Progress], None] = lambda _: None,
     log_every: int = 1000,
 ) -> Request:
-    return Request(one, data, BATCH, False, False, log_every, on_epoch, on_batches)
+    return Request(one, data, BATCH, False, False, log_every, 1, on_epoch, on_batches)
 
 
 def train(trials: Sequence[engine.Trial], data: Protocol) -> list[list[Epoch]]:

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from fmnist_sweep import record
-from fmnist_sweep.cli import in_a_line, parsed
+from fmnist_sweep.base.errors import Error
+from fmnist_sweep.cli import _explain, parsed
 from fmnist_sweep.compare import reading, showing
 from fmnist_sweep.compare.findings import findings
 from fmnist_sweep.compare.rows import CompareError
@@ -265,5 +266,5 @@ def test_overrides(key: str, sign: str, value: str) -> None:
         try:
             parsed(compose("config", [f"{key}{sign}{value}"]))
         except Exception as error:
-            line = in_a_line(error)
+            line = str(error) if isinstance(error, Error) else _explain(error)
             assert line is not None, repr(error)

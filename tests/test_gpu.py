@@ -76,7 +76,7 @@ def test_a_step_that_cannot_be_recorded(
         model = Constant(nn.Flatten(), nn.Linear(784, 10))
         history: list[Epoch] = []
         trial = Trial(model, torch.optim.Adam, {"lr": 0.001}, 0, 2)
-        request = Request(trial, data, 32, False, False, 5, history.append, lambda _: None)
+        request = Request(trial, data, 32, False, False, 5, 1, history.append, lambda _: None)
         scheduling.train([request])
         return [row.train_loss for row in history]
 

@@ -402,5 +402,5 @@ def test_a_run_begins_with_the_weights_of_another(fmnist_train: Command) -> None
 def test_a_wrong_file_is_a_wrong_key_of_the_command(fmnist_train: Command) -> None:
     outcome = fmnist_train("model=resnet18", "model.weights=nothing.pt")
     assert outcome.code == 1
-    assert outcome.err.startswith("model.weights=nothing.pt: no such file; ")
+    assert outcome.err.startswith(f"model.weights={Path.cwd()}/nothing.pt: no such file; ")
     assert len(outcome.err.strip().splitlines()) == 1

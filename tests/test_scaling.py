@@ -16,7 +16,7 @@ import optuna
 import pandas as pd
 import pytest
 
-from fmnist_sweep.bench.coordinating import PROXY
+from benchmarks.coordinating import PROXY
 from fmnist_sweep.sweep import database
 from tests import postgres
 from tests.conftest import ROOT, Command

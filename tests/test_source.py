@@ -22,8 +22,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from fmnist_sweep.base.errors import DataError
+from fmnist_sweep.config import DATA_VARIABLE
 from fmnist_sweep.data import fetch, idx, source
-from fmnist_sweep.data.idx import DataError
 from fmnist_sweep.data.source import load, locate
 
 REPOSITORY = Path(__file__).parent.parent
@@ -94,7 +95,7 @@ def mirrors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mirrors:
 @pytest.fixture(autouse=True)
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mirrors: Mirrors) -> None:
     """A machine without the data: no network, no package, no apt, no variable."""
-    for variable in (fetch.VARIABLE, "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+    for variable in (DATA_VARIABLE, "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(fetch, "DEBIAN_FOLDER", tmp_path / "absent")
     (tmp_path / "bin").mkdir()
@@ -181,7 +182,7 @@ def test_the_real_files_verify_and_one_changed_byte_does_not(
 def test_the_variable_overrides_the_root(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(fetch.VARIABLE, str(tmp_path / "data"))
+    monkeypatch.setenv(DATA_VARIABLE, str(tmp_path / "data"))
     assert locate(tmp_path / "elsewhere").folder == raw
     assert not (tmp_path / "elsewhere").exists()
 
@@ -427,7 +428,7 @@ def test_everything_failed(tmp_path: Path) -> None:
     assert lines[3].startswith("  torchvision download: 127.0.0.1: ") and "refused" in lines[3]
     assert lines[4].endswith("dataset-fashion-mnist: not a Debian or Ubuntu system")
     ways_out = " ".join(lines[5:])
-    for way in (str(root / "FashionMNIST/raw"), fetch.VARIABLE, "install Debian's", "network"):
+    for way in (str(root / "FashionMNIST/raw"), DATA_VARIABLE, "install Debian's", "network"):
         assert way in ways_out
     assert not list((root / "FashionMNIST" / "raw").iterdir())
 
@@ -547,9 +548,9 @@ def test_a_full_disk(tmp_path: Path, published: None, monkeypatch: pytest.Monkey
 
     pack(fetch.DEBIAN_FOLDER)
     monkeypatch.setattr(os, "fsync", full)
-    monkeypatch.setenv(fetch.VARIABLE, str(tmp_path / "data"))
+    monkeypatch.setenv(DATA_VARIABLE, str(tmp_path / "data"))
     said = refusal(tmp_path / "elsewhere")
-    assert said.startswith(f"{fetch.VARIABLE}={tmp_path}/data: cannot be used: No space left")
+    assert said.startswith(f"{DATA_VARIABLE}={tmp_path}/data: cannot be used: No space left")
     assert not list((tmp_path / "data/FashionMNIST/raw").iterdir())
 
 

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from fmnist_sweep.base.errors import ProcessDied
 from fmnist_sweep.config import AugmentConfig, CosineConfig, EarlyStoppingConfig, PlateauConfig
 from fmnist_sweep.data.batches import Images, Protocol
 from fmnist_sweep.models.mlp import MLP
-from fmnist_sweep.processes import ProcessDied
 from fmnist_sweep.record import Epoch
 from fmnist_sweep.training import engine, optim, scheduling, stack
 from fmnist_sweep.training.checkpoint import Checkpoint
@@ -61,7 +61,7 @@ class Case:
             request.stop = row.epoch == self.stop_after
 
         ignore: Callable[[Progress], None] = lambda _: None  # noqa: E731
-        request = Request(trial, data, self.batch, compile, bf16, 5, on_epoch, ignore)
+        request = Request(trial, data, self.batch, compile, bf16, 5, 1, on_epoch, ignore)
         return request
 
 
@@ -219,7 +219,7 @@ def test_processes_train_the_same_and_their_death_is_told(data: Protocol) -> Non
     made: list[ProcessLane] = []
 
     def make_lane() -> ProcessLane:
-        made.append(ProcessLane(threads=1))
+        made.append(ProcessLane())
         return made[-1]
 
     histories, requests = train(MIXED, data, make_lane, lanes=2, max_stack=4)
@@ -254,7 +254,7 @@ def test_the_death_of_a_process_costs_one_trial(kept: bool, data: Protocol, tmp_
     for number, request in enumerate(requests) if kept else ():
         request.trial.checkpoint = Checkpoint(tmp_path / f"{number}.pt", str(number), 0.0)
     kills = 0
-    with Scheduler(lambda: ProcessLane(threads=1), 1, 4) as scheduler:
+    with Scheduler(lambda: ProcessLane(), 1, 4) as scheduler:
         for request in requests:
             scheduler.add(request)
         while not all(request.ended for request in requests):
@@ -393,7 +393,7 @@ class Random(nn.Sequential):
 
 def test_models_that_differ_in_more_than_tensors_do_not_share_a_step(data: Protocol) -> None:
     def kind(model: nn.Module, optimizer: Any = torch.optim.Adam) -> Kind:
-        return stack.kind(Trial(model, optimizer, {"lr": 0.1}, 0, 1), data, 32, False, False, 5)
+        return stack.kind(Trial(model, optimizer, {"lr": 0.1}, 0, 1), data, 32, False, False, 5, 1)
 
     assert kind(Hidden(1.0)) == kind(Hidden(1.0)) != kind(Hidden(2.0))
     assert kind(Hidden(1.0)) != kind(Hidden(1.0), torch.optim.AdamW)
@@ -460,6 +460,7 @@ def test_every_trial_is_in_exactly_one_stack(
                 False,
                 False,
                 5,
+                1,
                 on_epoch=lambda row, index=index: told[index].append(row.epoch),  # type: ignore[misc]
                 on_batches=lambda _: None,
             )
@@ -485,13 +486,59 @@ def test_every_trial_is_in_exactly_one_stack(
         assert sum(number in members for _, members in together) == epochs
 
 
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=8), st.integers(1, 3), st.integers(1, 3))
+def test_stacks_at_work_have_no_more_threads_than_there_are(
+    wanted: list[int], lanes: int, threads: int
+) -> None:
+    data = Protocol(*(Images(torch.zeros(8, 1, 28, 28), torch.zeros(8)) for _ in range(2)), None)
+    requests = [
+        replace(Case(seed).request(data, []), threads=each) for seed, each in enumerate(wanted)
+    ]
+    original, stack.load = stack.load, lambda *_: None
+    try:
+        with Scheduler(lambda: Recorder([]), lanes, 4, threads) as scheduler:
+            for request in requests:
+                scheduler.add(request)
+            while not all(request.ended for request in requests):
+                scheduler.step()
+                at_work = [set(map(_threads, one.values())) for one in scheduler.at_work.values()]
+                assert all(len(kinds) <= 1 for kinds in at_work)
+                used = [kinds.pop() for kinds in at_work if kinds]
+                assert sum(used) <= threads or len(used) == 1
+    finally:
+        stack.load = original
+
+
+def _threads(request: Request) -> int:
+    return request.threads
+
+
+def test_a_process_takes_the_threads_of_each_stack(data: Protocol) -> None:
+    told: list[int] = []
+
+    class Counting(nn.Linear):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            told.append(torch.get_num_threads())
+            return super().forward(images.flatten(1))
+
+    for threads in (1, 2, 1):
+        model = Counting(784, 10)
+        one = Trial(model, torch.optim.Adam, {"lr": 0.1}, 0, 1)
+        ignore: Callable[[Any], None] = lambda _: None  # noqa: E731
+        request = Request(one, data, 100, False, False, 5, threads, ignore, ignore)
+        told.clear()
+        scheduling.train_here([request])
+        assert set(told[-3:]) == {threads}
+
+
 @pytest.mark.slow
 def test_busy_processes_end_together(data: Protocol) -> None:
     """All but the first are within an epoch that takes many seconds, and listen to nobody."""
     lanes: list[ProcessLane] = []
 
     def make_lane() -> ProcessLane:
-        lanes.append(ProcessLane(threads=1))
+        lanes.append(ProcessLane())
         return lanes[-1]
 
     images = Images(data.train.pixels.repeat(200, 1, 1, 1), data.train.labels.repeat(200))

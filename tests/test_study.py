@@ -8,14 +8,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import optuna
 import pandas as pd
 import pytest
 
-from fmnist_sweep.config import ConfigError
-from fmnist_sweep.processes import call_apart
+from fmnist_sweep.base.errors import ConfigError
+from fmnist_sweep.base.processes import call_in_process
 from fmnist_sweep.sweep import begin, database
 from fmnist_sweep.sweep.settings import Settings
 from fmnist_sweep.sweep.space import Space
@@ -254,8 +255,14 @@ def test_a_start_in_vain_removes_no_folder_that_others_work_in(
     assert Path("multirun/a/0").exists()
 
 
+def work_beside(folder: Path, space: Space, settings: Settings) -> None:
+    other = SweepStudy(folder, "a", space, settings, 0)
+    assert other.processes() == 2
+    other.close()
+
+
 def test_processes_at_work_are_counted(tmp_path: Path) -> None:
-    space = Space({}, {}, {}, [], [], {}, {}, 1, True)
+    space = Space({}, {}, {}, {}, [], [], {}, {}, 1, True)
     settings = Settings.model_construct(
         objective=["val_accuracy"],
         direction=["maximize"],
@@ -267,13 +274,7 @@ def test_processes_at_work_are_counted(tmp_path: Path) -> None:
     first = SweepStudy(tmp_path, "a", space, settings, 0)
     (tmp_path / ".worker-gone.lock").touch()
 
-    def second() -> None:
-        other = SweepStudy(tmp_path, "a", space, settings, 0)
-        assert other.processes() == 2
-        other.close()
-
-    database.hang_up()
-    call_apart(second)
+    call_in_process(partial(work_beside, tmp_path, space, settings), database.__name__)
     assert first.processes() == 1
     first.close()
 

@@ -238,7 +238,9 @@ def test_resume_with_a_torn_file_is_one_line(name: str, state: str, tiny: Comman
 
 
 def test_display_on_a_terminal() -> None:
-    screen = Console(file=io.StringIO(), force_terminal=True, width=100)
+    screen = Console(
+        file=io.StringIO(), force_terminal=True, width=100, markup=False, highlight=False
+    )
     done, pruned, failed = (
         Run(
             trial=number,
@@ -407,10 +409,10 @@ def test_null_can_be_the_default(tiny: Command) -> None:
         record.read_json(Path("multirun/a", str(n)), "trial.json")["default"] for n in "012"
     ]
     assert defaults == [True, False, False]
-    assert study("a").trials[0].params["trainer.clip_norm"] == "null"
+    assert study("a").trials[0].params["trainer.clip_norm"] is None
     search = ("trainer.clip_norm=null,1.0", "optimizer.lr=interval(0.001,0.01)")
     assert tiny("-m", *FAST, *search, "hydra.sweeper.n_trials=1", "name=b").code == 0
-    assert study("b").trials[0].params == {"trainer.clip_norm": "null", "optimizer.lr": 0.001}
+    assert study("b").trials[0].params == {"trainer.clip_norm": None, "optimizer.lr": 0.001}
 
 
 def test_a_loss_is_minimised(tiny: Command) -> None:

@@ -161,7 +161,7 @@ BAD = {
     "data.batch_size": "data.batch_size",
     "model=resnet18 model.freeze=until:layer9": "model.freeze=until:layer9: must be none, all or",
     "model=resnet18 model.image_size=16": "model.image_size=16: must be",
-    "model=vgg11_bn model.weights=nothing.pt": "model.weights=nothing.pt: no such file",
+    "model=vgg11_bn model.weights=nothing.pt": "/nothing.pt: no such file",
     "model=cnn model.width=0": "model.width=0: must be >= 1",
     "model=resnet18 data.train_size=65": "data.batch_size=32: leaves a batch of one of 65 images",
     "model.batch_norm=true data.batch_size=1": "data.batch_size=1: leaves a batch of one",

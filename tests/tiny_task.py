@@ -19,11 +19,10 @@ from omegaconf import DictConfig
 
 from fmnist_sweep.cli import with_clear_errors
 from fmnist_sweep.config import conf_folder
+from fmnist_sweep.fashion_task import FashionTask
 from fmnist_sweep.record import Epoch
-from fmnist_sweep.sweep import plugins
-from fmnist_sweep.sweep.job import reporter
-
-plugins.register()
+from fmnist_sweep.sweep import sweeps
+from fmnist_sweep.sweep.job import on_epoch
 
 # Seeds from here to 99 more.
 RAISES, RETURNS_NONE, RETURNS_NAN, EXITS, RETURNS_TEXT, RETURNS_INF = 100, 200, 300, 400, 500, 600
@@ -53,6 +52,7 @@ def bring_down(kind: int) -> None:
 @hydra.main(
     config_path=conf_folder(), config_name="config", execution_whitelist=("fmnist_sweep.*",)
 )
+@sweeps(FashionTask())
 def task(config: DictConfig) -> object:
     """Reports `trainer.epochs` epochs, each of as many milliseconds as TINY_TASK_MS says.
 
@@ -71,7 +71,7 @@ def task(config: DictConfig) -> object:
     if os.environ.get("TINY_TASK_HANGS_IN") == str(HydraConfig.get().job.num):
         time.sleep(3600)
     best = value(config.optimizer.lr)
-    tell = reporter()
+    tell = on_epoch()
     for epoch in range(1, config.trainer.epochs + 1):
         time.sleep(float(os.environ.get("TINY_TASK_MS", "0")) / 1000)
         reached = best * epoch / config.trainer.epochs
@@ -88,7 +88,7 @@ def task(config: DictConfig) -> object:
     }
     if kind in wrong:
         return wrong[kind]
-    both = not isinstance(HydraConfig.get().sweeper.objective, str)
+    both = not isinstance(HydraConfig.get().sweeper.objective, str | None)
     return [best, config.optimizer.lr] if both else best
 
 

@@ -2,13 +2,14 @@
 
 import argparse
 import json
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from fmnist_sweep.base import command
+from fmnist_sweep.base.errors import CompareError
 from fmnist_sweep.compare import pictures, showing
 from fmnist_sweep.compare.findings import findings
 from fmnist_sweep.compare.reading import read
-from fmnist_sweep.compare.rows import CompareError
 from fmnist_sweep.record import write_whole
 from fmnist_sweep.report.ranking import console
 
@@ -35,31 +36,35 @@ def main() -> None:
     )
     parser.add_argument("--format", choices=("text", "json"), default="text")
     arguments = parser.parse_args()
-    try:
-        if len(arguments.sweeps) < 2:
-            raise CompareError(f"{arguments.sweeps[0]}: is one sweep; give at least two")
-        sides = read(arguments.sweeps, arguments.objective)
-        found = findings(sides)
-        text = json.dumps(found, indent=2, default=str) + "\n"
-        if arguments.out:
-            arguments.out.mkdir(parents=True, exist_ok=True)
-            write_whole(arguments.out / "compare.png", pictures.picture(sides, found["confidence"]))
-            write_whole(arguments.out / "compare.md", showing.markdown(found, "compare.png"))
-            write_whole(arguments.out / "compare.csv", showing.as_csv(found))
-            write_whole(arguments.out / "compare.json", text)
-    except CompareError as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        sys.exit(130)
-    except OSError as error:
-        sys.exit(f"--out {arguments.out}: {error.strerror}: {error.filename}")
-    if arguments.format == "json":
+    command.run(lambda: compare(**vars(arguments)))
+
+
+def compare(sweeps: Sequence[Path], objective: str | None, out: Path | None, format: str) -> None:
+    """Compares sweeps, shows what was found and writes it into the folder `out`.
+
+    Raises:
+        CompareError: they cannot be compared.
+    """
+    if len(sweeps) < 2:
+        raise CompareError(f"{sweeps[0]}: is one sweep; give at least two")
+    sides = read(sweeps, objective)
+    found = findings(sides)
+    text = json.dumps(found, indent=2, default=str) + "\n"
+    if out:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            write_whole(out / "compare.png", pictures.picture(sides, found["confidence"]))
+            write_whole(out / "compare.md", showing.markdown(found, "compare.png"))
+            write_whole(out / "compare.csv", showing.as_csv(found))
+            write_whole(out / "compare.json", text)
+        except OSError as error:
+            raise CompareError(f"--out {out}: {error.strerror}: {error.filename}") from None
+    if format == "json":
         print(text, end="")
         return
     showing.show(found, console())
-    if arguments.out:
-        print(f"Written to {arguments.out}: compare.csv, compare.md, compare.png, compare.json")
+    if out:
+        print(f"Written to {out}: compare.csv, compare.md, compare.png, compare.json")
 
 
 if __name__ == "__main__":

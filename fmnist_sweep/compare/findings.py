@@ -8,11 +8,10 @@ import pandas as pd
 
 from fmnist_sweep.compare.rows import Side
 from fmnist_sweep.compare.verdicts import CONFIDENCE, compared
+from fmnist_sweep.config import changes_no_result
 
 TOP = 5
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the smaller budget, at which the best so far is compared
-# What may differ without a trial's result being another.
-FREE = ("name", "data.root", "data.verify", "trainer.log_every", "logger.kind", "logger.uri")
 SPLIT = ("data.validation", "data.val_size", "data.split_seed", "data.classes")
 
 
@@ -34,9 +33,15 @@ def findings(sides: Sequence[Side]) -> dict[str, Any]:
             budget: equal for budget in ("epochs", "seconds") if (equal := _equal(sides, budget))
         },
         "winners": _winners(sides),
-        "configuration": _different(sides, [dict(side.settings) for side in sides], FREE),
+        "configuration": _different(
+            sides,
+            [
+                {k: v for k, v in side.settings.items() if not changes_no_result(k)}
+                for side in sides
+            ],
+        ),
         "search_space": _spaces(sides),
-        "environment": _different(sides, [dict(side.environment) for side in sides], ()),
+        "environment": _different(sides, [dict(side.environment) for side in sides]),
         "comparisons": [c for other in sides[1:] for c in compared(first, other, confidence)],
         "warnings": _warnings(sides),
     }
@@ -112,9 +117,7 @@ def _winners(sides: Sequence[Side]) -> list[dict[str, Any]]:
     return rows
 
 
-def _different(
-    sides: Sequence[Side], values: Sequence[dict[str, Any]], free: Sequence[str]
-) -> dict[str, list[Any]]:
+def _different(sides: Sequence[Side], values: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     """Keys whose values differ, swept ones left out; only among sweeps that know theirs."""
     if sum(map(bool, values)) < 2:
         return {}
@@ -123,7 +126,7 @@ def _different(
     keys = dict.fromkeys(key for some in values for key in some)
     found = {}
     for key in keys:
-        if key in swept or key in free or key.startswith(groups):
+        if key in swept or key.startswith(groups):
             continue
         own = [some.get(key) if some else None for some in values]
         if len({str(value) for value, some in zip(own, values) if some}) > 1:

@@ -2,14 +2,11 @@
 
 from collections.abc import Sequence
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
+from fmnist_sweep.base.figures import Axes, Figure, as_label, png, ticker
 from fmnist_sweep.compare import statistics
 from fmnist_sweep.compare.findings import anytime
 from fmnist_sweep.compare.rows import Side
-from fmnist_sweep.report.drawing import BLUE, GREEN, ORANGE, VERMILION, png
+from fmnist_sweep.report.drawing import BLUE, GREEN, ORANGE, VERMILION
 from fmnist_sweep.report.measure import Measure
 
 COLOURS = (BLUE, VERMILION, GREEN, ORANGE, "#CC79A7", "#56B4E9")
@@ -57,8 +54,6 @@ def _best_of_n(axes: Axes, sides: Sequence[Side], confidence: float, measure: Me
         curve = statistics.best_of_n_curve((sign * side.complete["value"]).tolist(), confidence)
         colour = COLOURS[number % 6]
         scale = sign * measure.scale
-        # Dollars are mathematics to matplotlib.
-        name = side.name.replace("$", r"\$")
         axes.plot(
             curve.n,
             scale * curve.value,
@@ -66,12 +61,12 @@ def _best_of_n(axes: Axes, sides: Sequence[Side], confidence: float, measure: Me
             marker=MARKERS[number % 6],
             linestyle=STYLES[number % 4],
             markersize=4,
-            label=name,
+            label=as_label(side.name),
         )
         axes.fill_between(curve.n, scale * curve.low, scale * curve.high, color=colour, alpha=0.15)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
     axes.set_xlabel("n, complete trials drawn")
     axes.set_title("Expected best of n, with its interval", fontsize="medium")

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from fmnist_sweep import record
-from fmnist_sweep.compare.rows import CompareError, Side, checked, read_csv
+from fmnist_sweep.base.errors import CompareError, ReportError
+from fmnist_sweep.compare.rows import Side, checked, read_csv
 from fmnist_sweep.report import facts, tables
 from fmnist_sweep.report.tables import Sweep
 
@@ -84,7 +85,7 @@ def _runs(folder: Path) -> Sweep:
     try:
         sweep = Sweep(folder)
         sweep.update()
-    except tables.ReportError as error:
+    except ReportError as error:
         raise CompareError(str(error)) from None
     return sweep
 

@@ -11,14 +11,11 @@ import numpy as np
 import pandas as pd
 
 from fmnist_sweep import record
+from fmnist_sweep.base.errors import CompareError
 
 STATES = ("COMPLETE", "PRUNED", "FAILED")
 FIGURES = ("epochs", "seconds", "images_per_second")  # missing ones are unknown, not wrong
 MOST_COLUMNS = 1000
-
-
-class CompareError(Exception):
-    """What cannot be compared; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,10 @@ class Side:
 
     def setting(self, key: str, row: pd.Series) -> Any:
         """What a key was in a trial, swept or not; None where that is not known."""
-        value = row[key] if key in self.keys else self.settings.get(key)
+        if key not in self.keys:
+            value = self.settings.get(key)
+            return "null" if value is None and key in self.settings else value
+        value = row[key]
         return None if value is None or value is pd.NA or value != value else value
 
 
@@ -69,7 +69,10 @@ def read_csv(path: Path) -> pd.DataFrame:
     try:
         text = path.read_bytes().decode()
         _check_shape(text)
-        return pd.read_csv(io.StringIO(text), low_memory=False)
+        # Words such as null, None and NA are values of swept keys.
+        return pd.read_csv(
+            io.StringIO(text), low_memory=False, keep_default_na=False, na_values=[""]
+        )
     except OSError as error:
         raise CompareError(f"{path}: {error.strerror}") from None
     except (ValueError, csv.Error) as error:  # pandas' own errors and UnicodeDecodeError are ones
@@ -180,8 +183,11 @@ def _objective(
         ((name, direction),) = goals.items()
         return "objective", name, direction
     # A table alone does not name its objective: it is the metric that has the same values.
-    same = [m for m in record.METRICS if m in table and table[m].equals(table["objective"])]
-    name = "val_accuracy" if "val_accuracy" in same else same[0] if same else "objective"
+    columns = [m for m in (*record.METRICS, *map(str, table.columns)) if not m.startswith("obj")]
+    same = [m for m in columns if m in table and table[m].equals(table["objective"])]
+    if not same:
+        return "objective", "objective", "maximize"
+    name = "val_accuracy" if "val_accuracy" in same else same[0]
     return "objective", name, record.direction(name)
 
 

@@ -105,21 +105,16 @@ def _short(value: Any) -> str:
 def show(found: Mapping[str, Any], screen: Console) -> None:
     """Prints everything."""
     for title, rows in tables(found):
-        screen.print(f"\n{title}", style="bold", markup=False, highlight=False)
+        screen.print(f"\n{title}", style="bold")
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
         for position, name in enumerate(rows[0]):
-            table.add_column(_unmarked(name), justify="left" if position == 0 else "right")
+            table.add_column(name, justify="left" if position == 0 else "right")
         for row in rows[1:]:
-            table.add_row(*map(_unmarked, row))
+            table.add_row(*row)
         screen.print(table)
     screen.print()
     for line in sentences(found):
-        screen.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _unmarked(text: str) -> str:
-    """Brackets in names are no markup of rich's."""
-    return text.replace("[", "\\[")
+        screen.print(line, soft_wrap=True)
 
 
 def sentences(found: Mapping[str, Any]) -> list[str]:

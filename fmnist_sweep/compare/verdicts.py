@@ -4,6 +4,7 @@ import math
 from dataclasses import asdict
 from typing import Any
 
+from fmnist_sweep import record
 from fmnist_sweep.compare import statistics
 from fmnist_sweep.compare.rows import Side
 from fmnist_sweep.compare.statistics import Difference
@@ -34,13 +35,16 @@ def shared(a: Side, b: Side) -> list[tuple[float, float]]:
 
 
 def _canonical(value: Any) -> Any:
-    """1 and 1.0 are the same value, as a CSV and a run folder may have it."""
-    if isinstance(value, str):
-        return value
+    """The same for a value as a CSV and as a run folder has it: 1 and 1.0, true and True."""
+    if value is None or value == "":  # which a table cannot tell apart
+        return None
+    text = str(value)
+    if text in ("True", "False"):
+        return text.lower()
     try:
-        return float(value)
-    except (TypeError, ValueError):
-        return str(value)
+        return float(text)
+    except ValueError:
+        return text[1:] if text[:1] == "'" and record.inert(text[1:]) == text else text
 
 
 def compared(a: Side, b: Side, confidence: float) -> list[dict[str, Any]]:
@@ -48,14 +52,21 @@ def compared(a: Side, b: Side, confidence: float) -> list[dict[str, Any]]:
     sign = 1 if a.maximize else -1
     made = []
     both = shared(a, b)
+    partly = 1 < len(both) < max(len(a.complete), len(b.complete))
+    same_runs = partly and all(x == y for x, y in both)
     if len(both) > 1:
         difference = statistics.paired([sign * (y - x) for x, y in both], confidence)
         made.append(_told(a, b, "shared configurations", difference))
+        if same_runs:
+            made[-1]["sentence"] = (
+                f"The {len(both)} configurations that both tried have the very same values, as "
+                "the same runs have: they say nothing about the two searches."
+            )
     repeats = [_repeats(side, sign) for side in (a, b)]
     if repeats[0] and repeats[1]:
         difference = statistics.welch(repeats[0], repeats[1], confidence)
         made.append(_told(a, b, "winners", difference))
-    if not made or all(one["low"] is None for one in made):
+    if not made or same_runs or all(one["low"] is None for one in made):
         values = [(sign * side.complete["value"]).tolist() for side in (a, b)]
         difference = statistics.best_of_n(values[0], values[1], confidence)
         made.append(_told(a, b, "best of n", difference))

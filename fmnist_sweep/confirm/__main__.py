@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from fmnist_sweep.base import command
+
 
 def main() -> None:
     """The command; a user's mistake is one line and exit code 1."""
@@ -32,27 +34,14 @@ def main() -> None:
     for name in ("top", "seeds"):
         if getattr(arguments, name) < 1:
             sys.exit(f"--{name}={getattr(arguments, name)}: must be at least 1")
-    try:
-        _confirm(arguments)
-    except KeyboardInterrupt:
-        print("Interrupted. The same command goes on.", file=sys.stderr)
-        sys.exit(130)
+    command.run(lambda: _confirm(arguments), interrupted="Interrupted. The same command goes on.")
 
 
 def _confirm(arguments: argparse.Namespace) -> None:
-    # These import torch, which --help does without.
-    from fmnist_sweep.config import ConfigError
+    # It imports torch, which --help does without.
     from fmnist_sweep.confirm.command import Wishes, confirm
-    from fmnist_sweep.data.idx import DataError
-    from fmnist_sweep.record import RecordError
-    from fmnist_sweep.report.tables import ReportError
 
-    try:
-        confirm(Wishes(**vars(arguments)))
-    except (ConfigError, DataError, RecordError, ReportError) as error:
-        sys.exit(str(error))
-    except OSError as error:
-        sys.exit(f"{error.filename or arguments.folder}: {error.strerror}")
+    confirm(Wishes(**vars(arguments)))
 
 
 if __name__ == "__main__":

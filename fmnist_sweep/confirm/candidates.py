@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fmnist_sweep import record
-from fmnist_sweep.config import Config, ConfigError, parse
+from fmnist_sweep.base.errors import ConfigError
+from fmnist_sweep.config import Config, parse
 from fmnist_sweep.report.facts import pick
 from fmnist_sweep.report.ranking import ranked
 from fmnist_sweep.report.series import number, objective

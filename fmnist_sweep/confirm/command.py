@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fmnist_sweep import record
-from fmnist_sweep.config import Config, ConfigError
+from fmnist_sweep.base.errors import ConfigError, RecordError
+from fmnist_sweep.config import BELONGS_TO_THE_RUN, Config, changes_no_result
 from fmnist_sweep.confirm import opening, pictures, testing, writing
 from fmnist_sweep.confirm.candidates import Candidate, candidates, fresh_seeds
 from fmnist_sweep.confirm.training import of_seed, trained
@@ -26,20 +27,6 @@ from fmnist_sweep.report.publish import publish
 from fmnist_sweep.report.tables import Run, Sweep
 
 RANKED_BY = ("val_accuracy", "val_loss", "best_val_accuracy")
-# What may differ without a selection being another.
-FREE = (
-    "name",
-    "seed",
-    "repeats",
-    "data.root",
-    "data.verify",
-    "trainer.log_every",
-    "trainer.device",
-    "trainer.threads",
-    "trainer.compile",
-    "logger.kind",
-    "logger.uri",
-)
 
 
 @dataclass(frozen=True)
@@ -123,7 +110,7 @@ def _fresh(
         summary = record.summary(run) or {}
         figure = summary.get(measure.name) if summary.get("state") == "COMPLETE" else None
         if not isinstance(figure, int | float | None):
-            raise record.RecordError(f"{run}/summary.json: {measure.name}={figure}: no number")
+            raise RecordError(f"{run}/summary.json: {measure.name}={figure}: no number")
         return figure
 
     results = [(one, {seed: value(one, seed) for seed in seeds}) for one in found]
@@ -185,7 +172,7 @@ def _test(
 def _selection(one: Candidate, config: Config, seeds: Sequence[int], refit: bool) -> dict[str, Any]:
     """What the test set is opened for; equal for the same models only."""
     values = facts.flat(config.model_dump(by_alias=True, exclude_unset=True))
-    kept = {key: value for key, value in values.items() if key not in FREE}
+    kept = {k: v for k, v in values.items() if not changes_no_result(k, BELONGS_TO_THE_RUN)}
     return {"name": one.name, "seeds": list(seeds), "refit": refit, "config": kept}
 
 

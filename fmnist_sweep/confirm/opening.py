@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fmnist_sweep import record
-from fmnist_sweep.config import ConfigError
+from fmnist_sweep.base.errors import ConfigError
 
 FILE = "test_set.json"
 

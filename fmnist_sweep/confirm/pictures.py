@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
 
+from fmnist_sweep.base.figures import Figure, as_label, png
 from fmnist_sweep.confirm.testing import CLASSES
 from fmnist_sweep.confirm.verdict import Standing
-from fmnist_sweep.report.drawing import BLUE, GREY, VERMILION, png
+from fmnist_sweep.report.drawing import BLUE, GREY, VERMILION
 from fmnist_sweep.report.measure import Measure
 
 
@@ -82,7 +82,7 @@ def standings(table: Sequence[Standing], measure: Measure) -> bytes:
                 markeredgewidth=2,
                 label="in the search" if not place else None,
             )
-    axes.set_yticks(range(len(names)), [name.replace("$", r"\$") for name in names])
+    axes.set_yticks(range(len(names)), [as_label(name) for name in names])
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.set_xlabel(measure.label)
     axes.grid(alpha=0.3)

@@ -9,7 +9,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fmnist_sweep import build, record
-from fmnist_sweep.config import Config, ConfigError
+from fmnist_sweep.base.errors import ConfigError
+from fmnist_sweep.config import Config
 from fmnist_sweep.data import batches, source
 from fmnist_sweep.models import weights
 

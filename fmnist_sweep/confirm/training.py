@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from fmnist_sweep import record, trial
+from fmnist_sweep.base.errors import TrialFailed
 from fmnist_sweep.config import Config
-from fmnist_sweep.trial import TrialFailed
 
 
 def trained(
@@ -77,7 +77,7 @@ def _log(path: Path) -> Iterator[None]:
     """Sends what is logged to a file, as Hydra does for a run."""
     root = logging.getLogger()
     level = root.level
-    handler = logging.FileHandler(path)
+    handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     root.addHandler(handler)
     root.setLevel(logging.INFO)

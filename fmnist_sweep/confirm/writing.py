@@ -14,7 +14,13 @@ from rich.console import Console
 from rich.table import Table
 
 from fmnist_sweep import record
-from fmnist_sweep.config import Config, conf_folder
+from fmnist_sweep.config import (
+    BELONGS_TO_THE_RUN,
+    CHANGES_NO_RESULT,
+    Config,
+    as_exclude,
+    conf_folder,
+)
 from fmnist_sweep.confirm.verdict import Mean, Standing
 from fmnist_sweep.report import facts
 from fmnist_sweep.report.measure import Measure
@@ -155,12 +161,7 @@ def experiment(config: Config, run: Path, sweep: Path) -> str:
     kept = config.model_dump(
         by_alias=True,
         exclude_unset=True,
-        # What a run does not depend on, and what is its machine's.
-        exclude={
-            **{"name": True, "seed": True, "repeats": True, "logger": True},
-            "data": {"root", "verify"},
-            "trainer": {"device", "threads", "compile", "checkpoint", "log_every"},
-        },
+        exclude=as_exclude((*CHANGES_NO_RESULT, *BELONGS_TO_THE_RUN)),
     )
     groups = [
         {f"override /{group}": _option(group, chosen.get(group), kept[group])}

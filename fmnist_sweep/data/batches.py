@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fmnist_sweep.config import ConfigError, DataConfig
+from fmnist_sweep.base.errors import ConfigError
+from fmnist_sweep.config import DataConfig
 from fmnist_sweep.data import source
 from fmnist_sweep.data.idx import SPLITS
 

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from fmnist_sweep.data.idx import SHA256, DataError, Failure, gunzip, inspect
+from fmnist_sweep.base.errors import DataError
+from fmnist_sweep.config import DATA_VARIABLE
+from fmnist_sweep.data.idx import SHA256, Failure, gunzip, inspect
 
 log = logging.getLogger(__name__)
 
-VARIABLE = "FMNIST_SWEEP_DATA"
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 CONNECT_SECONDS = 5  # for a host to answer at all: offline is known soon
@@ -78,7 +79,7 @@ def fetch(folder: Path, reason: str) -> str:
     raise DataError(
         "Fashion-MNIST was not found. Tried:\n"
         + "".join(f"  {line}\n" for line in tried)
-        + f"Put the four files into {folder}, or set {VARIABLE} to a folder that has them in "
+        + f"Put the four files into {folder}, or set {DATA_VARIABLE} to a folder that has them in "
         + f"FashionMNIST/raw;\nor install Debian's package {DEBIAN_PACKAGE}; "
         + "or let this machine reach the network."
     )

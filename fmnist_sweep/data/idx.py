@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fmnist_sweep.base.errors import DataError
+
 SHA256 = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
@@ -23,10 +25,6 @@ SPLITS = {
 }
 # No file of this data set, or of one of its shapes, needs more; a compressed file may claim it.
 LARGEST = 64 * 2**20
-
-
-class DataError(Exception):
-    """The data cannot be had or cannot be trusted; its message is what the user reads."""
 
 
 class Failure(Exception):

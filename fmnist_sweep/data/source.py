@@ -8,7 +8,6 @@ prints where they are and whether they verify.
 import argparse
 import logging
 import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,11 +17,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fmnist_sweep.data.fetch import VARIABLE, fetch
+from fmnist_sweep.base import command
+from fmnist_sweep.base.errors import DataError
+from fmnist_sweep.config import DATA_VARIABLE
+from fmnist_sweep.data.fetch import fetch
 from fmnist_sweep.data.idx import (
     SHA256,
     SPLITS,
-    DataError,
     Failure,
     gunzip,
     inspect,
@@ -65,7 +66,7 @@ def locate(
     Raises:
         DataError: a file is damaged, the folder cannot be used, or no source has the files.
     """
-    chosen = os.environ.get(VARIABLE)
+    chosen = os.environ.get(DATA_VARIABLE)
     root = Path(chosen or root).expanduser()
     folder = root / "FashionMNIST" / "raw"
     names = [name for split in splits for name in SPLITS[split]]
@@ -79,7 +80,7 @@ def locate(
             _settle(folder, name, verify)
     except OSError as error:
         reason = f"{error.strerror or error}: {error.filename or folder}"
-        setting = VARIABLE if chosen else "data.root"
+        setting = DATA_VARIABLE if chosen else "data.root"
         raise DataError(f"{setting}={root}: cannot be used: {reason}") from None
     files = Files(folder, origin)
     if not verify:
@@ -157,16 +158,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--root", default="data", help="data.root (default: data)")
     parser.add_argument("--no-verify", action="store_true", help="as data.verify=false")
     arguments = parser.parse_args(argv)
+    command.run(lambda: _show(arguments.root, not arguments.no_verify))
+
+
+def _show(root: str, verify: bool) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        files = locate(arguments.root, verify=not arguments.no_verify)
-    except DataError as error:
-        sys.exit(str(error))
-    state = "header ok" if arguments.no_verify else "sha256 ok"
+    files = locate(root, verify)
+    state = "sha256 ok" if verify else "header ok"
     for name in SHA256:
         path = files.folder / name
         print(f"{path}  {path.stat().st_size:>10,} bytes  {state}")
-    print(f"Fashion-MNIST from {files.origin}: {'not ' * arguments.no_verify}verified")
+    print(f"Fashion-MNIST from {files.origin}: {'not ' * (not verify)}verified")
 
 
 if __name__ == "__main__":

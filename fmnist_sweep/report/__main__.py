@@ -4,12 +4,13 @@ python -m fmnist_sweep.report multirun/NAME
 """
 
 import argparse
-import sys
 from pathlib import Path
 
+from fmnist_sweep.base import command
+from fmnist_sweep.base.errors import ReportError
 from fmnist_sweep.report import ranking
 from fmnist_sweep.report.publish import publish
-from fmnist_sweep.report.tables import ReportError, Sweep
+from fmnist_sweep.report.tables import Sweep
 
 
 def main() -> None:
@@ -19,19 +20,20 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path, help="a sweep's folder, such as multirun/NAME")
     folder = parser.parse_args().folder
-    try:
-        sweep = Sweep(folder)
-        if not sweep.update():
-            raise ReportError(f"{folder}: holds no finished run; give a sweep's folder")
-        sweep.write()
-        page = publish(folder, list(sweep.runs.values()))
-    except ReportError as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        sys.exit(130)
-    except OSError as error:
-        sys.exit(f"{error.filename or folder}: {error.strerror}")
+    command.run(lambda: report(folder))
+
+
+def report(folder: Path) -> None:
+    """Makes the tables, pictures and the page of a sweep's folder, and shows the ranking.
+
+    Raises:
+        ReportError: it holds no sweep.
+    """
+    sweep = Sweep(folder)
+    if not sweep.update():
+        raise ReportError(f"{folder}: holds no finished run; give a sweep's folder")
+    sweep.write()
+    page = publish(folder, list(sweep.runs.values()))
     ranking.show(list(sweep.runs.values()), ranking.console())
     print(f"Tables: {folder / 'sweep.csv'}, {folder / 'curves.csv'}")
     print(f"Pictures: {folder / 'plots'}, page: {page}")

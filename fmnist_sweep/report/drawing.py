@@ -1,12 +1,9 @@
-"""What all pictures are drawn with: colours, marks, the PNG file."""
+"""What all pictures are drawn with: colours and marks."""
 
-import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
+from fmnist_sweep.base.figures import Axes, Figure
 from fmnist_sweep.report import series
 from fmnist_sweep.report.tables import Run
 
@@ -16,12 +13,6 @@ STATES: dict[str, dict[str, Any]] = {
     "COMPLETE": {"color": BLUE, "marker": "o", "label": "complete"},
     "PRUNED": {"color": ORANGE, "marker": "^", "label": "pruned"},
 }
-
-
-def png(drawn: Figure) -> bytes:
-    image = io.BytesIO()
-    drawn.savefig(image, format="png")
-    return image.getvalue()
 
 
 def new_figure(width: float = 7.2, height: float = 4.2) -> tuple[Figure, Axes]:

@@ -3,10 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
-
+from fmnist_sweep.base.figures import Axes, Figure, as_label, ticker
 from fmnist_sweep.report import series, swept
 from fmnist_sweep.report.drawing import BLUE, GREY, VERMILION, new_figure, scatter
 from fmnist_sweep.report.measure import Measure
@@ -39,22 +36,21 @@ def _dress(axes: Axes, axis: Axis, which: str = "x") -> None:
     if axis.kind == "log":
         (axes.set_xscale if which == "x" else axes.set_yscale)("log")
     if axis.kind == "category":
-        target.set_major_locator(FixedLocator(list(range(len(axis.choices)))))
-        target.set_major_formatter(FuncFormatter(lambda v, _: _text(axis.choices[round(v)])))
+        target.set_major_locator(ticker.FixedLocator(list(range(len(axis.choices)))))
+        target.set_major_formatter(ticker.FuncFormatter(lambda v, _: _text(axis.choices[round(v)])))
         axes.margins(0.2)
     elif 0 < len(axis.choices) <= 8:
-        target.set_major_locator(FixedLocator(axis.choices))
-        target.set_minor_locator(NullLocator())
-        target.set_major_formatter(FuncFormatter(lambda v, _: _text(v)))
+        target.set_major_locator(ticker.FixedLocator(axis.choices))
+        target.set_minor_locator(ticker.NullLocator())
+        target.set_major_formatter(ticker.FuncFormatter(lambda v, _: _text(v)))
     elif axis.kind != "log":
-        target.set_major_locator(MaxNLocator(4))
-    # Matplotlib takes what stands between dollars for mathematics.
-    axes.set(**{f"{which}label": axis.key.replace("$", r"\$")})
+        target.set_major_locator(ticker.MaxNLocator(4))
+    axes.set(**{f"{which}label": as_label(axis.key)})
 
 
 def _text(value: Any) -> str:
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return (text if len(text) <= 16 else f"{text[:15]}…").replace("$", r"\$")
+    return as_label(text if len(text) <= 16 else f"{text[:15]}…")
 
 
 def grid(runs: Sequence[Run]) -> Figure | None:
@@ -106,7 +102,7 @@ def _heat(keys: Sequence[Axis], cells: Sequence[swept.Cell], measure: Measure) -
         )
     axes.set_xticks(range(len(columns)), [_text(c) for c in keys[0].choices])
     axes.set_yticks(range(len(rows)), [_text(c) for c in keys[1].choices])
-    axes.set(xlabel=keys[0].key, ylabel=keys[1].key)
+    axes.set(xlabel=as_label(keys[0].key), ylabel=as_label(keys[1].key))
     axes.grid(visible=False)
     figure.colorbar(image, label=measure.label)
     return figure
@@ -131,7 +127,9 @@ def parallel(uprights: Sequence[Upright], lines: Sequence[Line]) -> Figure:
                 axes.plot(range(len(places)), places, **style)
     for position, upright in enumerate(uprights):
         axes.plot([position, position], [0, 1], color="black", linewidth=1)
-        axes.text(position, 1.06, upright.name.replace(", ", ",\n"), ha="center", va="bottom")
+        axes.text(
+            position, 1.06, as_label(upright.name.replace(", ", ",\n")), ha="center", va="bottom"
+        )
         last = position == len(uprights) - 1
         for place, value in upright.ticks:
             axes.text(

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from fmnist_sweep.report import facts, measure, parallel, series, swept
+from fmnist_sweep.report.importance import FEWEST
 from fmnist_sweep.report.ranking import pareto, ranked
-from fmnist_sweep.report.tables import Run
+from fmnist_sweep.report.tables import Run, step_name
 from fmnist_sweep.report.timing import timing
 
 SCRIPTS = ("plot.js", "charts.js", "table.js", "main.js")
@@ -30,12 +31,12 @@ def page(folder: Path, runs: Sequence[Run], shares: Mapping[str, float]) -> str:
     )
     parts = {
         "TITLE": html.escape(f"Sweep {folder.resolve().name}"),
-        "STYLE": (source / "style.css").read_text(),
+        "STYLE": (source / "style.css").read_text(encoding="utf-8"),
         # No text in the data can end the element that holds it.
         "DATA": values.replace("<", "\\u003c"),
-        "SCRIPT": "\n".join((source / name).read_text() for name in SCRIPTS),
+        "SCRIPT": "\n".join((source / name).read_text(encoding="utf-8") for name in SCRIPTS),
     }
-    text = (source / "page.html").read_text()
+    text = (source / "page.html").read_text(encoding="utf-8")
     # One pass: what is put in is not looked through again.
     pieces = text.split("@@")
     return "".join(parts[p] if i % 2 else p for i, p in enumerate(pieces))
@@ -66,11 +67,13 @@ def content(folder: Path, runs: Sequence[Run], shares: Mapping[str, float]) -> d
         ],
         "best": best.trial if best else None,
         "baseline": base.trial if base else None,
+        "steps": f"{step_name(runs)}s",
         "keys": list(dict.fromkeys(key for run in runs for key in run.params)),
         "runs": _rows(runs),
-        "curves": [_curves(runs, metric) for metric in series.CURVES],
+        "curves": [_curves(runs, *metric) for metric in series.curve_metrics(runs).items()],
         "running_best": series.running_best(runs),
         "importances": list(shares.items()),
+        "importances_from": FEWEST if _may_have_importances(runs) else None,
         "axes": [asdict(axis) for axis in swept.axes(runs)],
         "parallel": {
             "uprights": [asdict(upright) for upright in uprights],
@@ -84,6 +87,12 @@ def content(folder: Path, runs: Sequence[Run], shares: Mapping[str, float]) -> d
         "front": [run.trial for run in series.front(runs)],
         "time": {**asdict(when), "per_minute": when.per_minute} if when else None,
     }
+
+
+def _may_have_importances(runs: Sequence[Run]) -> bool:
+    """Whether more complete trials would show which keys mattered."""
+    keys = [axis for axis in swept.axes(runs) if axis.key != "seed"]
+    return len(keys) > 1 and len(runs[0].objective) == 1
 
 
 def _rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -118,16 +127,22 @@ def _rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return rows
 
 
-def _curves(runs: Sequence[Run], metric: str) -> dict[str, Any]:
-    """One metric's curves: by trial, the first epoch and five digits of each value from there."""
+def _curves(runs: Sequence[Run], metric: str, direction: str) -> dict[str, Any]:
+    """One metric's curves: by trial, its steps and five digits of each value.
+
+    Of steps one after the other the first is enough.
+    """
     curves = {}
     for run in runs:
-        epochs, values = series.curve(run, metric)
-        if epochs:
-            curves[run.trial] = [epochs[0], *(float(f"{value:.5g}") for value in values)]
+        steps, values = series.curve(run, metric)
+        if steps:
+            in_a_row = steps == list(range(steps[0], steps[0] + len(steps)))
+            shown = [float(f"{value:.5g}") for value in values]
+            curves[run.trial] = [steps[0] if in_a_row else steps, *shown]
     return {
-        "label": measure.Measure(metric, series.CURVES[metric]).label,
-        "unit": measure.Measure(metric, "").unit,
+        "label": measure.Measure(metric, direction).label,
+        "unit": measure.Measure(metric, direction).unit,
+        "steps": step_name(runs),
         "window": series.curve_window(runs, metric),
         "curves": curves,
     }

@@ -3,22 +3,24 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-
+from fmnist_sweep.base.figures import Axes, Figure, as_label, ticker
 from fmnist_sweep.report import series
 from fmnist_sweep.report.drawing import BLUE, GREY, VERMILION, new_figure, scatter
 from fmnist_sweep.report.measure import Measure
-from fmnist_sweep.report.tables import Run
+from fmnist_sweep.report.tables import Run, step_name
 from fmnist_sweep.report.timing import Timing
 
 
 def curves(runs: Sequence[Run]) -> Figure:
     """Validation and training curves of all runs, the best and the baseline on top."""
-    figure = Figure(figsize=(11, 7.4), dpi=110, layout="constrained")
+    metrics = series.curve_metrics(runs)
+    rows = -(-len(metrics) // 2)
+    figure = Figure(figsize=(11, 3.7 * rows), dpi=110, layout="constrained")
+    panels = figure.subplots(rows, 2, squeeze=False).flatten()
+    for axes in panels[len(metrics) :]:
+        axes.set_visible(False)
     marked = {id(run) for run in (series.best(runs), series.baseline(runs)) if run}
-    for axes, (metric, direction) in zip(figure.subplots(2, 2).flat, series.CURVES.items()):
+    for axes, (metric, direction) in zip(panels, metrics.items()):
         for run in runs:
             if id(run) not in marked:
                 style = ":" if run.state == "PRUNED" else "-"
@@ -26,9 +28,9 @@ def curves(runs: Sequence[Run]) -> Figure:
         _marked_curves(axes, runs, metric)
         if shown := series.curve_window(runs, metric):
             axes.set_ylim(*shown)
-        axes.set_xlabel("Epoch")
-        axes.set_ylabel(Measure(metric, direction).label)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel(step_name(runs).capitalize())
+        axes.set_ylabel(as_label(Measure(metric, direction).label))
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         place = "lower right" if direction == "maximize" else "upper right"
         axes.legend(loc=place, fontsize="small", framealpha=0.85)
@@ -92,7 +94,7 @@ def history(runs: Sequence[Run]) -> Figure:
             )
     axes.set_xlabel("Trial, in the order begun")
     axes.set_ylabel(measure.label)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     axes.legend(fontsize="small", loc="best")
     return figure
 
@@ -101,7 +103,8 @@ def importances(shares: Mapping[str, float]) -> Figure:
     """A bar for each key."""
     figure, axes = new_figure(height=1.2 + 0.45 * len(shares))
     names = list(shares)[::-1]
-    bars = axes.barh(names, [100 * shares[name] for name in names], color=BLUE)
+    labels = [as_label(name) for name in names]
+    bars = axes.barh(labels, [100 * shares[name] for name in names], color=BLUE)
     axes.bar_label(bars, fmt="%.0f %%", padding=3)
     axes.set_xlim(0, 115 * max(shares.values()))
     axes.set_xlabel("Share of what separates the best quarter of the trials from all (%)")

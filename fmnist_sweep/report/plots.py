@@ -1,13 +1,9 @@
 """Pictures of runs, drawn with matplotlib's object interface: no global state, no display."""
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
-
+from fmnist_sweep.base.figures import Axes, Figure, as_label, png, ticker
 from fmnist_sweep.record import Epoch
 
 # Okabe and Ito's blue and vermilion: apart for colour-blind eyes and, by marker, on grey paper.
@@ -29,11 +25,9 @@ def curves(history: Sequence[Epoch], title: str) -> bytes:
     accuracies = [row.train_accuracy for row in history], [row.val_accuracy for row in history]
     _panel(loss_axes, epochs, *losses, label="Cross-entropy loss (lower is better)")
     _panel(accuracy_axes, epochs, *accuracies, label="Accuracy (higher is better)")
-    accuracy_axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    figure.suptitle(title)
-    image = io.BytesIO()
-    figure.savefig(image, format="png")
-    return image.getvalue()
+    accuracy_axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
+    figure.suptitle(as_label(title))
+    return png(figure)
 
 
 def _panel(
@@ -49,6 +43,6 @@ def _panel(
     axes.plot(epochs, validation, label="Validation", markersize=4, markevery=every, **VALIDATION)
     axes.set_xlabel("Epoch")
     axes.set_ylabel(label)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

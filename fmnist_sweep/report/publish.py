@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
+from fmnist_sweep.base.figures import Figure, png
 from fmnist_sweep.record import write_whole
 from fmnist_sweep.report import key_pictures, page, parallel, pictures, series, swept
-from fmnist_sweep.report.drawing import png
 from fmnist_sweep.report.importance import importances
 from fmnist_sweep.report.tables import Run
 from fmnist_sweep.report.timing import timing

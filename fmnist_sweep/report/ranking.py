@@ -1,13 +1,15 @@
 """A sweep's runs, best first, and the table of them on a screen."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
-from fmnist_sweep.report.tables import Run
+from fmnist_sweep.report.tables import Run, step_name
 
 SHOWN = 20  # rows of the table on a screen
 
@@ -51,51 +53,98 @@ def _oriented(run: Run) -> list[float]:
 
 
 def console() -> Console:
-    """Standard output; a file or a pipe is not folded at 80 columns."""
-    screen = Console()
-    return screen if screen.is_terminal else Console(width=200)
+    """Standard output, on which text is text and no markup; a pipe is not folded at 80 columns."""
+    screen = Console(markup=False, emoji=False, highlight=False)
+    if not screen.is_terminal:
+        screen.width = 200
+    return screen
 
 
 def show(runs: Sequence[Run], screen: Console) -> None:
-    """Prints the table: best first, the default configuration's row marked."""
+    """Prints the table: best first, the default configuration's row marked.
+
+    A terminal that is too narrow gets fewer columns, least needed ones first left out.
+    """
     rows = ranked(runs)
     several = bool(rows) and len(rows[0].objective) > 1
     front = {run.trial for run in pareto(runs)} if several else set()
     shown = rows[:SHOWN] + [run for run in rows[SHOWN:] if run.default]
-    keys = dict.fromkeys(key for run in runs for key in run.params)
-    failed = any(run.state != "COMPLETE" for run in shown)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
-    for name in ("rank", "trial"):
-        table.add_column(name, justify="right", no_wrap=True)
-    if failed:
-        table.add_column("state", no_wrap=True)
-    for key in keys:
-        table.add_column(key, justify="right", no_wrap=True)
-    for name in ("val acc %", "val loss", "epochs", "seconds"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    for rank, run in enumerate(rows, 1):
-        if run not in shown:
-            continue
-        notes = ["baseline"] * run.default + ["Pareto front"] * (run.trial in front)
-        table.add_row(
-            str(rank) if run.state == "COMPLETE" else "-",
-            str(run.trial),
-            *([run.state.lower()] if failed else []),
-            *(_short(run.params.get(key, "")) for key in keys),
-            _mean(run, "val_accuracy", 100, 2),
-            _mean(run, "val_loss", 1, 4),
-            str(len(run.history) or "-"),
-            _number(run.summary.get("seconds"), 1, 1),
-            ", ".join(notes),
-            style="bold" if run.default else None,
-        )
+    columns = _columns(runs, shown, {run.trial: rank for rank, run in enumerate(rows, 1)}, front)
+    left_out = []
+    table = _table(columns, shown)
+    while _width(table, screen) > screen.width and (name := _least_needed(columns)):
+        left_out.append(name)
+        del columns[name]
+        table = _table(columns, shown)
     screen.print(table)
+    if left_out:
+        screen.print(f"For want of room not shown: {', '.join(left_out)}; all are in sweep.csv")
     for run in rows:
         if run.state == "FAILED":
-            screen.print(f"Trial {run.trial} failed: {run.summary.get('reason')}", markup=False)
+            screen.print(f"Trial {run.trial} failed: {run.summary.get('reason')}")
     if len(shown) < len(rows):
         screen.print(f"{len(rows) - len(shown)} more rows in sweep.csv")
+
+
+def _columns(
+    runs: Sequence[Run], shown: Sequence[Run], ranks: dict[int, int], front: set[int]
+) -> dict[str, Callable[[Run], str]]:
+    """The table's columns by name, each with what it shows of a run."""
+
+    def rank(run: Run) -> str:
+        return str(ranks[run.trial]) if run.state == "COMPLETE" else "-"
+
+    def note(run: Run) -> str:
+        return ", ".join(["baseline"] * run.default + ["Pareto front"] * (run.trial in front))
+
+    def value(key: str) -> Callable[[Run], str]:
+        return lambda run: _short(run.params.get(key, ""))
+
+    def figure(name: str) -> Callable[[Run], str]:
+        return lambda run: _short(run.figure(name)) if run.figure(name) is not None else "-"
+
+    columns: dict[str, Callable[[Run], str]] = {"rank": rank, "trial": lambda run: str(run.trial)}
+    if any(run.state != "COMPLETE" for run in shown):
+        columns["state"] = lambda run: run.state.lower()
+    columns |= {key: value(key) for run in runs for key in run.params}
+    if any(run.metrics for run in runs):  # of an application of its own
+        columns |= {name: figure(name) for name in runs[0].objective}
+    else:
+        columns["val acc %"] = lambda run: _mean(run, "val_accuracy", 100, 2)
+        columns["val loss"] = lambda run: _mean(run, "val_loss", 1, 4)
+    columns["epochs" if step_name(runs) == "epoch" else "steps"] = lambda run: str(
+        len(run.history) or "-"
+    )
+    columns["seconds"] = lambda run: _number(run.summary.get("seconds"), 1, 1)
+    columns[""] = note
+    return columns
+
+
+_NEEDED = ("rank", "trial", "state", "val acc %")
+
+
+def _least_needed(columns: Mapping[str, Any]) -> str | None:
+    """The column that is left out next; None when only those are left that must stay."""
+    first = [name for name in ("seconds", "epochs", "val loss") if name in columns]
+    keys = [name for name in columns if name not in (*_NEEDED, "")]
+    return next(iter([*first, *reversed(keys)]), None)
+
+
+def _table(columns: Mapping[str, Callable[[Run], str]], runs: Sequence[Run]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
+    for name in columns:
+        is_text = name in ("", "state")
+        table.add_column(name, justify="left" if is_text else "right", no_wrap=True)
+    for run in runs:
+        style = "bold" if run.default else None
+        table.add_row(*(column(run) for column in columns.values()), style=style)
+    return table
+
+
+def _width(table: Table, screen: Console) -> int:
+    """The width that a table would like to have."""
+    wide = screen.options.update(max_width=10_000)
+    return Measurement.get(screen, wide, table).maximum
 
 
 def _short(value: object) -> str:

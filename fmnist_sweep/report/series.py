@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from fmnist_sweep.record import direction, step_of
 from fmnist_sweep.report.measure import Measure
 from fmnist_sweep.report.ranking import pareto, ranked
 from fmnist_sweep.report.tables import Run
@@ -88,18 +89,29 @@ def window(values: Sequence[float], direction: str, *must: float) -> tuple[float
     return low - margin, high + margin
 
 
-CURVES = {
-    "val_accuracy": "maximize",
-    "val_loss": "minimize",
-    "train_accuracy": "maximize",
-    "train_loss": "minimize",
-}
+# Of what our own training reports, in the order shown.
+_USUAL = ("val_accuracy", "val_loss", "train_accuracy", "train_loss")
+_NO_METRICS = ("epoch", "step", "lr", "seconds")
+MOST_CURVES = 12
+
+
+def curve_metrics(runs: Sequence[Run]) -> dict[str, str]:
+    """The metrics of the runs' histories, each with its direction; at most twelve.
+
+    What the sweep optimises comes first.
+    """
+    ends = (row for run in runs if run.history for row in (run.history[0], run.history[-1]))
+    reported = dict.fromkeys(name for row in ends for name in row)
+    objectives = dict(zip(runs[0].objective, runs[0].direction)) if runs else {}
+    ordered = dict.fromkeys((*_USUAL, *objectives, *reported))
+    names = [name for name in ordered if name in reported and name not in _NO_METRICS]
+    return {name: objectives.get(name) or direction(name) for name in names[:MOST_CURVES]}
 
 
 def curve(run: Run, metric: str) -> tuple[list[int], list[float]]:
-    """A run's epochs and a metric at each, as shown (accuracies in per cent), finite ones only."""
+    """A run's steps and a metric at each, as shown (accuracies in per cent), finite ones only."""
     scale = Measure(metric, "").scale
-    points = [(r.epoch, scale * getattr(r, metric)) for r in run.history]
+    points = [(step_of(row), scale * row.get(metric, math.nan)) for row in run.history]
     finite = [(epoch, value) for epoch, value in points if math.isfinite(value)]
     return [epoch for epoch, _ in finite], [value for _, value in finite]
 
@@ -114,7 +126,7 @@ def curve_window(runs: Sequence[Run], metric: str) -> tuple[float, float] | None
         return None
     marked = [run for run in (best(runs), baseline(runs)) if run]
     must = [value for run in marked for value in curve(run, metric)[1]]
-    return window(values, CURVES[metric], *must)
+    return window(values, curve_metrics(runs)[metric], *must)
 
 
 def objective_window(runs: Sequence[Run], index: int = 0) -> tuple[float, float] | None:

@@ -1,7 +1,7 @@
 """A sweep's tables, made from its run folders alone: `sweep.csv` and `curves.csv`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,10 +9,12 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fmnist_sweep import record
-from fmnist_sweep.record import Epoch
+from fmnist_sweep.base.errors import ReportError
 
 METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "best_val_accuracy")
 INTEGERS = ("best_epoch", "kept_epoch", "epochs", "seed", "repeats")
+# Of our own training; a table of another application's runs has none of them.
+OWN = (*METRICS, "best_epoch", "kept_epoch", "images_per_second")
 TAIL = (
     *METRICS,
     "best_epoch",
@@ -24,10 +26,6 @@ TAIL = (
     "run",
     "reason",
 )
-
-
-class ReportError(Exception):
-    """A folder that is no sweep, or a torn file; the message is one line."""
 
 
 # What a table's column of integers can hold, and a float without overflow.
@@ -70,6 +68,7 @@ class _Row(BaseModel):
     images_per_second: float | None = None
     started: float | None = None
     ended: float | None = None
+    metrics: dict[str, _Value] = {}
 
 
 @dataclass(frozen=True)
@@ -80,6 +79,7 @@ class Run:
     params: the swept keys' values.
     default: whether these are what the keys have without the sweep.
     objective: names of the columns that the sweep optimises, and with them `direction`.
+    metrics: the last values of what an application of its own has reported or returned, by name.
     """
 
     trial: int
@@ -89,18 +89,29 @@ class Run:
     objective: list[str]
     direction: Sequence[str]
     summary: Mapping[str, Any]
-    history: list[Epoch]
+    history: list[dict[str, float]]
     folder: Path
+    metrics: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def values(self) -> list[Any]:
         """The objectives' values; a failed or pruned run's may be None."""
-        return [self.summary.get(name) for name in self.objective]
+        return [self.figure(name) for name in self.objective]
+
+    def figure(self, name: str) -> Any:
+        """A figure of the final row; None where it has none of that name."""
+        return self.summary.get(name, self.metrics.get(name))
 
     @property
     def label(self) -> str:
         """The swept values as a line."""
         return " ".join(f"{key}={value}" for key, value in self.params.items())
+
+
+def step_name(runs: Sequence[Run]) -> str:
+    """What the runs' histories count: `epoch` or `step`."""
+    first = next((run.history[0] for run in runs if run.history), {"epoch": 0})
+    return next(iter(first))
 
 
 class Sweep:
@@ -148,9 +159,13 @@ class Sweep:
         runs = [self.runs[trial] for trial in sorted(self.runs)]
         keys = dict.fromkeys(key for run in runs for key in run.params)
         names = dict.fromkeys(name for run in runs for name in _objective_columns(run))
+        metrics = dict.fromkeys(name for run in runs for name in run.metrics)
+        is_own = not metrics or any(name in run.summary for run in runs for name in OWN)
+        tail = [name for name in TAIL if is_own or name not in OWN]
         rows = [
             {
-                **{column: run.summary.get(column) for column in TAIL},
+                **run.metrics,
+                **{column: run.summary.get(column) for column in tail},
                 "trial": run.trial,
                 "state": run.state,
                 **run.params,
@@ -160,7 +175,7 @@ class Sweep:
             }
             for run in runs
         ]
-        columns = dict.fromkeys(["trial", "state", *keys, *names, *TAIL])
+        columns = dict.fromkeys(["trial", "state", *keys, *names, *metrics, *tail])
         table = pd.DataFrame(rows, columns=list(columns))
         return table.astype(
             {name: "Int64" for name in INTEGERS if name in table and name not in keys}
@@ -169,11 +184,12 @@ class Sweep:
     def curves_table(self) -> pd.DataFrame:
         """One row a trial and epoch, by trial."""
         rows = [
-            {"trial": trial, **asdict(epoch)}
+            {"trial": trial, **row}
             for trial in sorted(self.runs)
-            for epoch in self.runs[trial].history
+            for row in self.runs[trial].history
         ]
-        return pd.DataFrame(rows, columns=["trial", *(field.name for field in fields(Epoch))])
+        names = dict.fromkeys(name for row in rows for name in row)
+        return pd.DataFrame(rows, columns=list(names) or ["trial", "epoch"])
 
     def write(self) -> None:
         """Writes `sweep.csv` and `curves.csv` into the sweep's folder, with every digit."""
@@ -215,11 +231,13 @@ def read_run(trial: int, folder: Path) -> Run | None:
     return Run(
         trial=trial,
         state=row.state,
-        params=said.params,
+        # A value like any other, where a table's empty cell is a key that was not there.
+        params={key: "null" if value is None else value for key, value in said.params.items()},
         default=said.default,
         objective=said.objective,
         direction=said.direction,
         summary=summary,
+        metrics=row.metrics,
         history=history,
         folder=folder,
     )

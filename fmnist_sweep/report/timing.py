@@ -44,7 +44,7 @@ def timing(runs: Sequence[Run]) -> Timing | None:
     first = reached = spans[0][0]
     ends = []
     for began, ended, run in spans:
-        trained = sum(row.seconds for row in run.history)
+        trained = sum(row.get("seconds", 0.0) for row in run.history)
         parts[f"epochs of {run.state.lower()} trials"] += trained
         gap = max(0.0, began - reached)
         if gap > PAUSE:

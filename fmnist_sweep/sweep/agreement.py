@@ -1,27 +1,27 @@
 """What a sweep began with, kept in its study: going on with something else is refused."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import optuna
 from optuna.distributions import check_distribution_compatibility
 
-from fmnist_sweep.config import ConfigError
+from fmnist_sweep.base.errors import ConfigError
+from fmnist_sweep.config import is_below
 from fmnist_sweep.sweep.settings import Settings
 from fmnist_sweep.sweep.space import Space
 
 ATTRIBUTE = "began_with"
-# What may differ without a trial's result being another.
-FREE = ("name", "data.root", "data.verify", "trainer.log_every", "logger.kind", "logger.uri")
 SHOWN = 3
 
 
-def agree(study: optuna.Study, space: Space, settings: Settings) -> None:
+def agree(study: optuna.Study, space: Space, settings: Settings, free_keys: Sequence[str]) -> None:
     """Notes in a new study what it is of; compares an old one with what it should be.
 
     Raises:
         ConfigError: they differ; nothing has been added to the study.
     """
-    now = _terms(space, settings)
+    now = _terms(space, settings, free_keys)
     before = study.user_attrs.get(ATTRIBUTE)
     if before is None:
         if study.get_trials(deepcopy=False):
@@ -69,7 +69,7 @@ def _check_compatible(study: optuna.Study, space: Space) -> None:
                 ) from None
 
 
-def _terms(space: Space, settings: Settings) -> dict[str, Any]:
+def _terms(space: Space, settings: Settings, free_keys: Sequence[str]) -> dict[str, Any]:
     """Objective, directions, space and base configuration, by keys as a user knows them."""
     return {
         "hydra.sweeper.objective": settings.objective,
@@ -77,5 +77,5 @@ def _terms(space: Space, settings: Settings) -> dict[str, Any]:
         "hydra.sweeper.custom_search_space": settings.custom_search_space,
         "sweep": "grid" if space.is_grid else "search",
         **{key: f"[{words}]" for key, words in space.described().items()},
-        **{key: value for key, value in space.base.items() if key not in FREE},
+        **{key: value for key, value in space.base.items() if not is_below(key, free_keys)},
     }

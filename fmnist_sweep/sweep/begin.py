@@ -1,8 +1,8 @@
 """The begin of a sweep: its command line checked, its folder made, its study opened."""
 
 import importlib.util
-import os
 import shutil
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -13,25 +13,30 @@ import optuna
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import HydraContext, TaskFunction
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fmnist_sweep import record
-from fmnist_sweep.cli import hydra_line
-from fmnist_sweep.config import ConfigError, trusted_targets
+from fmnist_sweep.base.errors import ConfigError
+from fmnist_sweep.base.processes import cores
+from fmnist_sweep.config import trusted_packages
+from fmnist_sweep.hydra_errors import hydra_line
+from fmnist_sweep.record import says_direction
 from fmnist_sweep.report import ranking
-from fmnist_sweep.sweep import ray_launcher, together
+from fmnist_sweep.sweep import runners
 from fmnist_sweep.sweep import settings as settings_file
 from fmnist_sweep.sweep import space as space_file
 from fmnist_sweep.sweep.database import as_it_travels, check_written, reachable
 from fmnist_sweep.sweep.job import SweepJob
-from fmnist_sweep.sweep.launcher import StackedLauncher
 from fmnist_sweep.sweep.loop import Loop, ahead
 from fmnist_sweep.sweep.settings import Settings, make_sampler
 from fmnist_sweep.sweep.share import Share
 from fmnist_sweep.sweep.space import Space
 from fmnist_sweep.sweep.study import SweepStudy, lock
+from fmnist_sweep.sweep.task import Task, seed_of, task_of
+
+BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
 
 def sweep(
@@ -53,47 +58,96 @@ def sweep(
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
 
+    asked = task_of(task)
+
     def compose(lines: Sequence[str]) -> DictConfig:
         try:
             return context.config_loader.load_sweep_config(config, list(lines))
         except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(hydra_line(error)) from None
+            raise ConfigError(hydra_line(error, asked.known_keys)) from None
 
-    settings = _settings(values, config)
-    space = space_file.read(arguments, settings, compose, config.seed)
+    def is_group(key: str) -> bool:
+        return bool(context.config_loader.get_group_options(key))
+
+    settings = _settings(values, config, asked)
+    seed = seed_of(config, settings.seed_key)
+    for key, usual in (("sweep.subdir", "${hydra.job.num}"), ("output_subdir", ".hydra")):
+        _tell_of_what_is_not_used(config, key, usual)
+    space = space_file.read(arguments, settings, compose, is_group, asked, seed)
     extend = _custom_space(settings, config)
     _rehearse(settings, space)
     _check_launcher(config, settings)
+    for name in settings.objective:
+        if values.get("direction") is None and not (asked.direction(name) or says_direction(name)):
+            print(
+                f"{name}: better when lower, as its name does not say; "
+                "hydra.sweeper.direction=maximize turns that",
+                file=sys.stderr,
+            )
     with _folder(config, settings) as folder:
-        name = config.name or "/".join(folder.parts[-2:])
-        study = SweepStudy(folder, name, space, settings, config.seed)
+        name = config.get("name") or "/".join(folder.parts[-2:])
+        study = SweepStudy(folder, str(name), space, settings, seed, asked.free_keys)
     try:
         record.write_whole(folder / "multirun.yaml", OmegaConf.to_yaml(config))
     except BaseException:
         study.close()
         raise
     job = SweepJob(task, study.address, settings.objective, settings.pruner)
-    share = Share(job, folder, name, space, settings, extend, config, context)
-    launcher = Plugins.instance().instantiate_launcher(
-        hydra_context=context, task_function=share if settings.shares else job, config=config
-    )
-    if isinstance(launcher, StackedLauncher):
-        launcher.cores //= study.processes()
-        at_once = ahead(settings, study.space)
-    else:
-        at_once = settings.n_jobs or _side_by_side(config)
+    share = Share(job, folder, str(name), space, settings, extend, config, context)
     try:
-        Loop(study, settings, launcher, at_once, extend, ranking.console()).run(config.name)
+        loop = _loop(study, settings, job, share, config, context, extend)
+        loop.run(_is_named(config))
     finally:
         study.close()
 
 
-def _settings(values: Mapping[str, Any], config: DictConfig) -> Settings:
+def _loop(
+    study: SweepStudy,
+    settings: Settings,
+    job: SweepJob,
+    share: Share,
+    config: DictConfig,
+    context: HydraContext,
+    extend: Callable[[optuna.Trial], None] | None,
+) -> Loop:
+    """The loop over the runner of this sweep's launcher."""
+    at_once = None
+    run: Callable[[Loop], None]
+    if config.hydra.launcher._target_ == BASIC:
+        run = runners.BasicRunner(config, context, job).run
+        return Loop(study, settings, run, extend, ranking.console())
+    launcher = Plugins.instance().instantiate_launcher(
+        hydra_context=context, task_function=share if settings.shares else job, config=config
+    )
+    if isinstance(launcher, runners.RunsByItself):
+        at_once = ahead(settings, study.space)
+        run = launcher.runner(cores() // study.processes()).run
+    elif settings.shares:
+        run = runners.ShareRunner(launcher, settings.shares).run
+    else:
+        batch = settings.n_jobs or _side_by_side(config)
+        run = runners.BatchRunner(launcher, batch, config, context, job).run
+    return Loop(study, settings, run, extend, ranking.console(), at_once)
+
+
+def _tell_of_what_is_not_used(config: DictConfig, key: str, usual: str) -> None:
+    """Run folders are numbered, and hold their configuration, in a place that all know."""
+    section, _, name = f"hydra.{key}".rpartition(".")
+    chosen = OmegaConf.to_container(OmegaConf.select(config, section), resolve=False)
+    if isinstance(chosen, dict) and chosen.get(name) != usual:
+        print(
+            f"hydra.{key}={chosen.get(name)}: not used by a sweep, whose run folders are "
+            "0, 1, ... with .hydra in each; hydra.sweep.dir says where they lie",
+            file=sys.stderr,
+        )
+
+
+def _settings(values: Mapping[str, Any], config: DictConfig, task: Task) -> Settings:
     """The sweeper's own keys; their storage as jobs may be told it, without what is secret."""
     plain = OmegaConf.to_container(OmegaConf.create(dict(values)), resolve=True)
     written = OmegaConf.to_container(config.hydra.sweeper, resolve=False)
     assert isinstance(plain, dict) and isinstance(written, dict)
-    settings = settings_file.read({str(key): value for key, value in plain.items()})
+    settings = settings_file.read({str(key): value for key, value in plain.items()}, task)
     check_written(written["storage"])
     storage = as_it_travels(written["storage"], settings.storage)
     return settings.model_copy(update={"storage": storage})
@@ -102,13 +156,12 @@ def _settings(values: Mapping[str, Any], config: DictConfig) -> Settings:
 def _check_launcher(config: DictConfig, settings: Settings) -> None:
     """Refuses a launcher's configuration that its jobs would fail of; connects to Ray."""
     target = config.hydra.launcher._target_
-    if target.endswith(".StackedLauncher"):
-        together.read(config.hydra.launcher)
-    if target.endswith(".RayLauncher"):
-        ray_launcher.connect(OmegaConf.to_container(config.hydra.launcher.init, resolve=True))
+    cls = get_class(target)
+    if check := getattr(cls, "check", None):
+        check(OmegaConf.to_container(config.hydra.launcher, resolve=True))
     if ".hydra_submitit_launcher." in target:
         _look_for_submitit(is_slurm=target.endswith(".SlurmLauncher"))
-    if settings.shares and target.endswith((".StackedLauncher", ".BasicLauncher")):
+    if settings.shares and (target == BASIC or issubclass(cls, runners.RunsByItself)):
         raise ConfigError(
             f"hydra.sweeper.shares={settings.shares}: needs a launcher that starts processes: "
             "hydra/launcher=joblib, ray, submitit_local or submitit_slurm"
@@ -134,7 +187,7 @@ def _custom_space(settings: Settings, config: DictConfig) -> Callable[[optuna.Tr
         return None
     try:
         function = instantiate(
-            {"_target_": target, "_partial_": True}, _execution_whitelist_=trusted_targets()
+            {"_target_": target, "_partial_": True}, _execution_whitelist_=trusted_packages()
         )
     except HydraException as error:
         raise ConfigError(
@@ -174,10 +227,9 @@ def _folder(config: DictConfig, settings: Settings) -> Iterator[Path]:
     if settings.storage:
         reachable(settings.storage)
     folder = Path(config.hydra.sweep.dir).absolute()
-    chosen = [o for o in config.hydra.overrides.hydra if o.startswith("hydra.sweep.dir=")]
     made = None
     try:
-        if chosen or config.name:
+        if _is_named(config, or_chosen=True):
             try:
                 folder.mkdir(parents=True)
                 made = folder
@@ -203,6 +255,15 @@ def _folder(config: DictConfig, settings: Settings) -> Iterator[Path]:
         raise
 
 
+def _is_named(config: DictConfig, or_chosen: bool = False) -> bool:
+    """Whether the same command names the same folder again, without or with `hydra.sweep.dir=`."""
+    chosen = any(o.startswith("hydra.sweep.dir=") for o in config.hydra.overrides.hydra)
+    written = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+    assert isinstance(written, dict)
+    by_time = "${now:" in str(written["dir"]) and not config.get("name")
+    return or_chosen if chosen else not by_time
+
+
 def _take_away(folder: Path) -> None:
     """Removes a folder made in vain, unless another process has begun to work in it."""
     with suppress(OSError), lock(folder):
@@ -215,4 +276,4 @@ def _side_by_side(config: DictConfig) -> int:
     jobs = OmegaConf.select(config, "hydra.launcher.n_jobs")
     if not isinstance(jobs, int) or jobs == 0:
         return 1
-    return jobs if jobs > 0 else max(1, (os.cpu_count() or 1) + 1 + jobs)
+    return jobs if jobs > 0 else max(1, cores() + 1 + jobs)

@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial
 
-from fmnist_sweep.config import ConfigError
+from fmnist_sweep.base.errors import ConfigError
 
 # All that a state of any of the three is made of.
 _ITS_OWN = {

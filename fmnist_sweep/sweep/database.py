@@ -20,22 +20,12 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage
 from optuna.trial import FrozenTrial
 
-from fmnist_sweep.config import ConfigError
+from fmnist_sweep.base.errors import ConfigError, StorageUnavailable
+from fmnist_sweep.base.paths import absolute_url
 
 T = TypeVar("T")
 PATIENCE = 180.0  # seconds that a locked or restarting database is waited for
 SQLITE_WAIT = 20.0  # of them, seconds that SQLite itself waits for a lock each time
-
-
-class Lost(KeyboardInterrupt):
-    """The study's database is gone, or the disk full; what has finished is in the run folders.
-
-    No error of the trial's, and so none of `Exception`: it ends the sweep as an interruption does.
-    """
-
-
-class LostElsewhere(Exception):
-    """`Lost` as it travels out of a job's process: launchers carry no interruptions."""
 
 
 @dataclass(frozen=True)
@@ -86,31 +76,17 @@ def _database(url: str) -> BaseStorage:
     return opened
 
 
-def hang_up() -> None:
-    """Closes connections to databases, which open again when they are needed.
-
-    To be called before a fork, which must not share them.
-    """
+def disconnect() -> None:
+    """Closes what this process has opened."""
     for opened in _opened.values():
         opened.remove_session()
         if isinstance(opened, RDBStorage):
             opened.engine.dispose()
-
-
-def forget() -> None:
-    """Has a fork open for itself what it needs."""
+        if isinstance(opened, GrpcStorageProxy):
+            opened.close()
     _lost.clear()
     load.cache_clear()
     _opened.clear()
-
-
-def disconnect() -> None:
-    """Closes what this process has opened."""
-    hang_up()
-    for opened in _opened.values():
-        if isinstance(opened, GrpcStorageProxy):
-            opened.close()
-    forget()
 
 
 def _leave_transactions_to_us(connection: Any, _: Any) -> None:
@@ -185,9 +161,13 @@ def check_written(url: str | None) -> None:
 
 
 def as_it_travels(written: str | None, resolved: str | None) -> str | None:
-    """An address for other processes, some of which read it from a file: without what it takes
-    from the environment, as theirs has it too.
+    """An address for other processes, some of which read it from a file.
+
+    A file is named from its root, as they may work elsewhere; what a server's address takes from
+    the environment is left out, as they have it too.
     """
+    if (resolved or "").startswith("sqlite"):
+        return absolute_url(str(resolved))
     interpolated = re.findall(r"\$\{(?:oc\.env:)?", written or "")
     return written if interpolated and set(interpolated) == {"${oc.env:"} else resolved
 
@@ -210,7 +190,7 @@ def persist(call: Callable[[], T]) -> T:
     A result is good even if the database is locked or its server restarts just now.
 
     Raises:
-        Lost: it did not within `PATIENCE`; further calls are then not repeated.
+        StorageUnavailable: it did not within `PATIENCE`; further calls are then not repeated.
     """
     wait, until = 0.05, time.monotonic() + PATIENCE
     told = False
@@ -221,7 +201,7 @@ def persist(call: Callable[[], T]) -> T:
             reason = _reason(error)
             if _lost or time.monotonic() > until:
                 _lost.add(reason)
-                raise Lost(f"The study's database is gone ({reason})") from None
+                raise StorageUnavailable(f"The study's database is gone ({reason})") from None
         if not told and time.monotonic() > until - PATIENCE + 1:
             told = True
             line = f"The study's database does not answer ({reason}); waiting up to {PATIENCE:g} s"

@@ -71,8 +71,6 @@ class Display:
         self.console.print(
             f"[{self.done}/{self.total}] Trial {run.trial} {run.state}: {', '.join(figures)}; "
             f"{run.label}",
-            markup=False,
-            highlight=False,
             soft_wrap=True,
         )
 

@@ -1,35 +1,35 @@
-"""A sweep from its first trial to its tables: trials asked for, launched, taken in and shown."""
+"""A sweep from its first trial to its tables: trials asked for, run, taken in and shown."""
 
-import io
 import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
 
 import optuna
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
-from hydra.core.utils import JobReturn
-from hydra.plugins.launcher import Launcher
 from rich.console import Console
 
 from fmnist_sweep import record
-from fmnist_sweep.processes import ProcessDied, call_apart
+from fmnist_sweep.base.errors import (
+    ImpossibleTrial,
+    ProcessDied,
+    StopSweep,
+    TooManyFailures,
+    describe,
+    is_machine_fault,
+)
 from fmnist_sweep.report import ranking
 from fmnist_sweep.report.publish import publish
-from fmnist_sweep.report.tables import ReportError, Run, Sweep
-from fmnist_sweep.sweep.database import Lost, LostElsewhere, forget, hang_up
+from fmnist_sweep.report.tables import Run, Sweep
 from fmnist_sweep.sweep.display import Display
+from fmnist_sweep.sweep.hydra_job import Job
 from fmnist_sweep.sweep.interruption import Interrupted, interruptible
-from fmnist_sweep.sweep.launcher import Job, StackedLauncher
+from fmnist_sweep.sweep.overrides import override_text
 from fmnist_sweep.sweep.settings import Settings
 from fmnist_sweep.sweep.space import Space
 from fmnist_sweep.sweep.study import SweepStudy, tell
-
-log = logging.getLogger(__name__)
 
 # The tables are written after each trial unless that would take more than this share of the time.
 TABLES_SHARE = 0.05
@@ -38,57 +38,32 @@ AHEAD = 8
 LAUNCHERS = ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins")
 
 
-class TooManyFailures(Exception):
-    """`hydra.sweeper.max_failures` was reached; the message says how."""
-
-
 def ahead(settings: Settings, space: Space) -> int:
     """How many trials a process that trains stacks asks for before the first of them has ended."""
     return settings.n_jobs or (space.n_trials if space.is_grid else AHEAD)
 
 
-def _wrong_with(returned: JobReturn) -> str | None:
-    """Why a job did not come to its end.
-
-    Raises:
-        TooManyFailures: it was a share, which has met them.
-        Lost: of its process.
-        OSError: the disk's fault.
-    """
-    try:
-        with redirect_stderr(io.StringIO()):  # where Hydra says that there was an error
-            _ = returned.return_value
-    except TooManyFailures:
-        raise
-    except LostElsewhere as lost:
-        raise Lost(str(lost)) from None
-    except Exception as error:
-        if record.is_disk_fault(error):
-            raise
-        return _in_a_line(error)
-    return None
-
-
-def _in_a_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
 class Loop:
-    """Asks, launches and counts until the sweep has all its trials."""
+    """Asks for trials, hands them to a runner and counts, until the sweep has all its trials.
+
+    Args:
+        extend: suggests further, conditional parameters.
+        at_once: the most trials that are asked for before one of them has ended.
+    """
 
     def __init__(
         self,
         study: SweepStudy,
         settings: Settings,
-        launcher: Launcher,
-        at_once: int,
+        run_jobs: Callable[["Loop"], None],
         extend: Callable[[optuna.Trial], None] | None,
         console: Console,
+        at_once: int | None = None,
     ) -> None:
         self.study = study
         self.space = study.space
         self.settings = settings
-        self.launcher = launcher
+        self.run_jobs = run_jobs
         self.at_once = at_once
         self.extend = extend
         self.begun: dict[int, Path] = {}
@@ -99,39 +74,43 @@ class Loop:
         self.written_at = 0.0
         self.writing_took = 0.0
 
-    def run(self, name: str | None) -> None:
+    def run(self, is_named: bool) -> None:
         """Runs the sweep.
+
+        Args:
+            is_named: whether the very same command would go on with this sweep.
 
         Raises:
             SystemExit: interrupted, or stopped by failures.
         """
         folder = _relative(self.study.folder)
-        way_back = "The same command goes on" if name else f"hydra.sweep.dir={folder} goes on"
+        way_back = "The same command goes on" if is_named else f"hydra.sweep.dir={folder} goes on"
         stopped: str | None = None
         code, is_lost = 0, False
         self._greet()
         before = list(self.table.runs.values())
+        self.is_first = not before
         with Display(self.console, self.space.n_trials, before) as self.display:
             try:
-                with interruptible(), _quiet_launchers(), self._watch():
-                    self._launch_all(is_first=not before)
+                with interruptible(), _quiet_launchers():
+                    self.run_jobs(self)
             except Interrupted as stop:
                 code, stopped = 128 + stop.number, "Interrupted"
             except TooManyFailures as stop:
                 code, stopped = 1, str(stop)
-            except Lost as lost:
-                code, stopped = 1, str(lost)
+            except StopSweep as stop:
+                code, stopped = 1, str(stop)
                 is_lost = True
             except OSError as fault:
-                if not record.is_disk_fault(fault):
+                if not is_machine_fault(fault):
                     raise
-                code, stopped = 1, str(fault)
+                code, stopped = 1, describe(fault)
                 is_lost = True
             finally:
                 if not is_lost:  # else the next start does it
                     self._settle()
                 with suppress(OSError) if is_lost else nullcontext():
-                    self._refresh(final=True)
+                    self.refresh(final=True)
         runs = list(self.table.runs.values())
         if runs:
             ranking.show(runs, self.console)
@@ -152,16 +131,17 @@ class Loop:
         """Runs trials until none is left, as one of several processes and without a word."""
         self.table.update()
         before = list(self.table.runs.values())
+        self.is_first = not before
         with Display(self.console, self.space.n_trials, before) as self.display:
             try:
                 with _quiet_launchers():
-                    self._launch_all(is_first=not before)
+                    self.run_jobs(self)
             finally:
                 self._settle()
-                self._refresh(final=True)
+                self.refresh(final=True)
 
     def _settle(self) -> None:
-        with suppress(Lost):
+        with suppress(StopSweep):
             self.study.settle_mine()
 
     def _greet(self) -> None:
@@ -182,145 +162,69 @@ class Loop:
                 print("The default configuration lies outside of the space and is not tried first")
         sys.stdout.flush()
 
-    def _launch_all(self, is_first: bool) -> None:
-        if isinstance(self.launcher, StackedLauncher):
-            self._launch_each(is_first)
-            return
-        if self.settings.shares:
-            self._launch_shares(self.settings.shares)
-            return
-        one_by_one = 0
-        while batch := self._ask(1 if one_by_one else None):
-            one_by_one = max(0, one_by_one - 1)
-            reasons, reason = self._launch(batch)
-            numbers = [number for number, _ in batch]
-            lost = [n for n in numbers if record.summary(self.begun[n]) is None]
-            unexplained = [number for number in lost if number not in reasons]
-            if len(unexplained) > 1:  # one has taken the others with it: by itself it will again
-                many = f"{len(unexplained)} trials go on, each by itself"
-                print(f"{reason}; {many}", file=sys.stderr)
-                self.study.put_back(unexplained)
-                for number in unexplained:
-                    numbers.remove(number)
-                    del self.begun[number]
-                one_by_one += len(unexplained)
-            for number in numbers:
-                self._ended(number, reasons.get(number, reason))
-            for number in numbers:
-                self._count_failure(number, is_first)
+    # What runners ask and tell: see `runners.Jobs`.
 
-    def _launch(self, batch: list[Job]) -> tuple[dict[int, str], str]:
-        """Runs a batch to its end.
+    def next(self) -> Job | None:
+        if self.at_once is not None and len(self.begun) >= self.at_once:
+            return None
+        asked = self.study.ask(self.extend)
+        if asked is None:
+            return None
+        trial, run = asked
+        self.display.started(trial.number)
+        self.begun[trial.number] = run
+        return trial.number, [*self.space.overrides(trial.params), *self._placed(Path(run.name))]
 
-        Returns:
-            What went wrong with single trials, and why others may be without a result.
+    def ended(self, number: int, error: Exception | None) -> None:
+        run = self.begun.pop(number)
+        # As when its process was killed, or its configuration cannot be composed.
+        if record.summary(run) is None:
+            error = error or ProcessDied("ended without a result")
+            record.finish(run, "FAILED", describe(error))
+            tell(self.study.address, number, run, self.settings.objective)
+        self.refresh()
+        # Values that do not go together say nothing of those that do.
+        if not isinstance(error, ImpossibleTrial):
+            self._count_failure(number)
 
-        Raises:
-            TooManyFailures: the launcher itself fails.
-        """
-        returns: list[JobReturn] = []
-        reason = "the launcher returned without it"
+    def has_result(self, number: int) -> bool:
+        return record.summary(self.begun[number]) is not None
 
-        def launch() -> None:
-            jobs = [job for _, job in batch]
-            returns.extend(self.launcher.launch(jobs, initial_job_idx=batch[0][0]))
+    def was_begun(self, number: int) -> bool:
+        return any(path.name != "trial.json" for path in self.begun[number].iterdir())
 
-        def launch_apart() -> None:
-            forget()
-            launch()
-            for returned in returns:  # what is not raised here the fork does not bring back
-                _wrong_with(returned)
+    def put_back(self, numbers: Sequence[int]) -> None:
+        self.study.put_back(numbers)
+        for number in numbers:
+            del self.begun[number]
 
-        try:
-            if isinstance(self.launcher, BasicLauncher):
-                hang_up()
-                call_apart(launch_apart)
-            else:
-                launch()
-        except ProcessDied as death:
-            reason = str(death)
-        except Exception as error:
-            if record.is_disk_fault(error):
-                raise
-            reason = _in_a_line(error)
-            if not any(_was_begun(self.begun[number]) for number, _ in batch):
-                self.study.put_back([number for number, _ in batch])
-                raise TooManyFailures(f"Stopped: the launcher starts no job ({reason})") from None
-        explained = zip(batch, map(_wrong_with, returns))
-        return {number: wrong for (number, _), wrong in explained if wrong}, reason
+    def done(self) -> int:
+        return len(self.table.runs)
 
-    def _launch_shares(self, shares: int) -> None:
-        """Each job of the launcher takes trials until none is left; again if some have died.
+    def is_complete(self) -> bool:
+        return self.done() >= self.space.n_trials
 
-        Raises:
-            TooManyFailures: the trials or the shares themselves fail.
-        """
-        while (done := len(self.table.runs)) < self.space.n_trials:
-            folders = [record.reserve(self.study.folder / "shares" / str(n)) for n in range(shares)]
-            jobs = [self._placed(Path("shares", folder.name)) for folder in folders]
-            reason = "they ended without it"
-            try:
-                for returned in self.launcher.launch(jobs, initial_job_idx=0):
-                    reason = _wrong_with(returned) or reason
-            except TooManyFailures:
-                raise
-            except Exception as error:  # as when a share's process has died
-                reason = _in_a_line(error)
-            self.study.take_over()
-            self._refresh()
-            if len(self.table.runs) == done:
-                raise TooManyFailures(f"Stopped: {shares} shares finished no trial ({reason})")
+    def share(self, number: int) -> Sequence[str]:
+        folder = record.reserve(self.study.folder / "shares" / str(number))
+        return self._placed(Path("shares", folder.name))
 
-    def _launch_each(self, is_first: bool) -> None:
-        """Without batches: as one trial ends another is asked for."""
-
-        def next_job() -> Job | None:
-            asked = self._ask(1) if len(self.begun) < self.at_once else []
-            return asked[0] if asked else None
-
-        def on_end(number: int, returned: JobReturn) -> None:
-            self._ended(number, _wrong_with(returned) or "ended without a result")
-            self._count_failure(number, is_first)
-
-        assert isinstance(self.launcher, StackedLauncher)
-        self.launcher.launch_each(next_job, on_end)
-
-    def _ask(self, most: int | None = None) -> list[Job]:
-        """The next trials, as many as run side by side, each with its command line."""
-        batch: list[Job] = []
-        while len(batch) < (most or self.at_once) and (asked := self.study.ask(self.extend)):
-            trial, run = asked
-            self.display.started(trial.number)
-            self.begun[trial.number] = run
-            batch.append((trial.number, self._overrides(run, trial.params)))
-        return batch
-
-    def _overrides(self, run: Path, params: dict[str, Any]) -> list[str]:
-        return [*self.space.overrides(params), *self._placed(Path(run.name))]
+    def take_in(self) -> None:
+        self.study.take_over()
+        self.refresh()
 
     def _placed(self, subfolder: Path) -> list[str]:
-        """Has a job leave its log in a folder within the sweep's, and be silent otherwise."""
-        folder = str(self.study.folder).replace("'", "\\'")
+        """Has a job leave its log and configuration in a folder within the sweep's."""
         return [
-            f"hydra.sweep.dir='{folder}'",
-            f"hydra.sweep.subdir='{subfolder}'",
-            "hydra.job_logging.handlers.console.level=CRITICAL",
+            f"hydra.sweep.dir={override_text(str(self.study.folder))}",
+            f"hydra.sweep.subdir={override_text(str(subfolder))}",
+            "hydra.output_subdir=.hydra",
         ]
 
-    def _ended(self, number: int, reason: str) -> None:
-        """Takes in a trial that has ended, with why if it could not say so itself."""
-        run = self.begun.pop(number)
-        # As when its process was killed or its disk is full.
-        if record.summary(run) is None:
-            record.finish(run, "FAILED", reason)
-            tell(self.study.address, number, run, self.settings.objective)
-        self._refresh()
-
-    def _count_failure(self, number: int, is_first: bool) -> None:
+    def _count_failure(self, number: int) -> None:
         most = self.settings.max_failures
         failed = self.table.runs[number].state == "FAILED"
         self.failures = self.failures + 1 if failed else 0
-        if most and failed and (self.failures >= most or (is_first and number == 0)):
+        if most and failed and (self.failures >= most or (self.is_first and number == 0)):
             which = f"{self.failures} trials in a row" if self.failures > 1 else f"trial {number}"
             raise TooManyFailures(
                 f"Stopped by hydra.sweeper.max_failures={most}: {which} failed, the last with: "
@@ -331,7 +235,7 @@ class Loop:
         failed = [run for run in self.table.runs.values() if run.state == "FAILED"]
         return str(failed[-1].summary["reason"])
 
-    def _refresh(self, final: bool = False) -> None:
+    def refresh(self, final: bool = False) -> None:
         """Reads what has finished, shows it, and writes the tables."""
         with self.writing:
             new = self._read()
@@ -349,33 +253,6 @@ class Loop:
         for run in new:
             self.display.finished(run)
         return new
-
-    @contextmanager
-    def _watch(self) -> Iterator[None]:
-        """Refreshes while a launcher is at work on a batch."""
-        done = threading.Event()
-
-        def refresh() -> None:
-            while not done.wait(0.5):
-                with suppress(OSError, ReportError):  # which the loop itself meets as well
-                    self._refresh()
-
-        alone = self.at_once == 1 and not self.settings.shares
-        if alone or isinstance(self.launcher, StackedLauncher):
-            yield
-            return
-        watcher = threading.Thread(target=refresh, daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            done.set()
-            watcher.join()
-
-
-def _was_begun(run: Path) -> bool:
-    """Whether a job has come so far as to leave anything."""
-    return any(path.name != "trial.json" for path in run.iterdir())
 
 
 def _relative(folder: Path) -> Path:

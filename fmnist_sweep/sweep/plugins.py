@@ -1,13 +1,15 @@
-"""This package's plugins, made known to Hydra. Light to import: single runs load it too."""
+"""What Hydra finds of this package in every application: entry points of `hydra.plugins`.
 
-from hydra.core.plugins import Plugins
+Each is loaded whenever a Hydra application starts, and so is light to import.
+"""
 
-from fmnist_sweep.sweep.launcher import StackedLauncher
-from fmnist_sweep.sweep.ray_launcher import RayLauncher
-from fmnist_sweep.sweep.sweeper import StudySweeper
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 
-def register() -> None:
-    """To be called before Hydra composes a configuration."""
-    for plugin in (StudySweeper, StackedLauncher, RayLauncher):
-        Plugins.instance().register(plugin)
+class SweepSearchPath(SearchPathPlugin):
+    """Adds `hydra/sweeper=study`, its pruners and this package's launchers to every application."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Hydra's hook."""
+        search_path.append("fmnist_sweep", "pkg://fmnist_sweep.sweep.conf")

@@ -7,7 +7,7 @@ single runs load it too.
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra.core.singleton import Singleton
@@ -16,7 +16,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from fmnist_sweep.config import ConfigError
+from fmnist_sweep.base.errors import ConfigError
 
 
 class RayLauncher(Launcher):
@@ -30,6 +30,15 @@ class RayLauncher(Launcher):
     def __init__(self, init: DictConfig, remote: DictConfig) -> None:
         self.init: Any = OmegaConf.to_container(init, resolve=True)
         self.remote: Any = OmegaConf.to_container(remote, resolve=True)
+
+    @staticmethod
+    def check(settings: Mapping[str, Any]) -> None:
+        """Connects to Ray before a sweep begins.
+
+        Raises:
+            ConfigError: there is no Ray.
+        """
+        connect(settings["init"])
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig

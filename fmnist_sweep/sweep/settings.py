@@ -11,7 +11,9 @@ from hydra.utils import instantiate
 from pydantic import BeforeValidator, Field
 
 from fmnist_sweep import record
-from fmnist_sweep.config import ConfigError, Section, checked
+from fmnist_sweep.base.errors import ConfigError
+from fmnist_sweep.config import Section, checked
+from fmnist_sweep.sweep.task import Task
 
 
 def _listed(value: Any) -> Any:
@@ -21,7 +23,10 @@ def _listed(value: Any) -> Any:
 class Settings(Section):
     """The keys of `hydra.sweeper`; what they mean stands in conf/hydra/sweeper/study.yaml."""
 
-    objective: Annotated[list[str], Field(min_length=1), BeforeValidator(_listed)]
+    objective: Annotated[
+        list[Annotated[str, Field(min_length=1)]], Field(min_length=1), BeforeValidator(_listed)
+    ]
+    seed_key: str | None
     direction: Annotated[list[Literal["minimize", "maximize"]], BeforeValidator(_listed)]
     n_trials: Annotated[int, Field(ge=1)] | None
     n_jobs: Annotated[int, Field(ge=1)] | None
@@ -45,20 +50,25 @@ class Settings(Section):
         return bool(self.sampler["_target_"].endswith(".GridSampler"))
 
 
-def read(values: Mapping[str, Any]) -> Settings:
-    """Checks `hydra.sweeper`.
+def read(values: Mapping[str, Any], task: Task) -> Settings:
+    """Checks `hydra.sweeper`, and fills in what the task knows of itself.
 
     Raises:
         ConfigError: one line with the key, its value and what is allowed.
     """
     given = {key: value for key, value in values.items() if key != "_target_"}
+    if given.get("objective") is None:
+        given["objective"] = task.default_objective
+    if given.get("seed_key") is None:
+        given["seed_key"] = task.seed_key
     if given.get("direction") is None:
-        given["direction"] = [record.direction(str(one)) for one in _listed(given["objective"])]
+        names = map(str, _listed(given["objective"]))
+        given["direction"] = [task.direction(name) or record.direction(name) for name in names]
     settings = checked(Settings, given, "hydra.sweeper.")
     for name in settings.objective:
-        if name not in record.METRICS:
+        if task.objectives is not None and name not in task.objectives:
             raise ConfigError(
-                f"hydra.sweeper.objective={name}: must be of {', '.join(record.METRICS)}"
+                f"hydra.sweeper.objective={name}: must be of {', '.join(task.objectives)}"
             )
     if len(settings.direction) != len(settings.objective):
         raise ConfigError(
@@ -66,20 +76,20 @@ def read(values: Mapping[str, Any]) -> Settings:
             f"hydra.sweeper.objective={settings.objective}"
         )
     if settings.prunes:
-        _check_pruning(settings)
+        _check_pruning(settings, task)
     make_pruner(settings.pruner)
     return settings
 
 
-def _check_pruning(settings: Settings) -> None:
+def _check_pruning(settings: Settings, task: Task) -> None:
     way_out = "hydra/sweeper/pruner=none prunes nothing"
     if len(settings.objective) > 1:
         raise ConfigError(f"hydra/sweeper/pruner: decides on one objective only; {way_out}")
-    per_epoch = record.EPOCH_METRICS
-    if settings.objective[0] not in per_epoch:
+    steps = task.step_metrics
+    if steps is not None and settings.objective[0] not in steps:
         raise ConfigError(
             f"hydra/sweeper/pruner: needs an objective that each epoch has "
-            f"({', '.join(per_epoch)}), not {settings.objective[0]}; {way_out}"
+            f"({', '.join(steps)}), not {settings.objective[0]}; {way_out}"
         )
 
 

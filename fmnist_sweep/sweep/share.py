@@ -8,21 +8,22 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import optuna
 from hydra.types import HydraContext
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from fmnist_sweep.config import conf_folder
-from fmnist_sweep.processes import cores_left
-from fmnist_sweep.sweep.database import Lost, LostElsewhere
-from fmnist_sweep.sweep.job import SweepJob
-from fmnist_sweep.sweep.launcher import StackedLauncher
+from fmnist_sweep.base.errors import MachineFault, StopSweep
+from fmnist_sweep.base.processes import cores, cores_left
+from fmnist_sweep.sweep.job import SweepJob, silence_console
 from fmnist_sweep.sweep.loop import Loop, ahead
 from fmnist_sweep.sweep.settings import Settings
 from fmnist_sweep.sweep.space import Space
 from fmnist_sweep.sweep.study import SweepStudy
+from fmnist_sweep.sweep.task import seed_of
 
 
 @dataclass
@@ -39,19 +40,28 @@ class Share:
     context: HydraContext
 
     def __call__(self, _: DictConfig) -> None:
-        study = SweepStudy(self.folder, self.name, self.space, self.settings, self.config.seed)
-        stacks = OmegaConf.load(Path(conf_folder()) / "hydra/launcher/stacked.yaml")
-        launcher = StackedLauncher(**{str(key): value for key, value in stacks.items()})
-        launcher.setup(hydra_context=self.context, task_function=self.job, config=self.config)
+        silence_console()
+        seed = seed_of(self.config, self.settings.seed_key)
+        free_keys = self.job.sweep_task.free_keys
+        study = SweepStudy(self.folder, self.name, self.space, self.settings, seed, free_keys)
         others = max(1, study.processes() - 1)  # the one that launched the shares trains nothing
-        launcher.cores = cores_left() or launcher.cores // others
+        launcher = self._stacks()
+        runner = launcher.runner(cores_left() or cores() // others)
         # No more than its part: one of few shares would take all trials of a small sweep.
         part = math.ceil(study.space.n_trials / (self.settings.shares or 1))
         at_once = min(ahead(self.settings, study.space), part)
         quiet = Console(quiet=True)
         try:
-            Loop(study, self.settings, launcher, at_once, self.extend, quiet).work()
-        except Lost as lost:
-            raise LostElsewhere(str(lost)) from None
+            Loop(study, self.settings, runner.run, self.extend, quiet, at_once).work()
+        except StopSweep as stop:
+            raise MachineFault(str(stop)) from None
         finally:
             study.close()
+
+    def _stacks(self) -> Any:
+        """The launcher `stacked` with its defaults."""
+        path = Path(__file__).parent / "conf/hydra/launcher/stacked.yaml"
+        settings: Any = OmegaConf.to_container(OmegaConf.load(path))
+        launcher = get_class(settings.pop("_target_"))(**settings)
+        launcher.setup(hydra_context=self.context, task_function=self.job, config=self.config)
+        return launcher

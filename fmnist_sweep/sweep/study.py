@@ -5,9 +5,7 @@ folder. A trial belongs to the process that holds the worker's lock named in its
 operating system lets go of the lock when that process dies, however it dies.
 """
 
-import fcntl
 import json
-import os
 import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +18,9 @@ from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 
 from fmnist_sweep import record
-from fmnist_sweep.config import ConfigError
+from fmnist_sweep.base.errors import ConfigError
+from fmnist_sweep.base.locks import LifeLock
+from fmnist_sweep.base.paths import sqlite_url
 from fmnist_sweep.sweep import agreement, database
 from fmnist_sweep.sweep.database import Address, load, persist, read_trial, storage
 from fmnist_sweep.sweep.settings import Settings, make_sampler
@@ -28,7 +28,7 @@ from fmnist_sweep.sweep.space import Space
 
 
 def _url(folder: Path, settings: Settings) -> str:
-    return settings.storage or f"sqlite:///{folder / 'study.db'}"
+    return settings.storage or sqlite_url(folder / "study.db")
 
 
 def _noted(folder: Path, name: str) -> dict[str, Any]:
@@ -75,7 +75,8 @@ def tell(address: Address, number: int, run: Path, objectives: Sequence[str]) ->
         if trial.state == TrialState.WAITING:
             backend.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
         if summary["state"] == "COMPLETE":
-            values = [summary[name] for name in objectives]
+            figures = {**(summary.get("metrics") or {}), **summary}
+            values = [figures[name] for name in objectives]
             study.tell(number, values, skip_if_finished=True)
         else:
             failed = summary["state"] == "FAILED"
@@ -93,18 +94,23 @@ class SweepStudy:
     """
 
     def __init__(
-        self, folder: Path, name: str, space: Space, settings: Settings, seed: int
+        self,
+        folder: Path,
+        name: str,
+        space: Space,
+        settings: Settings,
+        seed: int,
+        free_keys: Sequence[str] = (),
     ) -> None:
         self.folder = folder
         self.space = space
         self.objectives = settings.objective
+        self.free_keys = free_keys
         self.worker = uuid.uuid4().hex[:12]
         self.lock = lock(folder)
         with self.lock:
             url = _url(folder, settings)
-            # Not `FileLock`: a fork of this process would hold that beyond the process's death.
-            self._alive = os.open(self._worker_lock(self.worker), os.O_RDWR | os.O_CREAT, 0o666)
-            fcntl.lockf(self._alive, fcntl.LOCK_EX)
+            self._alive = LifeLock(self._worker_lock(self.worker))
             try:
                 self.study = self._open(name, settings, seed)
                 self._untried = {_as_text(point): point for point in space.points}
@@ -142,7 +148,7 @@ class SweepStudy:
                 f"hydra.sweeper.storage: its study {name} belongs to another folder; "
                 "name=another begins a new one"
             )
-        agreement.agree(study, self.space, settings)
+        agreement.agree(study, self.space, settings, self.free_keys)
         starts = study.user_attrs.get("starts", 0)
         study.sampler = make_sampler(settings, seed, starts)
         study.set_user_attr("starts", starts + 1)
@@ -152,8 +158,7 @@ class SweepStudy:
 
     def close(self) -> None:
         """Says that this process works on the sweep no longer."""
-        os.close(self._alive)
-        self._worker_lock(self.worker).unlink(missing_ok=True)
+        self._alive.close()
         database.disconnect()
 
     def trials(self) -> list[FrozenTrial]:
@@ -274,16 +279,7 @@ class SweepStudy:
     def _is_alive(self, worker: str | None) -> bool:
         if worker is None or worker == self.worker:
             return worker is not None
-        path = self._worker_lock(worker)
-        try:
-            with open(path, "r+") as file:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()
-            return False
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
+        return LifeLock.is_held(self._worker_lock(worker))
 
     def processes(self) -> int:
         """How many processes are at work on the sweep now, this one included."""

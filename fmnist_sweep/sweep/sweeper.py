@@ -24,6 +24,8 @@ class StudySweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Runs the sweep to its end; see `begin.sweep`."""
+        from fmnist_sweep.base import command
         from fmnist_sweep.sweep import begin
 
-        begin.sweep(arguments, self.settings, *self.surroundings)
+        # Hydra would show a user's mistake with its traceback.
+        command.run(lambda: begin.sweep(arguments, self.settings, *self.surroundings))

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from fmnist_sweep.training.skeleton import brief
+from fmnist_sweep.base.errors import first_line
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,8 @@ def compiled(step: Callable[..., Any], device: torch.device) -> Callable[..., An
                 return fast(*arguments)
             except torch._dynamo.exc.TorchDynamoException as error:
                 # Nothing has run yet: a compile fails before the first kernel starts.
-                log.warning("torch.compile failed, going on with eager steps: %s", brief(error))
+                reason = first_line(error)
+                log.warning("torch.compile failed, going on with eager steps: %s", reason)
                 failed = True
         return step(*arguments)
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from fmnist_sweep.config import ConfigError
+from fmnist_sweep.base import streams
+from fmnist_sweep.base.errors import ConfigError, first_line
+from fmnist_sweep.base.processes import died, end_with_parent, fork_server, portable, start
 from fmnist_sweep.data.batches import Protocol
-from fmnist_sweep.processes import died, end_with_parent, forks_of_a_server, portable
 from fmnist_sweep.record import Epoch
 from fmnist_sweep.training.engine import Steps, Trial
-from fmnist_sweep.training.skeleton import brief
 from fmnist_sweep.training.stack import CHUNK, Kind, Progress, Stack
 
 KINDS_KEPT = 16
@@ -39,6 +39,7 @@ class Trainer:
 
     def open(self, kind: Kind, first: Trial) -> None:
         """Begins a stack of trials of the kind of `first`, none of them in it yet."""
+        torch.set_num_threads(kind.threads)
         device = self.data.train.pixels.device
         if kind not in self.steps:
             if len(self.steps) >= KINDS_KEPT:
@@ -95,11 +96,11 @@ class Lane:
 class ProcessLane(Lane):
     """A trainer in a process of its own, which ends with this one."""
 
-    def __init__(self, threads: int) -> None:
-        server = forks_of_a_server(__name__)
+    def __init__(self) -> None:
+        server = fork_server(__name__)
         self.connection, theirs = server.Pipe()
-        self.process = server.Process(target=_serve, args=(theirs, threads), daemon=True)
-        self.process.start()
+        self.process = server.Process(target=_serve, args=(theirs,), daemon=True)
+        start(self.process)
         theirs.close()
 
     def call(self, method: str, *arguments: Any) -> Any:
@@ -135,7 +136,7 @@ class ProcessLane(Lane):
             content = pickle.dumps(message)
         except Exception as error:  # as of a lambda that the model holds
             raise ConfigError(
-                f"its model cannot be sent to another process ({brief(error)}); "
+                f"its model cannot be sent to another process ({first_line(error)}); "
                 "use hydra/launcher=basic"
             ) from None
         try:
@@ -162,11 +163,11 @@ def ready(lanes: Sequence[Lane]) -> Lane:
     return by_connection[connection]  # type: ignore[index]
 
 
-def _serve(connection: Connection, threads: int) -> None:
+def _serve(connection: Connection) -> None:
     """What a lane's process does: calls and epochs, one after the other."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
     end_with_parent()
-    torch.set_num_threads(threads)
+    streams.make_forgiving()
     torch.set_flush_denormal(True)
     trainer = Trainer()
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from fmnist_sweep.training.skeleton import brief
+from fmnist_sweep.base.errors import first_line
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def recorded(work: Callable[[], None], device: torch.device) -> torch.cuda.CUDAG
         with torch.cuda.device(device), usual, torch.cuda.graph(graph, stream=_apart(device)):
             work()
     except RuntimeError as error:
-        log.warning("Its steps are launched kernel by kernel: %s", brief(error))
+        log.warning("Its steps are launched kernel by kernel: %s", first_line(error))
         return None
     return graph
 

@@ -9,13 +9,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 
+from fmnist_sweep.base.errors import first_line
 from fmnist_sweep.data.batches import Images, Protocol
 from fmnist_sweep.record import Epoch
 from fmnist_sweep.training import lanes as lane_file
 from fmnist_sweep.training import stack
 from fmnist_sweep.training.engine import Trial
 from fmnist_sweep.training.lanes import Lane, Outcomes
-from fmnist_sweep.training.skeleton import brief
 from fmnist_sweep.training.stack import Kind, Progress
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ class Request:
     compile: bool
     bf16: bool
     log_every: int
+    threads: int
     on_epoch: Callable[[Epoch], None]
     on_batches: Callable[[Progress], None]
     stop: bool = False
@@ -48,7 +49,7 @@ class Request:
     kind: Kind = field(init=False)
 
     def __post_init__(self) -> None:
-        setting = self.batch_size, self.compile, self.bf16, self.log_every
+        setting = self.batch_size, self.compile, self.bf16, self.log_every, self.threads
         self.kind = stack.kind(self.trial, self.data, *setting)
 
     def again_alone(self) -> None:
@@ -85,13 +86,18 @@ class Scheduler:
     waited longest.
 
     Args:
-        lanes: made when the first request comes, as many as `count` says.
+        count: of lanes, which are made when requests come.
+        threads: of the CPU for all lanes together; None for no limit. A trial that wants more
+            than are left waits; one that wants more than all has the machine for itself.
     """
 
-    def __init__(self, make_lane: Callable[[], Lane], count: int, max_stack: int) -> None:
+    def __init__(
+        self, make_lane: Callable[[], Lane], count: int, max_stack: int, threads: int | None = None
+    ) -> None:
         self.make_lane = make_lane
         self.count = count
         self.max_stack = max_stack
+        self.threads = threads
         self.waiting: list[tuple[int, Request]] = []
         self.at_work: dict[Lane, dict[int, Request]] = {}
         self.taken: dict[Lane, Images] = {}
@@ -148,7 +154,7 @@ class Scheduler:
             (request,) = running.values()
             request.error, request.ended = error, True
             return
-        log.warning("%d trials go on, each by itself: %s", len(running), brief(error))
+        log.warning("%d trials go on, each by itself: %s", len(running), first_line(error))
         for number, request in running.items():
             request.again_alone()
             self.waiting.append((number, request))
@@ -186,6 +192,8 @@ class Scheduler:
         """Lets waiting trials join a lane's stack, and starts its next epoch."""
         running = self.at_work[lane]
         while running or self.waiting:
+            if not running and not self._has_threads_for(self.waiting[0][1]):
+                return
             if not running:
                 # Before anything is done for it, as whatever that does to the lane is its fault.
                 number, first = self.waiting.pop(0)
@@ -205,6 +213,13 @@ class Scheduler:
             if running:
                 lane.begin_epoch()
                 return
+
+    def _has_threads_for(self, request: Request) -> bool:
+        """Whether so many of the CPU's threads are left by stacks at work."""
+        stacks = [next(iter(running.values())) for running in self.at_work.values() if running]
+        if self.threads is None or not stacks:
+            return True
+        return sum(one.threads for one in stacks) + request.threads <= self.threads
 
     def _joining(self, running: dict[int, Request]) -> list[tuple[int, Request]]:
         """Waiting trials of a running stack's kind, as many as it has room for."""

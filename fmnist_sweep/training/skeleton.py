@@ -9,6 +9,7 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.utils._pytree import tree_map, tree_map_only
 
+from fmnist_sweep.base.errors import first_line
 from fmnist_sweep.data.batches import Images, normalise
 
 EVALUATION_BATCH = 1000
@@ -189,7 +190,7 @@ def check(model: nn.Module) -> None:
             raise ValueError(f"returns {list(logits.shape)} for two images, not logits [2, 10]")
         _try_step(model, "plain")
     except (RuntimeError, TypeError, IndexError) as error:
-        line = brief(error)
+        line = first_line(error)
         raise ValueError(f"cannot be trained: {line}") from None
 
 
@@ -211,7 +212,7 @@ def way(model: nn.Module, device: torch.device, bf16: bool) -> tuple[Way, str | 
         try:
             _try_step(model, each, bf16)
         except Exception as error:
-            reason = brief(error)
+            reason = first_line(error)
         else:
             return each, reason
     return "plain", reason
@@ -223,8 +224,3 @@ def _try_step(model: nn.Module, way: Way, bf16: bool = False) -> None:
     rows, beside = _as_rows(skeleton, model)
     copies = {name: tensor.clone() for name, tensor in beside.items()}
     skeleton.gradients(rows, copies, images, labels)
-
-
-def brief(error: Exception) -> str:
-    """The first line of what an error says."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -9,6 +9,7 @@ import copy
 import logging
 import os
 import pickle
+import sys
 import time
 import traceback
 from collections.abc import Callable, Hashable
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fmnist_sweep.base.errors import first_line
 from fmnist_sweep.data.batches import Protocol
 from fmnist_sweep.record import Epoch
 from fmnist_sweep.training import checkpoint, optim
@@ -26,7 +28,7 @@ from fmnist_sweep.training.checkpoint import State
 from fmnist_sweep.training.engine import Chunk, Row, Steps, Trial
 from fmnist_sweep.training.layers import with_stackable_layers
 from fmnist_sweep.training.recipe import Transferred, decay_scale, lr_scale
-from fmnist_sweep.training.skeleton import brief, untrained, way
+from fmnist_sweep.training.skeleton import untrained, way
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,7 @@ class Kind:
     signature: of all structure of model, optimizer and recipe.
     alone: why such trials are trained one after the other, though with the same compiled step;
         None for trials of a stack.
+    threads: of the CPU that their step runs on.
     """
 
     signature: Hashable
@@ -61,19 +64,27 @@ class Kind:
     compile: bool
     bf16: bool
     log_every: int
+    threads: int
 
 
 _unlike_any = count()
 
 
 def kind(
-    trial: Trial, data: Protocol, batch_size: int, compile: bool, bf16: bool, log_every: int
+    trial: Trial,
+    data: Protocol,
+    batch_size: int,
+    compile: bool,
+    bf16: bool,
+    log_every: int,
+    threads: int,
 ) -> Kind:
     """Says which trials a trial can share a step with; replaces its layers for that."""
     with_stackable_layers(trial.model)
     signature = _signature(trial) or next(_unlike_any)
     alone = _why_alone(trial, data.train.pixels.device, bf16)
-    return Kind(signature, alone, id(data.train.pixels), batch_size, compile, bf16, log_every)
+    pixels = id(data.train.pixels)
+    return Kind(signature, alone, pixels, batch_size, compile, bf16, log_every, threads)
 
 
 def _why_alone(trial: Trial, device: torch.device, bf16: bool) -> str | None:
@@ -122,8 +133,10 @@ def most(trial: Trial, batch_size: int, device: torch.device) -> int:
         free = torch.cuda.mem_get_info(device)[0]
         # What PyTorch keeps for reuse.
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    else:
+    elif "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", ()):
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    else:  # macOS and Windows do not say
+        return sys.maxsize
     return max(1, int(MEMORY_SHARE * free / bytes_each))
 
 
@@ -241,7 +254,7 @@ class Stack:
             except torch.OutOfMemoryError as error:
                 if self.chunk == 1:
                     raise
-                line = brief(error)
+                line = first_line(error)
                 log.warning("%d trials do not fit into memory, trying halves: %s", self.chunk, line)
                 self.chunk //= 2
 
@@ -282,7 +295,7 @@ class Stack:
                 return
             if isinstance(error, torch.OutOfMemoryError):
                 self.chunk = len(chunk.rows) // 2
-            line = brief(error)
+            line = first_line(error)
             log.warning("%d trials failed in one step, trying halves: %s", len(chunk.rows), line)
             self._chunks = None
             for half in chunk.halves():

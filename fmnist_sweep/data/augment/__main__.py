@@ -1,22 +1,21 @@
 """Draws samples of augmented training images: `python -m fmnist_sweep.data.augment augment=…`."""
 
 import argparse
-import io
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
-from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fmnist_sweep.config import Config, ConfigError, conf_folder, parse
+from fmnist_sweep.base import command
+from fmnist_sweep.base.errors import ConfigError
+from fmnist_sweep.base.figures import Figure, png
+from fmnist_sweep.config import Config, conf_folder, parse
 from fmnist_sweep.data.augment.transforms import augmented, draws, parts
 from fmnist_sweep.data.batches import load, normalise
-from fmnist_sweep.data.idx import DataError
 from fmnist_sweep.record import write_whole
 
 IMAGES, SAMPLES = 6, 8
@@ -30,17 +29,20 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="such as augment=standard augment.shift=3")
     parser.add_argument("--out", type=Path, default=Path("outputs/augment.png"))
     arguments = parser.parse_args()
-    try:
-        drawn = picture(composed(arguments.overrides))
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(arguments.out, drawn)
-    except (ConfigError, DataError) as error:
-        sys.exit(str(error))
-    except (HydraException, OmegaConfBaseException) as error:
-        sys.exit(" ".join(str(error).partition("Config search path:")[0].split()))
-    except OSError as error:
-        sys.exit(f"{error.filename or arguments.out}: {error.strerror}")
-    print(f"Saved to {arguments.out}")
+    command.run(lambda: _draw(arguments.overrides, arguments.out), _explain)
+
+
+def _draw(overrides: list[str], out: Path) -> None:
+    drawn = picture(composed(overrides))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(out, drawn)
+    print(f"Saved to {out}")
+
+
+def _explain(error: Exception) -> str | None:
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return " ".join(str(error).partition("Config search path:")[0].split())
+    return None
 
 
 def composed(overrides: list[str]) -> Config:
@@ -75,9 +77,7 @@ def picture(config: Config) -> bytes:
                 cell.set_title(f"epoch {column}" if column else "original", fontsize=8)
     figure.suptitle(_told(config), fontsize=8)
     figure.subplots_adjust(0.01, 0.01, 0.99, 1 - 0.5 / figure.get_figheight(), 0.05, 0.05)
-    image = io.BytesIO()
-    figure.savefig(image, format="png")
-    return image.getvalue()
+    return png(figure)
 
 
 def _told(config: Config) -> str:

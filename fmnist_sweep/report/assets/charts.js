@@ -21,15 +21,29 @@ function lineClass(data, trial) {
   return data.byTrial.get(trial).state === "PRUNED" ? "pruned-line" : "other";
 }
 
+// The index of the step that is nearest to a wanted one; steps ascend.
+function closest(steps, wanted) {
+  let low = 0, high = steps.length - 1;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (steps[middle] < wanted) low = middle + 1; else high = middle;
+  }
+  return low > 0 && wanted - steps[low - 1] < steps[low] - wanted ? low - 1 : low;
+}
+
 function drawCurves(parent, data, metric) {
   const [low, high] = metric.window;
   const trials = Object.keys(metric.curves).map(Number);
-  const firsts = trials.map((t) => metric.curves[t][0]);
-  const lasts = trials.map((t) => metric.curves[t][0] + metric.curves[t].length - 2);
-  const from = Math.min(...firsts), to = Math.max(...lasts, from + 1);
+  const steps = {}, values = {};
+  for (const trial of trials) {
+    const [first, ...rest] = metric.curves[trial];
+    values[trial] = rest;
+    steps[trial] = Array.isArray(first) ? first : rest.map((_, i) => first + i);
+  }
+  const from = Math.min(...trials.map((t) => steps[t][0])), to = Math.max(...trials.map((t) => steps[t][steps[t].length - 1]), from + 1);
   const whole = linearTicks(from, to, 8).filter(Number.isInteger);
-  const drawn = panel(parent, { kind: "linear", low: from, high: to, ticks: whole, label: "Epoch" }, { kind: "linear", low, high, label: metric.label });
-  const points = (trial) => metric.curves[trial].slice(1).map((v, i) => [drawn.x(metric.curves[trial][0] + i), drawn.y(v)]);
+  const drawn = panel(parent, { kind: "linear", low: from, high: to, ticks: whole, label: metric.steps === "epoch" ? "Epoch" : "Step" }, { kind: "linear", low, high, label: metric.label });
+  const points = (trial) => values[trial].map((v, i) => [drawn.x(steps[trial][i]), drawn.y(v)]);
   // One element for all curves of a kind: thousands of them would make the page slow.
   const together = { other: "", "pruned-line": "" };
   for (const trial of trials) {
@@ -41,22 +55,22 @@ function drawCurves(parent, data, metric) {
     if (trial !== null && metric.curves[trial]) element("path", { class: lineClass(data, trial), d: path(points(trial)) }, drawn.marks);
   }
   hover(drawn, (px, py) => {
-    const epoch = Math.round(drawn.x.invert(px));
+    const wanted = drawn.x.invert(px);
     let nearest = null, distance = 30;
     for (const trial of trials) {
-      const value = metric.curves[trial][epoch - metric.curves[trial][0] + 1];
-      if (value === undefined || epoch < metric.curves[trial][0]) continue;
-      const d = Math.abs(drawn.y(value) - py);
-      if (d < distance) { distance = d; nearest = [trial, value]; }
+      const at = closest(steps[trial], wanted);
+      if (Math.abs(drawn.x(steps[trial][at]) - px) > 30) continue;
+      const d = Math.abs(drawn.y(values[trial][at]) - py);
+      if (d < distance) { distance = d; nearest = [trial, values[trial][at], steps[trial][at]]; }
     }
     if (!nearest) return null;
-    const [trial, value] = nearest;
+    const [trial, value, step] = nearest;
     return {
-      key: `${trial}:${epoch}`,
-      text: `${named(data, trial)}\nepoch ${epoch}: ${value}${metric.unit ? ` ${metric.unit}` : ""}`,
+      key: `${trial}:${step}`,
+      text: `${named(data, trial)}\n${metric.steps} ${step}: ${value}${metric.unit ? ` ${metric.unit}` : ""}`,
       draw: (over) => {
         element("path", { class: "hot-line", d: path(points(trial)) }, over);
-        element("circle", { class: "ring", cx: drawn.x(epoch), cy: drawn.y(value), r: 4.5 }, over);
+        element("circle", { class: "ring", cx: drawn.x(step), cy: drawn.y(value), r: 4.5 }, over);
       },
     };
   });

@@ -78,6 +78,9 @@ function pictures() {
   if (data.importances.length) {
     const part = section("Which keys mattered", `Share of what separates the best quarter of the complete trials from all (PED-ANOVA), from ${data.runs.filter((r) => r.state === "COMPLETE").length} complete trials; with few trials or a narrow range a small share proves nothing.`);
     drawImportances(element("div", { class: "plots" }, part), data);
+  } else if (data.importances_from) {
+    const complete = data.runs.filter((r) => r.state === "COMPLETE").length;
+    section("Which keys mattered", `Shown from ${data.importances_from} complete trials on; this sweep has ${complete}.`);
   }
   if (data.axes.length) {
     const part = section("Slices", "Each trial against one key, whatever its other keys were.");

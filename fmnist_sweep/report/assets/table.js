@@ -12,9 +12,11 @@ function columns(data) {
     { name: "state", value: (r) => r.state.toLowerCase(), text: true, up: true },
     ...data.keys.map((key) => ({ name: key, value: (r) => r.params[key], show: (r) => (key in r.params ? short(r.params[key]) : ""), up: true })),
     ...data.goals.map((g, i) => ({ g, i })).filter(({ g }) => !known.includes(g.name)).map(({ g, i }) => ({ name: g.name, value: (r) => r.values[i], show: (r) => shownValue(g, r.values[i], r.spread[g.name]), up: !g.maximize })),
+    ...(data.runs.every((r) => r.val_accuracy === null || r.val_accuracy === undefined) ? [] : [
     { name: "val acc %", value: (r) => r.val_accuracy, show: (r) => withSpread(r, "val_accuracy", per) },
     { name: "val loss", value: (r) => r.val_loss, show: (r) => withSpread(r, "val_loss", (v) => (typeof v === "number" ? v.toFixed(4) : "-")), up: true },
-    { name: "epochs", value: (r) => r.epochs, up: true },
+    ]),
+    { name: data.steps, value: (r) => r.epochs, up: true },
     ...(data.goals.some((g) => g.name === "seconds") ? [] : [{ name: "seconds", value: (r) => r.seconds, show: (r) => (typeof r.seconds === "number" ? r.seconds.toFixed(1) : "-"), up: true }]),
     ...(data.runs.some((r) => r.repeats) ? [{ name: "repeats", value: (r) => r.repeats, up: true }] : []),
     ...(failed ? [{ name: "reason", value: (r) => r.reason || "", text: true, up: true, wide: true }] : []),

@@ -14,14 +14,16 @@ from typing import Annotated, Any
 
 from greenlet import getcurrent, greenlet
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobReturn, JobStatus, run_job
+from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 
-from fmnist_sweep.config import ConfigError, Section, checked
+from fmnist_sweep.base.errors import ConfigError
+from fmnist_sweep.config import Section, checked
 from fmnist_sweep.record import Epoch
-from fmnist_sweep.sweep.launcher import Job
+from fmnist_sweep.sweep.hydra_job import Job, compose, execute, failed
+from fmnist_sweep.sweep.task import task_of
 from fmnist_sweep.training.lanes import Lane, ProcessLane
 from fmnist_sweep.training.scheduling import Request, Scheduler, train_with
 
@@ -54,14 +56,15 @@ def launch_each(
 ) -> None:
     """See `StackedLauncher.launch_each`."""
     settings = read(values)
-    threads = int(config.trainer.threads)
     on_cpu = _on_cpu(config)
     # As many stacks side by side as cores allow; a GPU takes one, in this process.
-    workers = settings.workers or max(1, cores // threads if on_cpu else 1)
-    make_lane = (lambda: ProcessLane(threads)) if on_cpu or workers > 1 else Lane
+    each = OmegaConf.select(config, "trainer.threads") or 1
+    workers = settings.workers or max(1, cores // each if on_cpu else 1)
+    lane: type[Lane] = ProcessLane if on_cpu or workers > 1 else Lane
+    threads = workers * each
     running: list[_Running] = []
     there_may_be_more = True
-    with Scheduler(make_lane, workers, settings.max_stack) as scheduler:
+    with Scheduler(lane, workers, settings.max_stack, threads) as scheduler:
         try:
             while True:
                 while there_may_be_more and len(running) < workers * settings.max_stack:
@@ -116,29 +119,21 @@ class _Running:
         task: TaskFunction,
         scheduler: Scheduler,
     ) -> None:
-        self.number, overrides = job
+        self.number = job[0]
         self.scheduler = scheduler
         self.requests: Sequence[Request] = ()
         self.returned: JobReturn | None = None
-        job_config = context.config_loader.load_sweep_config(config, list(overrides))
-        with open_dict(job_config):
-            job_config.hydra.job.id = str(self.number)
-            job_config.hydra.job.num = self.number
         self.hub = getcurrent()
         self.greenlet = greenlet(self._run)
         self.greenlet.gr_context = contextvars.copy_context()
         self.own = _Surroundings()
-        self._switch(context, task, job_config)
+        self._switch(job, config, context, task)
 
-    def _run(self, context: HydraContext, task: TaskFunction, config: DictConfig) -> JobReturn:
+    def _run(
+        self, job: Job, config: DictConfig, context: HydraContext, task: TaskFunction
+    ) -> JobReturn:
         train_with(self._train)
-        return run_job(
-            hydra_context=context,
-            task_function=task,
-            config=config,
-            job_dir_key="hydra.sweep.dir",
-            job_subdir_key="hydra.sweep.subdir",
-        )
+        return execute(compose(job, config, context, task_of(task).known_keys), context, task)
 
     def _train(self, requests: Sequence[Request]) -> None:
         """What training comes to here: hands requests over and does as it is called to."""
@@ -184,8 +179,7 @@ class _Running:
             with self.own:
                 answer = self.greenlet.switch(*arguments)
         except Exception as error:  # not of the task, which Hydra catches, but of Hydra's part
-            answer = JobReturn(status=JobStatus.FAILED)
-            answer.return_value = error
+            answer = failed(error)
         if self.greenlet.dead:
             self.returned = answer
             self.own.close()

@@ -1,24 +1,22 @@
-"""What a sweep costs beside its trials: 500 that do nothing, and their tables made again."""
+"""Measure what a sweep costs beside its trials: 500 that do nothing, and their tables again."""
 
 import itertools
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.commands import seconds_of
+from benchmarks.empty_trials import TRIALS
+from benchmarks.training import timed
 from fmnist_sweep import record
-from fmnist_sweep.bench.nothing import TRIALS
-from fmnist_sweep.bench.training import timed
 from fmnist_sweep.record import Epoch
 from fmnist_sweep.report.tables import Sweep
 
 EPOCHS = 50
-NOTHING = [sys.executable, "-c", "from fmnist_sweep.bench import nothing; nothing.main()", "-m"]
-N_TRIALS = "hydra.sweeper.n_trials"
-BARE = ["hydra.sweeper._target_=fmnist_sweep.bench.nothing.Bare"]
+EMPTY = ["-c", "from benchmarks import empty_trials; empty_trials.main()", "-m"]
+BARE = ["hydra.sweeper._target_=benchmarks.empty_trials.Bare", "hydra/launcher=basic"]
 
 
 def measure(root: str, rounds: int) -> dict[str, Any]:
@@ -39,8 +37,10 @@ def measure(root: str, rounds: int) -> dict[str, Any]:
                     [*BARE, "hydra.sweeper.n_trials=1"],
                 ),
             ):
-                whole = _run(root, folder, many) - _run(root, folder, one)
-                seconds[kind].append(whole / (TRIALS - 1))
+                command = [*EMPTY, f"data.root={root}"]
+                all_trials = seconds_of(folder, *command, *many)
+                first_trial = seconds_of(folder, *command, *one)
+                seconds[kind].append((all_trials - first_trial) / (TRIALS - 1))
             first, last = _gaps(Path(folder, "multirun", name))
             seconds["first"].append(first)
             seconds["last"].append(last)
@@ -51,12 +51,6 @@ def measure(root: str, rounds: int) -> dict[str, Any]:
     return seconds
 
 
-def _run(root: str, folder: str, arguments: Sequence[str]) -> float:
-    command = [*NOTHING, f"data.root={root}", *arguments]
-    quiet = {"stdout": subprocess.DEVNULL}
-    return timed(lambda: subprocess.run(command, cwd=folder, check=True, **quiet))  # type: ignore[call-overload]
-
-
 def _gaps(sweep: Path) -> tuple[float, float]:
     """Median seconds from one trial's end to the next, of the first and the last hundred."""
     ends = [(sweep / str(n) / "summary.json").stat().st_mtime for n in range(TRIALS)]
@@ -65,7 +59,7 @@ def _gaps(sweep: Path) -> tuple[float, float]:
 
 
 def _make_runs(sweep: Path) -> None:
-    """Run folders as a sweep leaves them, without training anything."""
+    """Make run folders as a sweep leaves them, without training anything."""
     for number in range(TRIALS):
         run = record.reserve(sweep / str(number))
         note = {"trial": number, "params": {"optimizer.lr": 0.001 + number / 1e6}}

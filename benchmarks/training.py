@@ -1,4 +1,4 @@
-"""Training by the epoch and by the whole command, beside what else there is.
+"""Time an epoch of training, beside what else there is.
 
 Every contender does the same work: the published network and optimizer, batches of 32, one epoch
 over the 60,000 training images, one evaluation of the 10,000 test images. They take turns, so
@@ -6,9 +6,6 @@ that a machine whose speed drifts is the same to all, and ratios are taken round
 """
 
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -22,7 +19,7 @@ from torch import nn
 from fmnist_sweep import build
 from fmnist_sweep.cli import parsed
 from fmnist_sweep.config import Config, conf_folder
-from fmnist_sweep.data import batches, source
+from fmnist_sweep.data import batches
 from fmnist_sweep.training import engine
 
 BATCH = 32
@@ -189,11 +186,10 @@ def epochs(root: str, rounds: int, threads: int) -> dict[str, Any]:
     Args:
         threads: of the peers; ours has one.
     """
-    folder = str(source.locate(root).folder.parent.parent)
-    config = published_protocol(folder)
+    config = published_protocol(root)
     data = batches.load(config.data, CPU, test=False)
     torch.set_flush_denormal(True)
-    candidates = [published(folder), tensors(data), scikit_learn(data), ours(data, config)]
+    candidates = [published(root), tensors(data), scikit_learn(data), ours(data, config)]
     contenders = [c for c in candidates if c is not None]
     seconds: dict[str, Any] = {c.name: {"train": [], "evaluate": []} for c in contenders}
     for turn in range(-1, rounds):
@@ -205,41 +201,6 @@ def epochs(root: str, rounds: int, threads: int) -> dict[str, Any]:
                 seconds[contender.name]["train"].append(train)
                 seconds[contender.name]["evaluate"].append(evaluate)
     return seconds
-
-
-def whole_commands(root: str, rounds: int) -> dict[str, list[float]]:
-    """Seconds of whole processes over ten epochs: the published script's and ours."""
-    commands = {
-        PUBLISHED: ["-m", "fmnist_sweep.bench", "--published-script", "--root", root],
-        OURS: ["-m", "fmnist_sweep.train", "experiment=seed", f"data.root={root}"],
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in commands}
-    with tempfile.TemporaryDirectory() as folder:
-
-        def run(name: str) -> None:
-            command = [sys.executable, *commands[name]]
-            subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
-
-        run(OURS)  # fills the compile cache
-        for _ in range(rounds):
-            for name in commands:
-                seconds[name].append(timed(lambda name=name: run(name)))  # type: ignore[misc]
-    return seconds
-
-
-def whole_table(seconds: dict[str, list[float]]) -> str:
-    """Medians, and how many times as long the published script takes."""
-    lines = ["Ten epochs as a whole command, compile cache warm, seconds (median):"]
-    lines += [f"{name}: {statistics.median(values):.1f}" for name, values in seconds.items()]
-    return "\n".join([*lines, f"ratio: {ratio(seconds[PUBLISHED], seconds[OURS])}"])
-
-
-def published_script(root: str) -> None:
-    """What the publication's script does: ten epochs, each evaluated."""
-    loop = published(root)
-    for _ in range(10):
-        loop.train()
-        loop.evaluate()
 
 
 def ratio(theirs: list[float], mine: list[float], digits: int = 1) -> str:

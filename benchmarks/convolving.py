@@ -1,4 +1,4 @@
-"""Convolutional networks: images a second, beside a DataLoader with torchvision's transforms.
+"""Time convolutional networks, beside a DataLoader with torchvision's transforms.
 
 Every contender trains the same network with the same optimizer on batches of 128 augmented images
 and takes turns with the others. The peer's transforms have the same parameters as ours.
@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.training import CPU, OURS, composed, in_turns, ours, ratio, timed
 from fmnist_sweep import build
-from fmnist_sweep.bench.training import CPU, OURS, composed, in_turns, ours, ratio, timed
 from fmnist_sweep.config import Config
-from fmnist_sweep.data import batches, source
+from fmnist_sweep.data import batches
 
 BATCH = 128
 # Batches of one turn.
@@ -49,8 +49,7 @@ def _rate(images: int, train: Callable[[], None]) -> float:
 
 
 def _config(root: str, network: str, size: int) -> Config:
-    folder = str(source.locate(root).folder.parent.parent)
-    sizes = f"data.root={folder}", f"data.train_size={size}", f"data.batch_size={BATCH}"
+    sizes = f"data.root={root}", f"data.train_size={size}", f"data.batch_size={BATCH}"
     return composed(f"model={network}", "augment=standard", "optimizer=sgd", *sizes)
 
 

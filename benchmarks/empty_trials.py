@@ -1,7 +1,8 @@
-"""Trials that do nothing, to see what a sweep costs beside them.
+"""Run trials that do nothing, to see what a sweep costs beside them.
 
-With `hydra.sweeper._target_=fmnist_sweep.bench.nothing.Bare` nothing but Hydra's launcher is at
-work: it composes each trial's configuration, makes its folder and sets up its log.
+This is a program of its own, so that its trials import no more than they need. With
+`hydra.sweeper._target_=benchmarks.empty_trials.Bare` nothing but Hydra's launcher is at work: it
+composes each trial's configuration, makes its folder and sets up its log.
 """
 
 from typing import Any
@@ -14,13 +15,14 @@ from omegaconf import DictConfig
 
 from fmnist_sweep.cli import with_clear_errors
 from fmnist_sweep.config import conf_folder
-from fmnist_sweep.sweep.sweeper import StudySweeper
+from fmnist_sweep.fashion_task import FashionTask
+from fmnist_sweep.sweep import sweeps
 
 TRIALS = 500
 
 
 class Bare(Sweeper):
-    """Launches `seed=0`, `seed=1`, ... one by one, up to the number in `hydra.sweeper.n_trials`."""
+    """Launch `seed=0`, `seed=1`, ... one by one, up to the number in `hydra.sweeper.n_trials`."""
 
     def __init__(self, n_trials: int, **_: Any) -> None:
         self.n_trials = n_trials
@@ -38,18 +40,20 @@ class Bare(Sweeper):
             self.launcher.launch([[*arguments, f"seed={number}"]], initial_job_idx=number)
 
 
-for plugin in (StudySweeper, Bare):
-    Plugins.instance().register(plugin)
+Plugins.instance().register(Bare)
 
 
 @hydra.main(
-    config_path=conf_folder(), config_name="config", execution_whitelist=("fmnist_sweep.*",)
+    config_path=conf_folder(),
+    config_name="config",
+    execution_whitelist=("fmnist_sweep.*", "benchmarks.*"),
 )
+@sweeps(FashionTask())
 def task(config: DictConfig) -> float:
-    """Returns the seed as if it were an accuracy."""
+    """Return the seed as if it were an accuracy."""
     return float(config.seed) / TRIALS
 
 
 def main() -> None:
-    """The command; imported, not run as a module, so that Hydra finds `Bare` by its name."""
+    """Run the command; imported, not run as a module, so that Hydra finds `Bare` by its name."""
     with_clear_errors(task)

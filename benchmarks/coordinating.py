@@ -1,4 +1,4 @@
-"""How many workers one study keeps busy: trials that sleep, asked for and told.
+"""Measure how many workers one study keeps busy, with trials that only sleep.
 
 Nothing is trained and no Hydra job runs: what is left is the study itself, its folder and its
 database, a PostgreSQL server spoken to directly or through Optuna's gRPC proxy.
@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 import optuna
 import sqlalchemy
-from matplotlib.figure import Figure
 
 from fmnist_sweep import record
-from fmnist_sweep.processes import forks_of_a_server
+from fmnist_sweep.base.errors import ConfigError, first_line
+from fmnist_sweep.base.figures import Figure
+from fmnist_sweep.base.processes import fork_server
 from fmnist_sweep.sweep import database
 from fmnist_sweep.sweep.settings import Settings
 from fmnist_sweep.sweep.space import Space
@@ -40,7 +41,7 @@ RESULT = "result.json"
 SIZES = (100, 1000, 10_000)  # trials that a study has when one more costs what is measured
 SPACE = Space(
     {"optimizer.lr": optuna.distributions.FloatDistribution(1e-4, 1e-1, log=True)},
-    *({}, {}, [], [], {}, {}),
+    *({}, {}, {}, [], [], {}, {}),
     n_trials=10**9,
     is_grid=False,
 )
@@ -70,7 +71,11 @@ def measure(server: str) -> dict[str, Any]:
     Args:
         server: SQLAlchemy URL of a PostgreSQL server on which databases may be made; each
             measurement makes one and drops it.
+
+    Raises:
+        ConfigError: no such server, or no driver for it.
     """
+    check(server)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     rates: dict[str, dict[int, float]] = {}
     sizes: dict[str, dict[int, dict[str, float]]] = {}
@@ -83,6 +88,18 @@ def measure(server: str) -> dict[str, Any]:
             with new_database(server) as url, address(url) as storage:
                 sizes[kind][size] = cost(storage, size)
     return {"rates": rates, "sizes": sizes}
+
+
+def check(server: str) -> None:
+    """Refuse a server that does not answer.
+
+    Raises:
+        ConfigError: no such server, or no driver for it.
+    """
+    try:
+        sqlalchemy.create_engine(server).connect().close()
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
+        raise ConfigError(f"--server: {first_line(error)}") from None
 
 
 @contextlib.contextmanager
@@ -117,7 +134,7 @@ def proxy(url: str) -> Iterator[str]:
 
 
 def _wait_for(port: int) -> None:
-    """Waits until somebody listens."""
+    """Wait until somebody listens."""
     while True:
         with contextlib.suppress(ConnectionRefusedError):
             socket.create_connection(("localhost", port)).close()
@@ -226,13 +243,13 @@ def _fill(sweep: Path, storage: str, size: int) -> None:
 
 
 def _megabytes() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def _start(work: Callable[..., None], *arguments: Any) -> BaseProcess:
-    """Starts a process that has this file imported, and nothing else that the bench needs."""
-    process = forks_of_a_server(__name__).Process(target=work, args=arguments)
+    """Start a process that has imported this file, and nothing else that the benchmarks need."""
+    process = fork_server(__name__).Process(target=work, args=arguments)
     process.start()
     return process
 

@@ -1,20 +1,25 @@
-"""Eight and more trials in stacks, beside one alone, the peers and the bare kernels."""
+"""Time trials in stacks, beside one alone and the peers, on the CPU and on a CUDA device.
+
+On the CPU eight and 64 trials are compared with the bare kernels too; on the device a step trains
+up to 256, and the published loop runs there as well.
+"""
 
 import multiprocessing
 import statistics
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
 
+from benchmarks import training
+from benchmarks.training import BATCH, CPU, Contender, in_turns, ratio, timed
 from fmnist_sweep import build
-from fmnist_sweep.bench import training
-from fmnist_sweep.bench.training import BATCH, CPU, in_turns, ratio, timed
 from fmnist_sweep.config import Config
-from fmnist_sweep.data import batches, source
+from fmnist_sweep.data import batches
 from fmnist_sweep.data.batches import Protocol
-from fmnist_sweep.training.lanes import ProcessLane
+from fmnist_sweep.training.lanes import Lane, ProcessLane
 from fmnist_sweep.training.scheduling import Request, Scheduler
 
 EPOCHS = 2
@@ -23,6 +28,9 @@ ALONE = "fmnist_sweep, one trial, both cores"
 BARE = "bare kernels of eight (products, Adam)"
 EACH = "fmnist_sweep, 8 trials, each alone, one a core"
 EIGHT, MANY = "fmnist_sweep, 8 trials in stacks", "fmnist_sweep, 64 trials in stacks"
+# On a CUDA device:
+GPU_STACKS = (1, 8, 64, 256)
+LOADERS = 8  # processes of the DataLoader that has some
 
 
 class Stacks:
@@ -48,7 +56,7 @@ class Stacks:
         optimizer = self.config.optimizer.model_copy(update={"lr": 0.0003 * 10 ** (number / size)})
         one = build.build(self.config.model_copy(update={"seed": number, "optimizer": optimizer}))
         one.epochs = EPOCHS
-        return Request(one, self.data, BATCH, True, False, 200, _ignore, _ignore)
+        return Request(one, self.data, BATCH, True, False, 200, 1, _ignore, _ignore)
 
 
 def _ignore(_: Any) -> None:
@@ -56,7 +64,7 @@ def _ignore(_: Any) -> None:
 
 
 def bare(steps: int, trials: int) -> None:
-    """The products and Adam's update alone; runs in a process of its own."""
+    """Compute the products and Adam's update alone; runs in a process of its own."""
     torch.set_num_threads(1)
     sizes = [(784, 128), (128, 64), (64, 10)]
     weights = [torch.randn(trials, i, o) * 0.05 for i, o in sizes]
@@ -76,15 +84,14 @@ def bare(steps: int, trials: int) -> None:
 
 def measure(root: str, rounds: int, cores: int) -> dict[str, list[float]]:
     """Seconds of training and evaluation for a trial and epoch, by contender and round."""
-    config = training.published_protocol(str(source.locate(root).folder.parent.parent))
+    config = training.published_protocol(root)
     data = batches.load(config.data, CPU, test=False)
     torch.set_flush_denormal(True)
     torch.set_num_threads(cores)
     alone = training.ours(data, config)
-    peers = [training.published(config.data.root), training.scikit_learn(data), alone]
+    peers = [training.published(root), training.scikit_learn(data), alone]
     stacks, each = (
-        Stacks(data, config, Scheduler(lambda: ProcessLane(1), cores, max_stack))
-        for max_stack in (64, 1)
+        Stacks(data, config, Scheduler(ProcessLane, cores, max_stack)) for max_stack in (64, 1)
     )
     spawn = multiprocessing.get_context("spawn")
     with stacks.scheduler, each.scheduler, ProcessPoolExecutor(cores, spawn) as pool:
@@ -110,4 +117,63 @@ def table(seconds: dict[str, list[float]]) -> str:
     for name, values in seconds.items():
         median = f"{statistics.median(values):.3f}"
         lines.append(f"| {name} | {median} | {ratio(values, seconds[EIGHT], 2)} |")
+    return "\n".join(lines)
+
+
+def resident(data: batches.Protocol) -> Contender:
+    """A loop by hand over images that lie on the device, PyTorch's fused Adam, no `.item()`."""
+    device = data.train.pixels.device
+    model = training.published_network().to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.001, fused=True)
+    images, validation = (batches.normalise(p.pixels) for p in (data.train, data.validation))
+    total = torch.zeros((), device=device)
+
+    def train() -> None:
+        for chosen in torch.split(torch.randperm(len(images), device=device), BATCH):
+            optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(
+                model(images[chosen]), data.train.labels[chosen]
+            )
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            total.add_(loss.detach())
+        total.item()
+
+    @torch.no_grad()
+    def evaluate() -> None:
+        (model(validation).argmax(1) == data.validation.labels).sum().item()
+
+    return Contender("images on the GPU, a loop by hand", train, evaluate)
+
+
+def measure_on_gpu(root: str, rounds: int) -> dict[str, list[float]]:
+    """Seconds of training and evaluation for a trial and epoch, by contender and round."""
+    device = torch.device("cuda")
+    config = training.published_protocol(root)
+    data = batches.load(config.data, device, test=False)
+    loading = {"num_workers": LOADERS, "pin_memory": True, "persistent_workers": True}
+    many = f"published loop, {LOADERS} loading processes"
+    peers = [
+        training.published(root, device=device),
+        training.published(root, name=many, device=device, **loading),
+        resident(data),
+    ]
+    stacks = Stacks(data, config, Scheduler(Lane, 1, max_stack=max(GPU_STACKS)))
+
+    with stacks.scheduler:
+        work = {peer.name: peer.epoch for peer in peers}
+        work |= {f"fmnist_sweep, {n} to a step": partial(stacks.epoch, n) for n in GPU_STACKS}
+        return in_turns(work, rounds)
+
+
+def gpu_table(seconds: dict[str, list[float]]) -> str:
+    """Medians, and how many times as long as a trial of the largest stack each takes."""
+    largest = list(seconds.values())[-1]
+    lines = [
+        f"| a trial and epoch on {torch.cuda.get_device_name()} | milliseconds | x the last |",
+        "|---|---|---|",
+    ]
+    for name, values in seconds.items():
+        median = f"{1000 * statistics.median(values):,.1f}"
+        lines.append(f"| {name} | {median} | {ratio(values, largest, 1)} |")
     return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Benchmarks of fmnist_sweep beside its peers: `python -m benchmarks` in the repository's root."""

@@ -1,1 +1,0 @@
-"""How fast, against what else, on this machine."""
