@@ -218,8 +218,9 @@ def read_history(folder: Path) -> list[dict[str, float]]:
         if columns != _EPOCH_COLUMNS and columns[:1] != ["step"]:
             raise ValueError(f"its columns are {reader.fieldnames}")
         first, *rest = columns
+        number = _number if first == "step" else float  # an epoch has all its figures
         history = [
-            {first: int(row[first]), **{name: _number(row[name]) for name in rest}} for row in rows
+            {first: int(row[first]), **{name: number(row[name]) for name in rest}} for row in rows
         ]
         # Tables and pictures hold no others.
         if wrong := [row[first] for row in history if not 0 <= row[first] < 2**31]:

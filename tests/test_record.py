@@ -2,6 +2,7 @@
 
 import math
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ ROWS = [
 
 def test_history_keeps_every_digit(tmp_path: Path) -> None:
     record.write_history(tmp_path, ROWS)
-    assert repr(record.read_history(tmp_path)) == repr(ROWS)
+    assert repr(record.read_history(tmp_path)) == repr([asdict(row) for row in ROWS])
 
 
 def test_json_has_no_nan(tmp_path: Path) -> None:
