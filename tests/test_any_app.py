@@ -162,7 +162,13 @@ RETURNS = {
 }
 
 
-@pytest.mark.parametrize("kind", RETURNS)
+RARE = ("another dictionary", "too many", "text", "a step that is none", "an exit")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(k, marks=pytest.mark.torture) if k in RARE else k for k in RETURNS],
+)
 def test_what_a_function_may_return(kind: str, tmp_path: Path, app: Shell) -> None:
     body, reason = RETURNS[kind]
     write(tmp_path, body)
