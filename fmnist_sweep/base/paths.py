@@ -31,4 +31,7 @@ def absolute_url(url: str, folder: str | os.PathLike[str] = os.curdir) -> str:
             return url
         there = address.set(database=absolute(address.database, folder))
         return there.render_as_string(hide_password=False)
-    return url if scheme else absolute(url, folder)
+    if scheme == "file" and not url.startswith(("file:/", "file:~")):
+        return f"file:{absolute(url.removeprefix('file:'), folder)}"
+    is_path = not scheme and url != "databricks"  # which MLflow takes for a server's name
+    return absolute(url, folder) if is_path else url

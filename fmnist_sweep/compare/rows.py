@@ -183,8 +183,9 @@ def _objective(
         ((name, direction),) = goals.items()
         return "objective", name, direction
     # A table alone does not name its objective: it is the metric that has the same values.
-    columns = [m for m in (*record.METRICS, *map(str, table.columns)) if not m.startswith("obj")]
-    same = [m for m in columns if m in table and table[m].equals(table["objective"])]
+    reported = [c for c in map(str, table.columns) if c not in ("trial", *own, *_keys(table))]
+    columns = [m for m in (*record.METRICS, *reported) if m in table]
+    same = [m for m in columns if table[m].equals(table["objective"])]
     if not same:
         return "objective", "objective", "maximize"
     name = "val_accuracy" if "val_accuracy" in same else same[0]
