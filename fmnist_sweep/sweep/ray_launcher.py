@@ -10,13 +10,13 @@ import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hydra.core.singleton import Singleton
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from fmnist_sweep.base.errors import ConfigError
+from fmnist_sweep.sweep.hydra_job import RemoteJob, failed
 
 
 class RayLauncher(Launcher):
@@ -44,7 +44,7 @@ class RayLauncher(Launcher):
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         """Hydra's hook before `launch`."""
-        self.surroundings = hydra_context, config, task_function
+        self.surroundings = config, hydra_context, task_function
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
@@ -55,9 +55,9 @@ class RayLauncher(Launcher):
             ConfigError: there is no Ray.
         """
         ray = connect(self.init)
-        run = ray.remote(max_retries=0, **self.remote)(_run)
+        run = ray.remote(max_retries=0, **self.remote)(RemoteJob.__call__)
         jobs = [
-            run.remote(number, list(overrides), *self.surroundings, Singleton.get_state())
+            run.remote(RemoteJob((number, list(overrides)), *self.surroundings))
             for number, overrides in enumerate(job_overrides, initial_job_idx)
         ]
         try:
@@ -108,26 +108,9 @@ def _look_for(address: str | None) -> None:
         ) from None
 
 
-def _run(
-    number: int,
-    overrides: list[str],
-    context: HydraContext,
-    config: DictConfig,
-    task: TaskFunction,
-    singletons: Any,
-) -> JobReturn:
-    """What a Ray process does: as joblib's do, Hydra's own job."""
-    from hydra_plugins.hydra_joblib_launcher._core import execute_job
-
-    returned: JobReturn = execute_job(number, overrides, context, config, task, singletons)
-    return returned
-
-
 def _result(ray: Any, job: Any) -> JobReturn:
     try:
         returned: JobReturn = ray.get(job)
         return returned
     except ray.exceptions.RayError as error:
-        failed = JobReturn(status=JobStatus.FAILED)
-        failed.return_value = error
-        return failed
+        return failed(error)
