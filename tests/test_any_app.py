@@ -198,6 +198,7 @@ class Net:
 class Config:
     net: Net = None
     data: str = MISSING
+    path: str = "/root/${data}"
 
 ConfigStore.instance().store("config", Config(net=Net()))
 """

@@ -96,7 +96,7 @@ def sweep(
     share = Share(job, folder, str(name), space, settings, extend, config, context)
     try:
         loop = _loop(study, settings, job, share, config, context, extend)
-        loop.run(_is_named(config))
+        loop.run(is_named=_names_itself(config))
     finally:
         study.close()
 
@@ -229,7 +229,7 @@ def _folder(config: DictConfig, settings: Settings) -> Iterator[Path]:
     folder = Path(config.hydra.sweep.dir).absolute()
     made = None
     try:
-        if _is_named(config, or_chosen=True):
+        if _is_chosen(config) or _names_itself(config):
             try:
                 folder.mkdir(parents=True)
                 made = folder
@@ -255,13 +255,16 @@ def _folder(config: DictConfig, settings: Settings) -> Iterator[Path]:
         raise
 
 
-def _is_named(config: DictConfig, or_chosen: bool = False) -> bool:
-    """Whether the same command names the same folder again, without or with `hydra.sweep.dir=`."""
-    chosen = any(o.startswith("hydra.sweep.dir=") for o in config.hydra.overrides.hydra)
+def _is_chosen(config: DictConfig) -> bool:
+    """Whether the command line says which folder."""
+    return any(o.startswith("hydra.sweep.dir=") for o in config.hydra.overrides.hydra)
+
+
+def _names_itself(config: DictConfig) -> bool:
+    """Whether the configuration names the same folder each time, and not one by the time."""
     written = OmegaConf.to_container(config.hydra.sweep, resolve=False)
     assert isinstance(written, dict)
-    by_time = "${now:" in str(written["dir"]) and not config.get("name")
-    return or_chosen if chosen else not by_time
+    return "${now:" not in str(written["dir"]) or bool(config.get("name"))
 
 
 def _take_away(folder: Path) -> None:

@@ -130,12 +130,10 @@ class RunningTrial:
         now = time.monotonic()
         seconds, self.reported_at = now - self.reported_at, now
         self.history[step] = {"step": step, **metrics, "seconds": seconds}
-        self._write_history()
+        rows = [self.history[number] for number in sorted(self.history)]
+        record.write_history(self.run, rows)
         if not self.goes_on_after(step, metrics):
             raise optuna.TrialPruned(f"pruned after step {step}")
-
-    def _write_history(self) -> None:
-        record.write_history(self.run, [self.history[step] for step in sorted(self.history)])
 
     def goes_on_after(self, step: int, metrics: Mapping[str, float]) -> bool:
         """Tells the study of a step and asks the pruner whether the trial should go on.
@@ -213,8 +211,6 @@ class RunningTrial:
         if self.writes_itself:
             record.finish(self.run, state, reason, **values)
             return
-        if self.history:
-            self._write_history()
         record.finish(
             self.run,
             state,

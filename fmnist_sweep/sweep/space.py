@@ -65,11 +65,13 @@ class Space:
 
     def overrides(self, values: dict[str, Any]) -> list[str]:
         """The command line of one trial."""
-        return [*self.lines, *(self._override(key, value) for key, value in values.items())]
-
-    def _override(self, key: str, value: Any) -> str:
-        is_text = value in self.texts.get(key, ())
-        return f"{self.written.get(key, key)}={value if is_text else override_text(value)}"
+        return [
+            *self.lines,
+            *(
+                _written(self.written.get(k, k), v, self.texts.get(k, ()))
+                for k, v in values.items()
+            ),
+        ]
 
     def is_default(self, values: dict[str, Any]) -> bool:
         """Whether a trial's values are those that its keys have without the sweep."""
@@ -158,7 +160,10 @@ def _described_base(base: DictConfig) -> dict[str, Any]:
     """The base configuration by dotted keys; of what the time decides, how it is written."""
     task = _task(base)
     written = _flat(OmegaConf.to_container(task, resolve=False))
-    values = _flat(OmegaConf.to_container(task, resolve=True))
+    try:
+        values = _flat(OmegaConf.to_container(task, resolve=True))
+    except OmegaConfBaseException:  # as of a reference to what only the sweep fills in
+        return written
     return {k: written[k] if "${now:" in str(written.get(k)) else v for k, v in values.items()}
 
 
@@ -190,6 +195,11 @@ def _settled(override: Override) -> Override:
     return OverridesParser.create().parse_override(f"{override.get_key_element()}={values[0]}")
 
 
+def _written(element: str, value: Any, texts: Sequence[str]) -> str:
+    """An override of a value, or of one that is a text of another already."""
+    return f"{element}={value if value in texts else override_text(value)}"
+
+
 def _key(override: Override) -> str:
     """A key's name, without the `+` or `~` that an override may put before it."""
     return override.get_key_element().lstrip("+~")
@@ -218,12 +228,10 @@ def _distribution(override: Override) -> tuple[BaseDistribution, list[Any], list
             _check_size(override, distribution)
         choices: list[Any] = []
         texts = []
-        for value, text in zip(
-            override.sweep_iterator(), override.sweep_iterator(transformer=Transformer.encode)
-        ):
+        for value in override.sweep_iterator():  # once: each time shuffle() has another order
             choice = plain(value)
             if holds_interpolation(choice):
-                choice = str(text)
+                choice = str(Transformer.encode(value))
                 texts.append(choice)
             elif isinstance(choice, dict | list):
                 choice = override_text(choice)
@@ -264,8 +272,7 @@ class _Check:
         self.options[_key(override)] = [self._line(override, value) for value in values]
 
     def _line(self, override: Override, value: Any) -> str:
-        is_text = value in self.texts[_key(override)]
-        return f"{override.get_key_element()}={value if is_text else override_text(value)}"
+        return _written(override.get_key_element(), value, self.texts[_key(override)])
 
     def _combinations(self, but: str | None = None) -> list[tuple[str, ...]]:
         """Overrides of swept groups: none, each option by itself, then together."""
