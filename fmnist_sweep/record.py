@@ -193,7 +193,7 @@ def write_history(folder: Path, history: Sequence[Epoch | Mapping[str, float]]) 
             empty.
     """
     rows = [asdict(row) if isinstance(row, Epoch) else row for row in history]
-    columns = dict.fromkeys(name for row in rows for name in row) or _EPOCH_COLUMNS
+    columns = dict.fromkeys(name for row in rows for name in row) or EPOCH_COLUMNS
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -215,7 +215,7 @@ def read_history(folder: Path) -> list[dict[str, float]]:
         reader = csv.DictReader(io.StringIO(read_text(folder / "history.csv"), newline=""))
         rows = list(reader)
         columns = reader.fieldnames or []
-        if columns != _EPOCH_COLUMNS and columns[:1] != ["step"]:
+        if columns != EPOCH_COLUMNS and columns[:1] != ["step"]:
             raise ValueError(f"its columns are {reader.fieldnames}")
         first, *rest = columns
         number = _number if first == "step" else float  # an epoch has all its figures
@@ -230,7 +230,7 @@ def read_history(folder: Path) -> list[dict[str, float]]:
         raise RecordError(f"{folder / 'history.csv'}: not a history: {str(error)[:200]}") from None
 
 
-_EPOCH_COLUMNS = [field.name for field in fields(Epoch)]
+EPOCH_COLUMNS = [field.name for field in fields(Epoch)]
 
 
 def _number(text: str) -> float:

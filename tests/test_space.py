@@ -38,7 +38,7 @@ PLAIN = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(-(2**60), 2**60),
-    st.floats(),
+    st.floats(allow_subnormal=False),  # which training may have switched off
     st.text(st.characters(exclude_categories=["Cs", "Cc"])),
     st.sampled_from(
         ["null", "True", "1", "1e3", "a,b", "[a]", "{a:b}", "${x}", "'", '"', "\\", " a "]

@@ -14,7 +14,9 @@ import pandas as pd
 import pytest
 import sqlalchemy
 import torch
-from omegaconf import OmegaConf
+from hydra.core.utils import JobReturn
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import nn
 
@@ -347,14 +349,14 @@ def test_a_narrow_terminal_keeps_what_is_needed(
     folder = sweeps.write(tmp_path / "a", [trial(0.8, params=long), trial(0.9, params=long)])
     sweep = Sweep(folder)
     sweep.update()
-    for width in (60, 80, 120):
+    for width in (60, 80, 160):
         screen = Console(width=width, markup=False)
         capfd.readouterr()
         ranking.show(list(sweep.runs.values()), screen)
         out = capfd.readouterr().out
         assert "…" not in out and "rank" in out and "80.00" in out and "90.00" in out
         assert max(map(len, out.splitlines()[:4])) <= width
-        assert ("not shown: seconds" in out) == (width < 120)
+        assert ("not shown: seconds" in out) == (width < 160)
 
 
 # What is said of what has no effect
@@ -376,12 +378,30 @@ def test_keys_that_a_sweep_does_not_use_are_named(tiny: Command) -> None:
     database.disconnect()
 
 
-@pytest.mark.slow
-def test_hydras_callbacks_are_called(fmnist_train: Command, small: tuple[str, ...]) -> None:
-    target = "hydra.experimental.callbacks.PickleJobInfoCallback"
-    outcome = fmnist_train(*small[:3], f"+hydra.callbacks.log._target_={target}", "hydra.run.dir=r")
-    assert outcome.code == 0, outcome.err
-    assert any(Path("r").rglob("job_return.pickle"))
+class Noting(Callback):
+    """A callback of the user's own package."""
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: object) -> None:
+        Path("called").write_text(job_return.status.name)
+
+
+@pytest.mark.filterwarnings("ignore:LogJobReturnCallback")
+@pytest.mark.parametrize(
+    "target",
+    ["tests.test_surroundings.Noting", "hydra.experimental.callbacks.LogJobReturnCallback"],
+)
+def test_callbacks_of_the_user_and_of_hydra_are_called(
+    target: str,
+    tmp_path: Path,
+    shell: Callable[..., subprocess.CompletedProcess[bytes]],
+) -> None:
+    """In a process of its own: the list of trusted packages is read when the command starts."""
+    train = (sys.executable, "-W", "ignore", "-m", "fmnist_sweep.train", *SMALL[:3])
+    callback = f"+hydra.callbacks.mine._target_={target}"
+    done = shell('"$@"', *train, callback, "hydra.run.dir=r", FMNIST_SWEEP_TRUST="tests.*")
+    assert done.returncode == 0, done.stderr
+    if target.startswith("tests"):
+        assert (tmp_path / "called").read_text() == "COMPLETED"
 
 
 def test_threads_that_the_environment_takes_away_are_told(

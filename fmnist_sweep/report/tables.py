@@ -189,7 +189,7 @@ class Sweep:
             for row in self.runs[trial].history
         ]
         names = dict.fromkeys(name for row in rows for name in row)
-        return pd.DataFrame(rows, columns=list(names) or ["trial", "epoch"])
+        return pd.DataFrame(rows, columns=list(names) or ["trial", *record.EPOCH_COLUMNS])
 
     def write(self) -> None:
         """Writes `sweep.csv` and `curves.csv` into the sweep's folder, with every digit."""

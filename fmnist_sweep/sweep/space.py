@@ -118,6 +118,8 @@ def read(
     texts = {key: texts for key, (_, _, texts) in given.items()}
     check = _Check(lines, texts, compose, task)
     for override in swept:
+        check.first[_key(override)] = check.line(override, _ends(given[_key(override)][0])[0])
+    for override in swept:
         key = _key(override)
         if is_group(override.key_or_group) or key.endswith("_target_"):
             check.add_options(override, given[key][1])
@@ -264,22 +266,28 @@ class _Check:
         self.texts = texts
         self.compose = compose
         self.task = task
+        self.first: dict[str, str] = {}  # an override of each swept key
         self.options: dict[str, list[str]] = {}
         self.composed: dict[tuple[str, ...], DictConfig] = {}
 
     def add_options(self, override: Override, values: Sequence[Any]) -> None:
         """Takes the options of a swept group, which decide what keys there are."""
-        self.options[_key(override)] = [self._line(override, value) for value in values]
+        self.options[_key(override)] = [self.line(override, value) for value in values]
 
-    def _line(self, override: Override, value: Any) -> str:
+    def line(self, override: Override, value: Any) -> str:
+        """An override of one of a swept key's values."""
         return _written(override.get_key_element(), value, self.texts[_key(override)])
 
     def _combinations(self, but: str | None = None) -> list[tuple[str, ...]]:
-        """Overrides of swept groups: none, each option by itself, then together."""
+        """Overrides of swept groups: none, each option by itself, then together.
+
+        Last, as a class may want them all, the first values of all swept keys.
+        """
         options = [lines for key, lines in self.options.items() if key != but]
         alone = [(line,) for lines in options for line in lines]
         together = itertools.islice(itertools.product(*options), MOST_COMBINATIONS)
-        return list(dict.fromkeys([(), *alone, *together]))
+        first = tuple(line for key, line in self.first.items() if key != but)
+        return list(dict.fromkeys([(), *alone, *together, first]))
 
     def base(self) -> tuple[DictConfig, bool]:
         """The configuration without the sweep, or with the first options that the rest goes with.
@@ -339,14 +347,14 @@ class _Check:
                 wrong = wrong or error
         if _key(override) in self.options and not wrong:
             # The option exists; what it lacks is told by the trials that it makes impossible.
-            self.compose([self._line(override, value)])
+            self.compose([self.line(override, value)])
             return
         reason = wrong or no_key
         assert reason is not None
         raise reason
 
     def _with(self, override: Override, value: Any, combination: tuple[str, ...]) -> DictConfig:
-        line = self._line(override, value)
+        line = self.line(override, value)
         key = _key(override)
         if key in self.options or override.package:
             return self._compose((*combination, line))
