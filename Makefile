@@ -10,7 +10,7 @@ train: .venv/installed
 	$(BIN)/python -m fmnist_sweep.train
 
 test: check postgres chromium
-	$(BIN)/python -m fmnist_sweep.data.source
+	$(BIN)/python -m fmnist_sweep.data
 	$(BIN)/pytest -n 2 --dist worksteal
 
 torture: .venv/installed postgres

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from benchmarks import commands, convolving, coordinating, stacking, sweeping, training
-from fmnist_sweep import record
 from fmnist_sweep.base import command
 from fmnist_sweep.base.errors import ConfigError
-from fmnist_sweep.data import source
+from fmnist_sweep.base.files import write_atomically
+from fmnist_sweep.results import record
+from fmnist_sweep.task.data import source
 
 
 @dataclass(frozen=True)
@@ -128,8 +129,8 @@ def measure(wish: argparse.Namespace) -> None:
         print("\n" + ROWS[name].table(results[name]))
     if "coordinate" in rows:
         picture = coordinating.picture(results["coordinate"])
-        record.write_whole(wish.out.with_suffix(".png"), picture)
-    record.write_whole(wish.out, json.dumps({**machine, **results}, indent=2) + "\n")
+        write_atomically(wish.out.with_suffix(".png"), picture)
+    write_atomically(wish.out, json.dumps({**machine, **results}, indent=2) + "\n")
     print(f"Saved to {wish.out}")
 
 

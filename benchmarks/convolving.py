@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from benchmarks.training import CPU, OURS, composed, in_turns, ours, ratio, timed
-from fmnist_sweep import build
-from fmnist_sweep.config import Config
-from fmnist_sweep.data import batches
+from fmnist_sweep.task import build
+from fmnist_sweep.task.config import Config
+from fmnist_sweep.task.data import splits
 
 BATCH = 128
 # Batches of one turn.
@@ -33,7 +33,7 @@ def measure(root: str, rounds: int, threads: int) -> dict[str, Any]:
 def _rates(root: str, network: str, rounds: int, threads: int) -> dict[str, list[float]]:
     size = NETWORKS[network] * BATCH
     config = _config(root, network, size)
-    data = batches.load(config.data, CPU, test=False)
+    data = splits.load(config.data, CPU, test=False)
     contenders = {
         f"{PEER}, in the training process": _peer(config, 0),
         f"{PEER}, {threads} workers": _peer(config, threads),

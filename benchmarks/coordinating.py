@@ -24,10 +24,10 @@ import numpy as np
 import optuna
 import sqlalchemy
 
-from fmnist_sweep import record
 from fmnist_sweep.base.errors import ConfigError, first_line
 from fmnist_sweep.base.figures import Figure
 from fmnist_sweep.base.processes import fork_server
+from fmnist_sweep.results import record
 from fmnist_sweep.sweep import database
 from fmnist_sweep.sweep.settings import Settings
 from fmnist_sweep.sweep.space import Space

@@ -13,10 +13,10 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from fmnist_sweep.cli import with_clear_errors
-from fmnist_sweep.config import conf_folder
-from fmnist_sweep.fashion_task import FashionTask
 from fmnist_sweep.sweep import sweeps
+from fmnist_sweep.task.cli import with_clear_errors
+from fmnist_sweep.task.config import conf_folder
+from fmnist_sweep.task.fashion import FashionTask
 
 TRIALS = 500
 

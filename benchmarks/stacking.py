@@ -15,12 +15,12 @@ import torch
 
 from benchmarks import training
 from benchmarks.training import BATCH, CPU, Contender, in_turns, ratio, timed
-from fmnist_sweep import build
-from fmnist_sweep.config import Config
-from fmnist_sweep.data import batches
-from fmnist_sweep.data.batches import Protocol
-from fmnist_sweep.training.lanes import Lane, ProcessLane
-from fmnist_sweep.training.scheduling import Request, Scheduler
+from fmnist_sweep.engine.data import DataSplits, normalise
+from fmnist_sweep.engine.scheduler import Scheduler, TrainingJob
+from fmnist_sweep.engine.workers import ProcessWorker, Worker
+from fmnist_sweep.task import build
+from fmnist_sweep.task.config import Config
+from fmnist_sweep.task.data import splits
 
 EPOCHS = 2
 STEPS = 1875  # of an epoch
@@ -36,7 +36,7 @@ LOADERS = 8  # processes of the DataLoader that has some
 class Stacks:
     """Learning rates of the default configuration, trained as a sweep trains them."""
 
-    def __init__(self, data: Protocol, config: Config, scheduler: Scheduler) -> None:
+    def __init__(self, data: DataSplits, config: Config, scheduler: Scheduler) -> None:
         self.data = data
         self.config = config
         self.scheduler = scheduler
@@ -46,17 +46,17 @@ class Stacks:
         return timed(lambda: self._train(size)) / size / EPOCHS
 
     def _train(self, size: int) -> None:
-        requests = [self._request(number, size) for number in range(size)]
-        for request in requests:
-            self.scheduler.add(request)
-        while not all(request.ended for request in requests):
+        jobs = [self._job(number, size) for number in range(size)]
+        for job in jobs:
+            self.scheduler.add(job)
+        while not all(job.ended for job in jobs):
             self.scheduler.step()
 
-    def _request(self, number: int, size: int) -> Request:
+    def _job(self, number: int, size: int) -> TrainingJob:
         optimizer = self.config.optimizer.model_copy(update={"lr": 0.0003 * 10 ** (number / size)})
         one = build.build(self.config.model_copy(update={"seed": number, "optimizer": optimizer}))
         one.epochs = EPOCHS
-        return Request(one, self.data, BATCH, True, False, 200, 1, _ignore, _ignore)
+        return TrainingJob(one, self.data, BATCH, True, False, 200, 1, _ignore, _ignore)
 
 
 def _ignore(_: Any) -> None:
@@ -85,13 +85,13 @@ def bare(steps: int, trials: int) -> None:
 def measure(root: str, rounds: int, cores: int) -> dict[str, list[float]]:
     """Seconds of training and evaluation for a trial and epoch, by contender and round."""
     config = training.published_protocol(root)
-    data = batches.load(config.data, CPU, test=False)
+    data = splits.load(config.data, CPU, test=False)
     torch.set_flush_denormal(True)
     torch.set_num_threads(cores)
     alone = training.ours(data, config)
     peers = [training.published(root), training.scikit_learn(data), alone]
     stacks, each = (
-        Stacks(data, config, Scheduler(ProcessLane, cores, max_stack)) for max_stack in (64, 1)
+        Stacks(data, config, Scheduler(ProcessWorker, cores, max_stack)) for max_stack in (64, 1)
     )
     spawn = multiprocessing.get_context("spawn")
     with stacks.scheduler, each.scheduler, ProcessPoolExecutor(cores, spawn) as pool:
@@ -120,12 +120,12 @@ def table(seconds: dict[str, list[float]]) -> str:
     return "\n".join(lines)
 
 
-def resident(data: batches.Protocol) -> Contender:
+def resident(data: DataSplits) -> Contender:
     """A loop by hand over images that lie on the device, PyTorch's fused Adam, no `.item()`."""
     device = data.train.pixels.device
     model = training.published_network().to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.001, fused=True)
-    images, validation = (batches.normalise(p.pixels) for p in (data.train, data.validation))
+    images, validation = (normalise(p.pixels) for p in (data.train, data.validation))
     total = torch.zeros((), device=device)
 
     def train() -> None:
@@ -150,7 +150,7 @@ def measure_on_gpu(root: str, rounds: int) -> dict[str, list[float]]:
     """Seconds of training and evaluation for a trial and epoch, by contender and round."""
     device = torch.device("cuda")
     config = training.published_protocol(root)
-    data = batches.load(config.data, device, test=False)
+    data = splits.load(config.data, device, test=False)
     loading = {"num_workers": LOADERS, "pin_memory": True, "persistent_workers": True}
     many = f"published loop, {LOADERS} loading processes"
     peers = [
@@ -158,7 +158,7 @@ def measure_on_gpu(root: str, rounds: int) -> dict[str, list[float]]:
         training.published(root, name=many, device=device, **loading),
         resident(data),
     ]
-    stacks = Stacks(data, config, Scheduler(Lane, 1, max_stack=max(GPU_STACKS)))
+    stacks = Stacks(data, config, Scheduler(Worker, 1, max_stack=max(GPU_STACKS)))
 
     with stacks.scheduler:
         work = {peer.name: peer.epoch for peer in peers}

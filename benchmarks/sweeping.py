@@ -10,9 +10,10 @@ from typing import Any
 from benchmarks.commands import seconds_of
 from benchmarks.empty_trials import TRIALS
 from benchmarks.training import timed
-from fmnist_sweep import record
-from fmnist_sweep.record import Epoch
-from fmnist_sweep.report.tables import Sweep
+from fmnist_sweep.base.files import make_unique_dir
+from fmnist_sweep.results import record
+from fmnist_sweep.results.record import Epoch
+from fmnist_sweep.results.tables import Sweep
 
 EPOCHS = 50
 EMPTY = ["-c", "from benchmarks import empty_trials; empty_trials.main()", "-m"]
@@ -61,7 +62,7 @@ def _gaps(sweep: Path) -> tuple[float, float]:
 def _make_runs(sweep: Path) -> None:
     """Make run folders as a sweep leaves them, without training anything."""
     for number in range(TRIALS):
-        run = record.reserve(sweep / str(number))
+        run = make_unique_dir(sweep / str(number))
         note = {"trial": number, "params": {"optimizer.lr": 0.001 + number / 1e6}}
         told = {"default": number == 0, "objective": ["val_accuracy"], "direction": ["maximize"]}
         record.write_json(run, "trial.json", {**note, **told})

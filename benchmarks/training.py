@@ -16,11 +16,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import nn
 
-from fmnist_sweep import build
-from fmnist_sweep.cli import parsed
-from fmnist_sweep.config import Config, conf_folder
-from fmnist_sweep.data import batches
-from fmnist_sweep.training import engine
+from fmnist_sweep.engine import step
+from fmnist_sweep.engine.data import DataSplits, normalise
+from fmnist_sweep.task import build
+from fmnist_sweep.task.cli import parsed
+from fmnist_sweep.task.config import Config, conf_folder
+from fmnist_sweep.task.data import splits
 
 BATCH = 32
 CPU = torch.device("cpu")
@@ -99,24 +100,22 @@ def published(root: str, batch: int = BATCH, name: str = PUBLISHED, **where: Any
     return loader_loop(name, training, validation, batch, **where)
 
 
-def tensors(data: batches.Protocol) -> Contender:
+def tensors(data: DataSplits) -> Contender:
     """The same loop over images normalised once and held in memory."""
     training, validation = (
-        torch.utils.data.TensorDataset(batches.normalise(images.pixels), images.labels)
+        torch.utils.data.TensorDataset(normalise(images.pixels), images.labels)
         for images in (data.train, data.validation)
     )
     return loader_loop("TensorDataset + DataLoader", training, validation)
 
 
-def scikit_learn(data: batches.Protocol) -> Contender | None:
+def scikit_learn(data: DataSplits) -> Contender | None:
     """MLPClassifier on the same images and network, if scikit-learn is installed."""
     try:
         from sklearn.neural_network import MLPClassifier
     except ImportError:
         return None
-    x, x_val = (
-        batches.normalise(i.pixels).flatten(1).numpy() for i in (data.train, data.validation)
-    )
+    x, x_val = (normalise(i.pixels).flatten(1).numpy() for i in (data.train, data.validation))
     y, y_val = data.train.labels.numpy(), data.validation.labels.numpy()
     model = MLPClassifier((128, 64), batch_size=BATCH, alpha=0.0, learning_rate_init=0.001)
     classes = list(range(10))
@@ -144,12 +143,12 @@ def published_protocol(root: str) -> Config:
     return composed("experiment=seed", f"data.root={root}")
 
 
-def ours(data: batches.Protocol, config: Config, bf16: bool = False) -> Contender:
+def ours(data: DataSplits, config: Config, bf16: bool = False) -> Contender:
     """The engine as the command drives it."""
     one, batch = build.build(config), config.data.batch_size
-    steps = engine.Steps(one, True, bf16, CPU)
-    row = engine.Row(0, one, steps, -(-len(data.train) // batch))
-    chunk = engine.Chunk([row], steps, data.train, batch)
+    steps = step.Steps(one, True, bf16, CPU)
+    row = step.TrialState(0, one, steps, -(-len(data.train) // batch))
+    chunk = step.Chunk([row], steps, data.train, batch)
 
     def train() -> None:
         chunk.begin_epoch()
@@ -187,7 +186,7 @@ def epochs(root: str, rounds: int, threads: int) -> dict[str, Any]:
         threads: of the peers; ours has one.
     """
     config = published_protocol(root)
-    data = batches.load(config.data, CPU, test=False)
+    data = splits.load(config.data, CPU, test=False)
     torch.set_flush_denormal(True)
     candidates = [published(root), tensors(data), scikit_learn(data), ours(data, config)]
     contenders = [c for c in candidates if c is not None]

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from fmnist_sweep import report as report_command
 from fmnist_sweep import train
-from fmnist_sweep.data import source
-from fmnist_sweep.data.batches import Images, Protocol
-from fmnist_sweep.report import __main__ as report_command
+from fmnist_sweep.engine.data import DataSplits, Images
 from fmnist_sweep.sweep import loop
+from fmnist_sweep.task.data import source
 from tests import tiny_task
 
 ROOT = Path(__file__).parent.parent
@@ -26,13 +26,13 @@ def data_root() -> Path:
 
 
 @pytest.fixture(scope="session")
-def data() -> Protocol:
+def data() -> DataSplits:
     """200 learnable images; seven batches of 32, the last of eight."""
     generator = torch.Generator().manual_seed(7)
     pixels = torch.randint(0, 256, (300, 1, 28, 28), dtype=torch.uint8, generator=generator)
     labels = pixels[:, 0, 0, 0].long() * 10 // 256
     pixels[:, 0, :5] = (labels * 25).view(-1, 1, 1).byte()
-    return Protocol(Images(pixels[:200], labels[:200]), Images(pixels[200:], labels[200:]), None)
+    return DataSplits(Images(pixels[:200], labels[:200]), Images(pixels[200:], labels[200:]), None)
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from fmnist_sweep import record
-from fmnist_sweep.config import conf_folder
-from fmnist_sweep.record import Epoch
-from fmnist_sweep.report.tables import Sweep
+from fmnist_sweep.results import record
+from fmnist_sweep.results.record import Epoch
+from fmnist_sweep.results.tables import Sweep
+from fmnist_sweep.task.config import conf_folder
 
 
 def _config() -> dict[str, Any]:

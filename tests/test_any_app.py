@@ -346,6 +346,6 @@ def test_the_wheel_in_a_fresh_place(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert list(table(home).loss) == [0.1, 0.2]
     config = yaml.safe_load((home / "out/0/.hydra/hydra.yaml").read_text())["hydra"]
-    assert config["sweeper"]["_target_"] == "fmnist_sweep.sweep.sweeper.StudySweeper"
+    assert config["sweeper"]["_target_"] == "fmnist_sweep.sweep.plugins.StudySweeper"
     environment = json.loads((home / "out/study.json").read_text())
     assert environment["name"]

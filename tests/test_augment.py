@@ -10,14 +10,16 @@ from hydra import compose, initialize_config_dir
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as torchvision
 
-from fmnist_sweep.cli import parsed
-from fmnist_sweep.config import AugmentConfig, conf_folder
-from fmnist_sweep.data.augment import __main__ as command
-from fmnist_sweep.data.augment.transforms import augmented, draws, parts
-from fmnist_sweep.data.batches import Images, Protocol, normalise, order
+from fmnist_sweep import augment as command
+from fmnist_sweep.engine.augmentation import augmented, draws, parts
+from fmnist_sweep.engine.data import DataSplits, Images, normalise
+from fmnist_sweep.engine.recipe import Recipe
+from fmnist_sweep.engine.settings import AugmentConfig
+from fmnist_sweep.engine.step import Chunk, Row, Steps, Trial
 from fmnist_sweep.models.mlp import MLP
-from fmnist_sweep.training.engine import Chunk, Row, Steps, Trial
-from fmnist_sweep.training.recipe import Recipe
+from fmnist_sweep.task.cli import parsed
+from fmnist_sweep.task.config import conf_folder
+from fmnist_sweep.task.data.splits import order
 from tests.conftest import InProcess
 
 OPTIONS = sorted(path.stem for path in Path(conf_folder(), "augment").glob("*.yaml"))
@@ -122,7 +124,7 @@ def test_training_sees_augmented_images_and_evaluation_does_not() -> None:
     """A step's loss is that of the very images that the draws give."""
     pixels = torch.randint(0, 256, (40, 1, 28, 28), dtype=torch.uint8)
     images = Images(pixels, torch.arange(40) % 10)
-    data = Protocol(images, images, None)
+    data = DataSplits(images, images, None)
     how = option("standard")
     torch.manual_seed(1)
     trial = Trial(MLP(16, 2, None, 0.0), torch.optim.SGD, {"lr": 1e-12}, 9, 2, Recipe(augment=how))

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from fmnist_sweep.config import ConfigError, DataConfig
-from fmnist_sweep.data import source
-from fmnist_sweep.data.batches import Images, load, normalise, order, stratified
+from fmnist_sweep.engine.data import Images, normalise
+from fmnist_sweep.task.config import ConfigError, DataConfig
+from fmnist_sweep.task.data import source
+from fmnist_sweep.task.data.splits import load, order, stratified
 
 
 @pytest.fixture(scope="module")

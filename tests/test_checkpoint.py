@@ -13,14 +13,14 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from fmnist_sweep import record, trial
 from fmnist_sweep.base.locks import FolderLock
-from fmnist_sweep.cli import parsed
-from fmnist_sweep.config import Config, conf_folder
-from fmnist_sweep.record import Epoch
-from fmnist_sweep.report import plots
-from fmnist_sweep.training import checkpoint
-from fmnist_sweep.training.checkpoint import Checkpoint, CheckpointError
+from fmnist_sweep.engine import checkpoint
+from fmnist_sweep.engine.checkpoint import Checkpoint, CheckpointError
+from fmnist_sweep.results import record, run_plot
+from fmnist_sweep.results.record import Epoch
+from fmnist_sweep.task import trial
+from fmnist_sweep.task.cli import parsed
+from fmnist_sweep.task.config import Config, conf_folder
 from tests.conftest import Command
 
 SMALL = ("data.train_size=200", "data.val_size=100", "data.batch_size=40", "trainer.epochs=5")
@@ -200,7 +200,7 @@ def test_repeats_killed_while_they_are_kept_go_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(plots, "curves", kill)
+        patch.setattr(run_plot, "curves", kill)
         assert fmnist_train(*command).code == 130
     assert Path("out/repeat-1/summary.json").exists()
     outcome = fmnist_train(*command)

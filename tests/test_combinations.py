@@ -14,8 +14,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from fmnist_sweep.cli import parsed
-from fmnist_sweep.config import conf_folder, parse
+from fmnist_sweep.task.cli import parsed
+from fmnist_sweep.task.config import conf_folder, parse
 from tests.conftest import Command
 
 GROUPS = ("model", "optimizer", "scheduler", "augment")

@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fmnist_sweep.compare import __main__ as command
-from fmnist_sweep.compare import statistics
-from fmnist_sweep.compare.findings import anytime, findings
-from fmnist_sweep.compare.reading import read
-from fmnist_sweep.compare.verdicts import shared
+from fmnist_sweep import compare as command
+from fmnist_sweep.results.compare import statistics
+from fmnist_sweep.results.compare.findings import anytime, findings
+from fmnist_sweep.results.compare.reading import read
+from fmnist_sweep.results.compare.verdicts import shared
 from tests import sweeps
 from tests.conftest import Command, InProcess
 from tests.sweeps import trial

@@ -7,9 +7,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from fmnist_sweep import build, sweep
-from fmnist_sweep.cli import parsed
-from fmnist_sweep.config import conf_folder
+from fmnist_sweep import sweep
+from fmnist_sweep.task import build
+from fmnist_sweep.task.cli import parsed
+from fmnist_sweep.task.config import conf_folder
 
 CONF = Path(conf_folder())
 SWEEP = Path(sweep.__file__).parent / "conf"

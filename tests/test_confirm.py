@@ -16,16 +16,15 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from scipy import stats
 
-from fmnist_sweep import record
-from fmnist_sweep.cli import parsed
-from fmnist_sweep.config import ConfigError, conf_folder, parse
-from fmnist_sweep.confirm import __main__ as command
-from fmnist_sweep.confirm import opening, training, verdict, writing
-from fmnist_sweep.confirm.candidates import Candidate, candidates, fresh_seeds
-from fmnist_sweep.data import source
-from fmnist_sweep.report import facts
-from fmnist_sweep.report.measure import Measure
-from fmnist_sweep.report.tables import Run, Sweep
+from fmnist_sweep import confirm as command
+from fmnist_sweep.results import facts, record
+from fmnist_sweep.results.metrics import Measure
+from fmnist_sweep.results.tables import Run, Sweep
+from fmnist_sweep.task.cli import parsed
+from fmnist_sweep.task.config import ConfigError, conf_folder, parse
+from fmnist_sweep.task.confirm import test_set, training, verdict, writing
+from fmnist_sweep.task.confirm.candidates import Candidate, candidates, fresh_seeds
+from fmnist_sweep.task.data import source
 from tests import sweeps
 from tests.conftest import Command, InProcess
 from tests.sweeps import KEY, trial
@@ -389,13 +388,13 @@ def test_standings_are_paired_by_seed() -> None:
         (other, {1: 0.81, 2: 0.85, 3: 0.89}),
         (broken, {1: 0.99, 2: None, 3: 0.99}),
     ]
-    table = verdict.standings(results, ACCURACY)
+    table = verdict.rank_candidates(results, ACCURACY)
     assert [one.candidate.name for one in table] == ["b", "a", "c"]
     # Every seed says the same, however much seeds differ among each other.
     assert table[1].behind and table[1].behind.mean == pytest.approx(0.01)
     assert table[1].behind.std == pytest.approx(0) and not table[1].within_noise
     assert table[2].fresh is None and table[2].behind is None
-    lucky = verdict.luck([one, other], table, ACCURACY)
+    lucky = verdict.selection_bias([one, other], table, ACCURACY)
     assert lucky and lucky.mean == pytest.approx(0.95 - 0.84)
     assert (
         lucky.high
@@ -406,7 +405,7 @@ def test_standings_are_paired_by_seed() -> None:
 
 def test_standings_of_what_is_minimised() -> None:
     results = [(candidate(n, v), {1: v, 2: v + 0.01}) for n, v in (("a", 0.5), ("b", 0.4))]
-    table = verdict.standings(results, Measure("val_loss", "minimize"))
+    table = verdict.rank_candidates(results, Measure("val_loss", "minimize"))
     assert [one.candidate.name for one in table] == ["b", "a"]
     assert table[1].behind and table[1].behind.mean == pytest.approx(0.1)
 
@@ -426,12 +425,12 @@ def test_per_class_by_hand() -> None:
 
 def test_an_opening_is_noted_once(tmp_path: Path) -> None:
     selection = {"name": "trial-1", "seeds": [1, 2], "config": {"a": 1e-8, "b": (1, 2)}}
-    assert opening.note(tmp_path, selection, again=False) == 1
-    assert opening.note(tmp_path, selection, again=False) == 1
+    assert test_set.note(tmp_path, selection, again=False) == 1
+    assert test_set.note(tmp_path, selection, again=False) == 1
     with pytest.raises(ConfigError, match="trial-1, seeds"):
-        opening.note(tmp_path, {**selection, "seeds": [3]}, again=False)
-    assert opening.note(tmp_path, {**selection, "seeds": [3]}, again=True) == 2
-    assert opening.note(tmp_path, selection, again=False) == 1
+        test_set.note(tmp_path, {**selection, "seeds": [3]}, again=False)
+    assert test_set.note(tmp_path, {**selection, "seeds": [3]}, again=True) == 2
+    assert test_set.note(tmp_path, selection, again=False) == 1
 
 
 @pytest.mark.parametrize(

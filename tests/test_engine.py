@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from fmnist_sweep.data.batches import Protocol, normalise, order
+from fmnist_sweep.engine import functional_model, scheduler, step
+from fmnist_sweep.engine.compiling import worth_compiling
+from fmnist_sweep.engine.data import DataSplits, epoch_permutation, normalise
+from fmnist_sweep.engine.layers import KeyedDropout, with_stackable_layers
+from fmnist_sweep.engine.scheduler import TrainingJob
+from fmnist_sweep.engine.stack import Progress
 from fmnist_sweep.models.mlp import MLP
-from fmnist_sweep.record import Epoch
-from fmnist_sweep.training import engine, scheduling, skeleton
-from fmnist_sweep.training.compiling import worth_compiling
-from fmnist_sweep.training.layers import KeyedDropout, with_stackable_layers
-from fmnist_sweep.training.scheduling import Request
-from fmnist_sweep.training.stack import Progress
+from fmnist_sweep.results.record import Epoch
 
 BATCH = 32
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -30,33 +30,31 @@ def trial(
     epochs: int = 2,
     dropout: float = 0.0,
     **arguments: Any,
-) -> engine.Trial:
+) -> step.Trial:
     torch.manual_seed(seed)
     model = MLP(width=32, depth=2, hidden=None, dropout=dropout)
-    return engine.Trial(model, optimizer, {"lr": 0.003, **arguments}, seed, epochs)
+    return step.Trial(model, optimizer, {"lr": 0.003, **arguments}, seed, epochs)
 
 
-def request(
-    one: engine.Trial,
-    data: Protocol,
+def job(
+    one: step.Trial,
+    data: DataSplits,
     on_epoch: Callable[[Epoch], None] = lambda _: None,
     on_batches: Callable[[Progress], None] = lambda _: None,
     log_every: int = 1000,
-) -> Request:
-    return Request(one, data, BATCH, False, False, log_every, 1, on_epoch, on_batches)
+) -> TrainingJob:
+    return TrainingJob(one, data, BATCH, False, False, log_every, 1, on_epoch, on_batches)
 
 
-def train(trials: Sequence[engine.Trial], data: Protocol) -> list[list[Epoch]]:
+def train(trials: Sequence[step.Trial], data: DataSplits) -> list[list[Epoch]]:
     """Trains trials together and returns each one's history, without its seconds."""
     histories: list[list[Epoch]] = [[] for _ in trials]
-    requests = [
-        request(one, data, on_epoch=histories[index].append) for index, one in enumerate(trials)
-    ]
-    scheduling.train(requests)
+    jobs = [job(one, data, on_epoch=histories[index].append) for index, one in enumerate(trials)]
+    scheduler.train(jobs)
     return [[replace(row, seconds=0) for row in history] for history in histories]
 
 
-def reference(one: engine.Trial, data: Protocol) -> tuple[nn.Module, list[float]]:
+def reference(one: step.Trial, data: DataSplits) -> tuple[nn.Module, list[float]]:
     """A plain float64 loop with PyTorch's own optimizer; the model and its training losses."""
     model = one.model.double()
     optimizer = one.optimizer(model.parameters(), **one.arguments)
@@ -64,7 +62,7 @@ def reference(one: engine.Trial, data: Protocol) -> tuple[nn.Module, list[float]
     losses = []
     for epoch in range(1, one.epochs + 1):
         total = 0.0
-        for batch in order(one.seed, epoch, len(labels)).split(BATCH):
+        for batch in epoch_permutation(one.seed, epoch, len(labels)).split(BATCH):
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(model(images[batch]), labels[batch])
             loss.backward()
@@ -88,7 +86,7 @@ def reference(one: engine.Trial, data: Protocol) -> tuple[nn.Module, list[float]
         (torch.optim.Adam, {"amsgrad": True}),
     ],
 )
-def test_training_is_that_of_plain_pytorch(optimizer, arguments: dict, data: Protocol) -> None:  # type: ignore[no-untyped-def, type-arg]
+def test_training_is_that_of_plain_pytorch(optimizer, arguments: dict, data: DataSplits) -> None:  # type: ignore[no-untyped-def, type-arg]
     expected, losses = reference(trial(3, optimizer, **arguments), data)
     ours = trial(3, optimizer, **arguments)
     (history,) = train([ours], data)
@@ -97,13 +95,13 @@ def test_training_is_that_of_plain_pytorch(optimizer, arguments: dict, data: Pro
         torch.testing.assert_close(mine.double(), theirs, rtol=1e-3, atol=1e-4)
 
 
-def test_batch_norm_and_frozen_layers_are_those_of_plain_pytorch(data: Protocol) -> None:
-    def one() -> engine.Trial:
+def test_batch_norm_and_frozen_layers_are_those_of_plain_pytorch(data: DataSplits) -> None:
+    def one() -> step.Trial:
         torch.manual_seed(0)
         layers = nn.Linear(784, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10)
         model = nn.Sequential(nn.Flatten(), *layers)
         model[1].requires_grad_(False)
-        return engine.Trial(model, torch.optim.Adam, {"lr": 0.003}, 0, 2)
+        return step.Trial(model, torch.optim.Adam, {"lr": 0.003}, 0, 2)
 
     ours = one()
     frozen = ours.model[1].weight.clone()  # type: ignore[index]
@@ -114,10 +112,10 @@ def test_batch_norm_and_frozen_layers_are_those_of_plain_pytorch(data: Protocol)
     state = ours.model.state_dict()
     for name, theirs in expected.state_dict().items():
         torch.testing.assert_close(state[name].double(), theirs.double(), rtol=1e-3, atol=1e-3)
-    assert skeleton.evaluate(ours.model, data.validation)[1] == history[-1].val_accuracy
+    assert functional_model.evaluate(ours.model, data.validation)[1] == history[-1].val_accuracy
 
 
-def test_figures_are_those_of_the_trained_model(data: Protocol) -> None:
+def test_figures_are_those_of_the_trained_model(data: DataSplits) -> None:
     one = trial()
     (history,) = train([one], data)
     with torch.no_grad():
@@ -126,11 +124,11 @@ def test_figures_are_those_of_the_trained_model(data: Protocol) -> None:
     assert history[-1].val_accuracy == (logits.argmax(1) == labels).double().mean().item()
     loss = nn.functional.cross_entropy(logits, labels).item()
     assert history[-1].val_loss == pytest.approx(loss, rel=1e-5)
-    assert skeleton.evaluate(one.model, data.validation)[1] == history[-1].val_accuracy
+    assert functional_model.evaluate(one.model, data.validation)[1] == history[-1].val_accuracy
 
 
-def test_a_trial_is_the_same_in_any_stack(data: Protocol) -> None:
-    def trials() -> list[engine.Trial]:
+def test_a_trial_is_the_same_in_any_stack(data: DataSplits) -> None:
+    def trials() -> list[step.Trial]:
         return [
             trial(seed, epochs=epochs, lr=lr, dropout=dropout)
             for seed, epochs, lr, dropout in [
@@ -149,31 +147,31 @@ def test_a_trial_is_the_same_in_any_stack(data: Protocol) -> None:
     assert math.isnan(together[2][-1].train_loss)
 
 
-def test_a_request_to_stop_ends_a_trial(data: Protocol) -> None:
+def test_a_request_to_stop_ends_a_trial(data: DataSplits) -> None:
     seen: list[tuple[int, int]] = []
-    requests = [request(trial(0, epochs=3), data), request(trial(1, epochs=2), data)]
+    jobs = [job(trial(0, epochs=3), data), job(trial(1, epochs=2), data)]
 
     def on_epoch(index: int, row: Epoch) -> None:
         seen.append((index, row.epoch))
-        requests[0].stop = True
+        jobs[0].stop = True
 
-    for index, one in enumerate(requests):
+    for index, one in enumerate(jobs):
         one.on_epoch = partial(on_epoch, index)
-    scheduling.train(requests)
+    scheduler.train(jobs)
     assert seen == [(0, 1), (1, 1), (1, 2)]
 
 
-def test_progress_is_a_running_mean(data: Protocol) -> None:
+def test_progress_is_a_running_mean(data: DataSplits) -> None:
     told: list[Progress] = []
     rows: list[Epoch] = []
-    one = request(trial(epochs=1), data, rows.append, told.append, log_every=3)
-    scheduling.train([one])
+    one = job(trial(epochs=1), data, rows.append, told.append, log_every=3)
+    scheduler.train([one])
     assert [at.batch for at in told] == [3, 6]
     assert told[0].loss > told[1].loss > rows[0].train_loss > 0
 
 
-def test_a_foreign_optimizer_trains_beside_the_stack(data: Protocol) -> None:
-    def trials() -> list[engine.Trial]:
+def test_a_foreign_optimizer_trains_beside_the_stack(data: DataSplits) -> None:
+    def trials() -> list[step.Trial]:
         return [trial(0, torch.optim.RAdam), trial(1), trial(2, torch.optim.RAdam), trial(3)]
 
     for one, history in zip(trials(), train(trials(), data)):
@@ -201,8 +199,8 @@ def test_stackable_batch_norm_is_pytorchs() -> None:
     model = copy.deepcopy(reference)
     with_stackable_layers(model)
     assert type(model[0]) is not nn.BatchNorm1d
-    for step in range(3):
-        x = torch.randn(5 + step, 7, dtype=torch.float64)
+    for at in range(3):
+        x = torch.randn(5 + at, 7, dtype=torch.float64)
         mine, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
         (model(mine) ** 3).sum().backward()
         (reference(theirs) ** 3).sum().backward()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fmnist_sweep import record
+from fmnist_sweep.results import record
 from fmnist_sweep.sweep import database
 from tests.conftest import Command
 

@@ -20,18 +20,17 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from fmnist_sweep import record
 from fmnist_sweep.base.errors import Error
-from fmnist_sweep.cli import _explain, parsed
-from fmnist_sweep.compare import reading, showing
-from fmnist_sweep.compare.findings import findings
-from fmnist_sweep.compare.rows import CompareError
-from fmnist_sweep.config import Config, ConfigError, conf_folder
-from fmnist_sweep.confirm.candidates import candidates, fresh_seeds
-from fmnist_sweep.data import idx
-from fmnist_sweep.record import Epoch
-from fmnist_sweep.report import page, ranking, tables
-from fmnist_sweep.schema_errors import known_keys
+from fmnist_sweep.base.schema import known_keys
+from fmnist_sweep.results import page, ranking, record, tables
+from fmnist_sweep.results.compare import reading, showing
+from fmnist_sweep.results.compare.findings import findings
+from fmnist_sweep.results.compare.sweep_table import CompareError
+from fmnist_sweep.results.record import Epoch
+from fmnist_sweep.task.cli import _explain, parsed
+from fmnist_sweep.task.config import Config, ConfigError, conf_folder
+from fmnist_sweep.task.confirm.candidates import candidates, fresh_seeds
+from fmnist_sweep.task.data import idx
 from tests import sweeps
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from fmnist_sweep.data.batches import Images, Protocol
-from fmnist_sweep.record import Epoch
-from fmnist_sweep.training import scheduling
-from fmnist_sweep.training.engine import Trial
-from fmnist_sweep.training.scheduling import Request
+from fmnist_sweep.engine import scheduler
+from fmnist_sweep.engine.data import DataSplits, Images
+from fmnist_sweep.engine.scheduler import TrainingJob
+from fmnist_sweep.engine.step import Trial
+from fmnist_sweep.results.record import Epoch
 from tests.conftest import ROOT, Command
 from tests.test_stacks import MIXED, Case, check_bf16, train
 
@@ -25,15 +25,15 @@ CUDA = ("trainer.device=cuda", "data.train_size=640")
 
 
 @pytest.fixture(scope="module")
-def there(data: Protocol) -> Protocol:
+def there(data: DataSplits) -> DataSplits:
     """The same images on the device."""
     train, validation = (
         Images(part.pixels.cuda(), part.labels.cuda()) for part in (data.train, data.validation)
     )
-    return Protocol(train, validation, None)
+    return DataSplits(train, validation, None)
 
 
-def check_near(ours: list[list[Epoch]], cases: list[Case], data: Protocol) -> None:
+def check_near(ours: list[list[Epoch]], cases: list[Case], data: DataSplits) -> None:
     """Rounding differs between the devices, and training enlarges what differs."""
     expected, _ = train(cases, data)
     for case, mine, theirs in zip(cases, ours, expected, strict=True):
@@ -45,18 +45,20 @@ def check_near(ours: list[list[Epoch]], cases: list[Case], data: Protocol) -> No
 
 
 @pytest.mark.parametrize("max_stack", [1, 16])
-def test_stacks_are_near_those_of_a_cpu(max_stack: int, data: Protocol, there: Protocol) -> None:
+def test_stacks_are_near_those_of_a_cpu(
+    max_stack: int, data: DataSplits, there: DataSplits
+) -> None:
     # Where a step's result hangs by a rounding error the curves part soon.
     cases = [case for case in MIXED if case.lr < 1 and case.optimizer is not torch.optim.Muon]
     check_near(train(cases, there, max_stack=max_stack)[0], cases, data)
 
 
-def test_compiled_steps_too(data: Protocol, there: Protocol) -> None:
+def test_compiled_steps_too(data: DataSplits, there: DataSplits) -> None:
     cases = [Case(seed, 3, dropout=0.1 * seed) for seed in range(1, 4)]
     check_near(train(cases, there, max_stack=4, compile=True)[0], cases, data)
 
 
-def test_bf16(there: Protocol) -> None:
+def test_bf16(there: DataSplits) -> None:
     check_bf16(there)
 
 
@@ -69,15 +71,15 @@ class Constant(nn.Sequential):
 
 
 def test_a_step_that_cannot_be_recorded(
-    data: Protocol, there: Protocol, caplog: pytest.LogCaptureFixture
+    data: DataSplits, there: DataSplits, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def losses(data: Protocol) -> list[float]:
+    def losses(data: DataSplits) -> list[float]:
         torch.manual_seed(0)
         model = Constant(nn.Flatten(), nn.Linear(784, 10))
         history: list[Epoch] = []
         trial = Trial(model, torch.optim.Adam, {"lr": 0.001}, 0, 2)
-        request = Request(trial, data, 32, False, False, 5, 1, history.append, lambda _: None)
-        scheduling.train([request])
+        job = TrainingJob(trial, data, 32, False, False, 5, 1, history.append, lambda _: None)
+        scheduler.train([job])
         return [row.train_loss for row in history]
 
     assert losses(there) == pytest.approx(losses(data), rel=1e-3)
@@ -85,7 +87,7 @@ def test_a_step_that_cannot_be_recorded(
 
 
 def test_a_stack_that_does_not_fit_is_halved(
-    there: Protocol, caplog: pytest.LogCaptureFixture
+    there: DataSplits, caplog: pytest.LogCaptureFixture
 ) -> None:
     cases = [Case(seed, 2, width=512) for seed in range(64)]
     torch.cuda.empty_cache()
@@ -153,7 +155,7 @@ def test_a_sweep_of_processes(precision: str, data_root: Path, tmp_path: Path) -
         assert list(table.state) == ["COMPLETE"] * 2
 
 
-def test_repeats_of_a_request_agree(there: Protocol) -> None:
+def test_repeats_of_a_request_agree(there: DataSplits) -> None:
     case = replace(MIXED[0], epochs=3)
     (first,), _ = train([case], there)
     (again,), _ = train([case], there)

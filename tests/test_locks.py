@@ -8,7 +8,7 @@ import pytest
 
 from fmnist_sweep.base import locks, processes
 from fmnist_sweep.base.locks import FolderLock, LifeLock
-from fmnist_sweep.training import stack
+from fmnist_sweep.engine import stack
 
 
 @pytest.fixture(params=["as here", "as on Windows"])
@@ -56,7 +56,7 @@ def test_memory_that_nobody_tells_of_bounds_no_stack(monkeypatch: pytest.MonkeyP
     import torch
     from torch import nn
 
-    from fmnist_sweep.training.engine import Trial
+    from fmnist_sweep.engine.step import Trial
 
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
     trial = Trial(model, torch.optim.Adam, {"lr": 0.1}, 0, 1)

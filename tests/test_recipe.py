@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 from torch.optim.swa_utils import AveragedModel
 
-from fmnist_sweep.config import EarlyStoppingConfig, SchedulerConfig, parse_scheduler
-from fmnist_sweep.data.batches import Protocol, normalise, order
-from fmnist_sweep.record import Epoch
-from fmnist_sweep.training import engine
-from fmnist_sweep.training.early_stopping import EarlyStopping
-from fmnist_sweep.training.recipe import Recipe
-from fmnist_sweep.training.schedules import Schedule
+from fmnist_sweep.engine import step
+from fmnist_sweep.engine.data import DataSplits, epoch_permutation, normalise
+from fmnist_sweep.engine.early_stopping import EarlyStopping
+from fmnist_sweep.engine.recipe import Recipe
+from fmnist_sweep.engine.schedules import Schedule
+from fmnist_sweep.engine.settings import EarlyStoppingConfig, SchedulerConfig, parse_scheduler
+from fmnist_sweep.results.record import Epoch
 from tests.test_engine import BATCH, train, trial
 
 EPOCHS, BATCHES = 6, 7
@@ -103,7 +103,7 @@ def test_early_stopping_waits_for_its_patience() -> None:
     assert stopping.exhausted and stopping.best == epoch(4, 0.6)
 
 
-def reference(one: engine.Trial, data: Protocol) -> nn.Module:
+def reference(one: step.Trial, data: DataSplits) -> nn.Module:
     """A plain float64 loop with PyTorch's own parts; the model that it keeps."""
     recipe, model = one.recipe, one.model.double()
     decay = one.arguments.get("weight_decay", 0.0)
@@ -126,7 +126,9 @@ def reference(one: engine.Trial, data: Protocol) -> nn.Module:
     loss_of = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     for number in range(1, one.epochs + 1):
         factors = schedule.factors(number)
-        for factor, batch in zip(factors, order(one.seed, number, len(labels)).split(BATCH)):
+        for factor, batch in zip(
+            factors, epoch_permutation(one.seed, number, len(labels)).split(BATCH)
+        ):
             for group in optimizer.param_groups:
                 group["lr"] = one.arguments["lr"] * factor
             optimizer.zero_grad()
@@ -168,9 +170,9 @@ def test_a_recipe_is_that_of_plain_pytorch(  # type: ignore[no-untyped-def]
     optimizer,
     arguments: dict,  # type: ignore[type-arg]
     recipe: Recipe,
-    data: Protocol,
+    data: DataSplits,
 ) -> None:
-    def one() -> engine.Trial:
+    def one() -> step.Trial:
         made = trial(3, optimizer, **arguments)
         made.recipe = recipe
         return made
@@ -194,7 +196,7 @@ def newton_schulz(
 
 
 def test_muon_steps_hidden_matrices_and_adamw_the_rest(
-    data: Protocol,
+    data: DataSplits,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
@@ -210,7 +212,7 @@ def test_muon_steps_hidden_matrices_and_adamw_the_rest(
     ]
     images, labels = normalise(data.train.pixels), data.train.labels
     for number in (1, 2):
-        for batch in order(3, number, len(labels)).split(BATCH):
+        for batch in epoch_permutation(3, number, len(labels)).split(BATCH):
             theirs.model.zero_grad()
             nn.functional.cross_entropy(theirs.model(images[batch]), labels[batch]).backward()
             for optimizer in optimizers:
@@ -220,8 +222,8 @@ def test_muon_steps_hidden_matrices_and_adamw_the_rest(
         torch.testing.assert_close(mine, other, rtol=1e-3, atol=2e-4)
 
 
-def test_early_stopping_keeps_the_best_epochs_weights(data: Protocol) -> None:
-    def one(epochs: int, **recipe: Any) -> engine.Trial:
+def test_early_stopping_keeps_the_best_epochs_weights(data: DataSplits) -> None:
+    def one(epochs: int, **recipe: Any) -> step.Trial:
         made = trial(3, epochs=epochs, lr=0.01)
         made.recipe = Recipe(**recipe)
         return made

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fmnist_sweep import record
-from fmnist_sweep.record import Epoch
+from fmnist_sweep.base.files import make_unique_dir, write_atomically
+from fmnist_sweep.results import record
+from fmnist_sweep.results.record import Epoch
 
 ROWS = [
     Epoch(1, 1e-3, 0.1 + 0.2, 1 / 3, 2.5, 0.5, 0.7),
@@ -71,14 +72,14 @@ def test_what_has_no_end_is_not_read(tmp_path: Path) -> None:
 
 def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "file"
-    record.write_whole(file, "old")
+    write_atomically(file, "old")
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        record.write_whole(file, "new")
+        write_atomically(file, "new")
     assert file.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -86,7 +87,7 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
 def test_files_follow_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
-        record.write_whole(tmp_path / "file", b"x")
+        write_atomically(tmp_path / "file", b"x")
     finally:
         os.umask(before)
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
@@ -94,11 +95,11 @@ def test_files_follow_the_umask(tmp_path: Path) -> None:
 
 def test_the_umask_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "umask", lambda _: pytest.fail("other threads' files would meet it"))
-    record.write_whole(tmp_path / "file", b"x")
+    write_atomically(tmp_path / "file", b"x")
 
 
 def test_reserved_folders_are_never_shared(tmp_path: Path) -> None:
-    folders = [record.reserve(tmp_path / "a" / "12-00-00") for _ in range(3)]
+    folders = [make_unique_dir(tmp_path / "a" / "12-00-00") for _ in range(3)]
     assert [folder.name for folder in folders] == ["12-00-00", "12-00-00-2", "12-00-00-3"]
 
 
@@ -114,7 +115,7 @@ def test_reserved_folders_are_never_shared(tmp_path: Path) -> None:
     ],
 )
 def test_a_cell_holds_no_formula(text: object, cell: object) -> None:
-    assert record.inert(text) == cell
+    assert record.escape_csv_formula(text) == cell
 
 
 def test_earlier_attempts_are_those_that_exist(tmp_path: Path) -> None:

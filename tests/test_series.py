@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from fmnist_sweep.report import facts, parallel, series, swept
-from fmnist_sweep.report.importance import importances
-from fmnist_sweep.report.tables import Run, Sweep
-from fmnist_sweep.report.timing import timing
+from fmnist_sweep.results import facts, parallel, series, swept
+from fmnist_sweep.results.importance import importances
+from fmnist_sweep.results.tables import Run, Sweep
+from fmnist_sweep.results.timing import timing
 from tests import sweeps
 from tests.sweeps import trial
 
@@ -150,5 +150,5 @@ def test_parallel_lines_end_at_the_objective(tmp_path: Path) -> None:
 def test_facts_warn_of_selection_on_the_test_set(tmp_path: Path) -> None:
     runs = written(tmp_path, trial(0.7), data={"validation": "test"})
     told = facts.facts(tmp_path / "sweep", runs)
-    assert told["Protocol"]["Selected on"] == facts.TEST_SELECTION
+    assert told["DataSplits"]["Selected on"] == facts.TEST_SELECTION
     assert told["Budget"]["Epochs"] == "2" and told["Environment"]["PyTorch"] == "2.14.1"

@@ -23,9 +23,9 @@ import numpy as np
 import pytest
 
 from fmnist_sweep.base.errors import DataError
-from fmnist_sweep.config import DATA_VARIABLE
-from fmnist_sweep.data import fetch, idx, source
-from fmnist_sweep.data.source import load, locate
+from fmnist_sweep.task.config import DATA_VARIABLE
+from fmnist_sweep.task.data import fetch, idx, source
+from fmnist_sweep.task.data.source import load, locate
 
 REPOSITORY = Path(__file__).parent.parent
 IMAGES, LABELS = idx.SPLITS["train"]
@@ -485,7 +485,7 @@ def test_a_download_without_end_is_ended(
 def test_a_download_ends_with_whoever_wanted_it(tmp_path: Path) -> None:
     program = f"""
 import sys
-from fmnist_sweep.data import fetch
+from fmnist_sweep.task.data import fetch
 fetch._run(["/bin/sh", "-c", "echo $$ > {tmp_path}/pid.new && mv {tmp_path}/pid.new {tmp_path}/pid"
             "; exec sleep 60"])
 """
@@ -506,7 +506,7 @@ def test_processes_that_fetch_at_once_do_no_harm(tmp_path: Path) -> None:
     program = """
 import json, os, sys, time
 from pathlib import Path
-from fmnist_sweep.data import fetch, idx, source
+from fmnist_sweep.task.data import fetch, idx, source
 idx.SHA256.update(json.loads(sys.argv[1]))
 fetch.DEBIAN_FOLDER = Path(sys.argv[2])
 replace = os.replace
@@ -580,7 +580,7 @@ def test_command_as_a_process(tmp_path: Path) -> None:
     raw.mkdir(parents=True)
     for name, content in SMALL.items():
         (raw / name).write_bytes(content)
-    command = [sys.executable, "-W", "error", "-m", "fmnist_sweep.data.source"]
+    command = [sys.executable, "-W", "error", "-m", "fmnist_sweep.task.data.source"]
     command += ["--root", str(tmp_path / "data")]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")

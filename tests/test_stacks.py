@@ -16,18 +16,23 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fmnist_sweep.base.errors import ProcessDied
-from fmnist_sweep.config import AugmentConfig, CosineConfig, EarlyStoppingConfig, PlateauConfig
-from fmnist_sweep.data.batches import Images, Protocol
+from fmnist_sweep.engine import optimizers, scheduler, stack, step
+from fmnist_sweep.engine.checkpoint import Checkpoint
+from fmnist_sweep.engine.compiling import worth_compiling
+from fmnist_sweep.engine.data import DataSplits, Images
+from fmnist_sweep.engine.recipe import Recipe
+from fmnist_sweep.engine.scheduler import Scheduler, TrainingJob
+from fmnist_sweep.engine.settings import (
+    AugmentConfig,
+    CosineConfig,
+    EarlyStoppingConfig,
+    PlateauConfig,
+)
+from fmnist_sweep.engine.stack import Progress, StackKey
+from fmnist_sweep.engine.step import Trial
+from fmnist_sweep.engine.workers import ProcessWorker, Worker
 from fmnist_sweep.models.mlp import MLP
-from fmnist_sweep.record import Epoch
-from fmnist_sweep.training import engine, optim, scheduling, stack
-from fmnist_sweep.training.checkpoint import Checkpoint
-from fmnist_sweep.training.compiling import worth_compiling
-from fmnist_sweep.training.engine import Trial
-from fmnist_sweep.training.lanes import Lane, ProcessLane
-from fmnist_sweep.training.recipe import Recipe
-from fmnist_sweep.training.scheduling import Request, Scheduler
-from fmnist_sweep.training.stack import Kind, Progress
+from fmnist_sweep.results.record import Epoch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -48,9 +53,9 @@ class Case:
     recipe: Recipe = field(default_factory=Recipe)
     batch_norm: bool = False
 
-    def request(
-        self, data: Protocol, history: list[Epoch], compile: bool = False, bf16: bool = False
-    ) -> Request:
+    def job(
+        self, data: DataSplits, history: list[Epoch], compile: bool = False, bf16: bool = False
+    ) -> TrainingJob:
         torch.manual_seed(self.seed)
         model = MLP(self.width, 2, None, self.dropout, self.batch_norm)
         arguments = {"lr": self.lr, **dict(self.arguments)}
@@ -58,43 +63,43 @@ class Case:
 
         def on_epoch(row: Epoch) -> None:
             history.append(replace(row, seconds=0))
-            request.stop = row.epoch == self.stop_after
+            job.stop = row.epoch == self.stop_after
 
         ignore: Callable[[Progress], None] = lambda _: None  # noqa: E731
-        request = Request(trial, data, self.batch, compile, bf16, 5, 1, on_epoch, ignore)
-        return request
+        job = TrainingJob(trial, data, self.batch, compile, bf16, 5, 1, on_epoch, ignore)
+        return job
 
 
 def train(
     cases: Sequence[Case],
-    data: Protocol,
-    make_lane: Callable[[], Lane] = Lane,
-    lanes: int = 1,
+    data: DataSplits,
+    make_worker: Callable[[], Worker] = Worker,
+    workers: int = 1,
     max_stack: int = 8,
     **how: bool,
-) -> tuple[list[list[Epoch]], list[Request]]:
+) -> tuple[list[list[Epoch]], list[TrainingJob]]:
     histories: list[list[Epoch]] = [[] for _ in cases]
-    requests = [case.request(data, history, **how) for case, history in zip(cases, histories)]
-    with Scheduler(make_lane, lanes, max_stack) as scheduler:
-        for request in requests:
-            scheduler.add(request)
-        while not all(request.ended for request in requests):
+    jobs = [case.job(data, history, **how) for case, history in zip(cases, histories)]
+    with Scheduler(make_worker, workers, max_stack) as scheduler:
+        for job in jobs:
+            scheduler.add(job)
+        while not all(job.ended for job in jobs):
             scheduler.step()
-    return histories, requests
+    return histories, jobs
 
 
 def check_same_as_alone(
     cases: Sequence[Case],
     histories: list[list[Epoch]],
-    requests: list[Request],
-    data: Protocol,
+    jobs: list[TrainingJob],
+    data: DataSplits,
     **how: bool,
 ) -> None:
-    for case, history, request in zip(cases, histories, requests):
+    for case, history, job in zip(cases, histories, jobs):
         (alone,), (itself,) = train([case], data, **how)
         assert repr(history) == repr(alone)  # repr: NaN equals NaN
         for mine, theirs in zip(
-            request.trial.model.state_dict().values(), itself.trial.model.state_dict().values()
+            job.trial.model.state_dict().values(), itself.trial.model.state_dict().values()
         ):
             torch.testing.assert_close(mine, theirs, rtol=0, atol=0, equal_nan=True)
 
@@ -148,9 +153,9 @@ MIXED = [
 
 
 @pytest.mark.parametrize("max_stack", [1, 2, 3, 8, 16])
-def test_a_trial_is_the_same_in_any_company(max_stack: int, data: Protocol) -> None:
-    histories, requests = train(MIXED, data, max_stack=max_stack)
-    check_same_as_alone(MIXED, histories, requests, data)
+def test_a_trial_is_the_same_in_any_company(max_stack: int, data: DataSplits) -> None:
+    histories, jobs = train(MIXED, data, max_stack=max_stack)
+    check_same_as_alone(MIXED, histories, jobs, data)
     assert [len(history) for history in histories] == [
         case.stop_after or case.epochs for case in MIXED
     ]
@@ -158,7 +163,7 @@ def test_a_trial_is_the_same_in_any_company(max_stack: int, data: Protocol) -> N
 
 @pytest.mark.parametrize("width", [48, 128, 320])
 @pytest.mark.parametrize("batch", [7, 16, 128])
-def test_shapes(width: int, batch: int, data: Protocol) -> None:
+def test_shapes(width: int, batch: int, data: DataSplits) -> None:
     cases = [Case(seed, 2, width, batch, dropout=0.2) for seed in range(7)]
     check_same_as_alone(cases, *train(cases, data), data)
 
@@ -173,7 +178,7 @@ def test_shapes(width: int, batch: int, data: Protocol) -> None:
     ],
 )
 def test_compiled_steps(
-    width: int, batch: int, dropout: float, optimizer: Any, data: Protocol
+    width: int, batch: int, dropout: float, optimizer: Any, data: DataSplits
 ) -> None:
     if not worth_compiling("auto", 10**6, 10**5, torch.device("cpu"))[0]:
         pytest.skip("no C++ compiler here")
@@ -190,17 +195,15 @@ def test_compiled_steps(
         for seed in range(11)
     ]
     cases[3] = replace(cases[3], lr=1e30)
-    histories, requests = train(cases, data, max_stack=11, compile=True)
+    histories, jobs = train(cases, data, max_stack=11, compile=True)
     for index in (0, 3, 8):
-        check_same_as_alone(
-            [cases[index]], [histories[index]], [requests[index]], data, compile=True
-        )
+        check_same_as_alone([cases[index]], [histories[index]], [jobs[index]], data, compile=True)
     (eager,), _ = train(cases[:1], data)
     assert [row.train_accuracy for row in histories[0]] == [row.train_accuracy for row in eager]
     assert histories[0][-1].val_loss == pytest.approx(eager[-1].val_loss, rel=1e-5)
 
 
-def check_bf16(data: Protocol) -> None:
+def check_bf16(data: DataSplits) -> None:
     cases = [Case(seed, 3, batch_norm=seed > 1) for seed in range(4)]
     (low, _), (full, _) = train(cases, data, bf16=True), train(cases, data)
     for ours, theirs in zip(low, full):
@@ -210,33 +213,33 @@ def check_bf16(data: Protocol) -> None:
         )
 
 
-def test_bf16_is_near_float32(data: Protocol) -> None:
+def test_bf16_is_near_float32(data: DataSplits) -> None:
     check_bf16(data)
 
 
 @pytest.mark.slow
-def test_processes_train_the_same_and_their_death_is_told(data: Protocol) -> None:
-    made: list[ProcessLane] = []
+def test_processes_train_the_same_and_their_death_is_told(data: DataSplits) -> None:
+    made: list[ProcessWorker] = []
 
-    def make_lane() -> ProcessLane:
-        made.append(ProcessLane())
+    def make_worker() -> ProcessWorker:
+        made.append(ProcessWorker())
         return made[-1]
 
-    histories, requests = train(MIXED, data, make_lane, lanes=2, max_stack=4)
-    assert len(made) == 2 and not any(lane.process.is_alive() for lane in made)
-    check_same_as_alone(MIXED[::3], histories[::3], requests[::3], data)
+    histories, jobs = train(MIXED, data, make_worker, workers=2, max_stack=4)
+    assert len(made) == 2 and not any(worker.process.is_alive() for worker in made)
+    check_same_as_alone(MIXED[::3], histories[::3], jobs[::3], data)
 
     histories = [[], []]
     forever, short = (Case(0, 10**6), Case(1, 2, width=64))
-    with Scheduler(make_lane, 2, 4) as scheduler:
-        long = forever.request(data, histories[0])
+    with Scheduler(make_worker, 2, 4) as scheduler:
+        long = forever.job(data, histories[0])
         scheduler.add(long)
         while not histories[0]:
             scheduler.step()
-        (victim,) = [lane for lane, running in scheduler.at_work.items() if running]
-        assert isinstance(victim, ProcessLane) and victim.process.pid
+        (victim,) = [worker for worker, running in scheduler.at_work.items() if running]
+        assert isinstance(victim, ProcessWorker) and victim.process.pid
         os.kill(victim.process.pid, signal.SIGKILL)
-        other = short.request(data, histories[1])
+        other = short.job(data, histories[1])
         scheduler.add(other)
         while not (long.ended and other.ended):
             scheduler.step()
@@ -246,36 +249,38 @@ def test_processes_train_the_same_and_their_death_is_told(data: Protocol) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kept", [True, False])
-def test_the_death_of_a_process_costs_one_trial(kept: bool, data: Protocol, tmp_path: Path) -> None:
+def test_the_death_of_a_process_costs_one_trial(
+    kept: bool, data: DataSplits, tmp_path: Path
+) -> None:
     """Whoever is training trial 0 dies: first its stack of three, then it alone."""
     cases = [Case(seed, 6, dropout=0.1) for seed in range(3)]
     histories: list[list[Epoch]] = [[] for _ in cases]
-    requests = [case.request(data, history) for case, history in zip(cases, histories)]
-    for number, request in enumerate(requests) if kept else ():
-        request.trial.checkpoint = Checkpoint(tmp_path / f"{number}.pt", str(number), 0.0)
+    jobs = [case.job(data, history) for case, history in zip(cases, histories)]
+    for number, job in enumerate(jobs) if kept else ():
+        job.trial.checkpoint = Checkpoint(tmp_path / f"{number}.pt", str(number), 0.0)
     kills = 0
-    with Scheduler(lambda: ProcessLane(), 1, 4) as scheduler:
-        for request in requests:
-            scheduler.add(request)
-        while not all(request.ended for request in requests):
+    with Scheduler(lambda: ProcessWorker(), 1, 4) as scheduler:
+        for job in jobs:
+            scheduler.add(job)
+        while not all(job.ended for job in jobs):
             scheduler.step()
-            for lane, running in scheduler.at_work.items():
+            for worker, running in scheduler.at_work.items():
                 if 0 in running and len(histories[0]) > 2 + kills and kills < 2:
-                    assert isinstance(lane, ProcessLane) and lane.process.pid
-                    os.kill(lane.process.pid, signal.SIGKILL)
+                    assert isinstance(worker, ProcessWorker) and worker.process.pid
+                    os.kill(worker.process.pid, signal.SIGKILL)
                     kills += 1
         assert scheduler.taken.keys() <= scheduler.at_work.keys()
-    assert kills == 2 and isinstance(requests[0].error, ProcessDied)
+    assert kills == 2 and isinstance(jobs[0].error, ProcessDied)
     assert [row.epoch for row in histories[1]] == [1, 2, 3, 4, 5, 6]
-    for request in requests:
-        request.trial.checkpoint = None
-    check_same_as_alone(cases[1:], histories[1:], requests[1:], data)
+    for job in jobs:
+        job.trial.checkpoint = None
+    check_same_as_alone(cases[1:], histories[1:], jobs[1:], data)
 
 
-def test_a_failure_costs_one_trial(data: Protocol, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = engine.Chunk.run
+def test_a_failure_costs_one_trial(data: DataSplits, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = step.Chunk.run
 
-    def fail(chunk: engine.Chunk, batches: int) -> None:
+    def fail(chunk: step.Chunk, batches: int) -> None:
         if len(chunk.rows) > 2:
             raise torch.OutOfMemoryError("no room for so many")
         if any(row.number == 5 for row in chunk.rows) and chunk.batch == 5:
@@ -284,19 +289,19 @@ def test_a_failure_costs_one_trial(data: Protocol, monkeypatch: pytest.MonkeyPat
 
     cases = [Case(seed) for seed in range(8)]
     with monkeypatch.context() as patch:
-        patch.setattr(engine.Chunk, "run", fail)
-        histories, requests = train(cases, data)
-    assert str(requests[5].error) == "this one never works" and not histories[5]
-    del cases[5], histories[5], requests[5]
-    check_same_as_alone(cases, histories, requests, data)
+        patch.setattr(step.Chunk, "run", fail)
+        histories, jobs = train(cases, data)
+    assert str(jobs[5].error) == "this one never works" and not histories[5]
+    del cases[5], histories[5], jobs[5]
+    check_same_as_alone(cases, histories, jobs, data)
 
 
 @pytest.mark.parametrize("after", [3, 6])  # within the epoch, and in its last, shorter batch
 def test_a_step_that_fails_half_way_is_taken_again(
-    after: int, data: Protocol, monkeypatch: pytest.MonkeyPatch
+    after: int, data: DataSplits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In its last part, where most memory is needed."""
-    real, steps = optim.Adam.update, 0
+    real, steps = optimizers.Adam.update, 0
 
     def fail(parameters: torch.Tensor, *arguments: Any) -> None:
         nonlocal steps
@@ -307,17 +312,17 @@ def test_a_step_that_fails_half_way_is_taken_again(
 
     cases = [Case(seed, recipe=Recipe(clip_norm=0.5, average=0.9)) for seed in range(8)]
     with monkeypatch.context() as patch:
-        patch.setattr(optim.Adam, "update", staticmethod(fail))
-        histories, requests = train(cases, data)
-    check_same_as_alone(cases, histories, requests, data)
+        patch.setattr(optimizers.Adam, "update", staticmethod(fail))
+        histories, jobs = train(cases, data)
+    check_same_as_alone(cases, histories, jobs, data)
 
 
 @pytest.mark.parametrize(
     ("cls", "method"),
-    [(engine.Row, "begin"), (engine.Row, "epoch_ended"), (engine.Chunk, "begin_epoch")],
+    [(step.TrialState, "begin"), (step.TrialState, "epoch_ended"), (step.Chunk, "begin_epoch")],
 )
 def test_a_failure_between_steps_costs_one_trial(
-    cls: type, method: str, data: Protocol, monkeypatch: pytest.MonkeyPatch
+    cls: type, method: str, data: DataSplits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = getattr(cls, method)
 
@@ -329,26 +334,26 @@ def test_a_failure_between_steps_costs_one_trial(
     cases = [Case(seed, recipe=Recipe(early_stopping=EARLY)) for seed in range(7)]
     with monkeypatch.context() as patch:
         patch.setattr(cls, method, fail)
-        histories, requests = train(cases, data)
-    assert str(requests[5].error) == "no room"
-    del cases[5], histories[5], requests[5]
-    check_same_as_alone(cases, histories, requests, data)
+        histories, jobs = train(cases, data)
+    assert str(jobs[5].error) == "no room"
+    del cases[5], histories[5], jobs[5]
+    check_same_as_alone(cases, histories, jobs, data)
 
 
-def test_a_callback_that_raises_ends_the_training(data: Protocol) -> None:
-    """As of a full disk: it is no failure of the lane, from which the trials would go on."""
+def test_a_callback_that_raises_ends_the_training(data: DataSplits) -> None:
+    """As of a full disk: it is no failure of the worker, from which the trials would go on."""
 
     def on_epoch(_: Epoch) -> None:
         raise OSError("no space left")
 
-    requests = [Case(seed).request(data, []) for seed in range(2)]
-    requests[1].on_epoch = on_epoch
+    jobs = [Case(seed).job(data, []) for seed in range(2)]
+    jobs[1].on_epoch = on_epoch
     with pytest.raises(OSError, match="no space left"):
-        scheduling.train(requests)
+        scheduler.train(jobs)
 
 
-def test_memory_bounds_a_stack(data: Protocol, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = Case(width=128).request(data, []).trial
+def test_memory_bounds_a_stack(data: DataSplits, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Case(width=128).job(data, []).trial
     page = os.sysconf("SC_PAGE_SIZE")
     # 109,386 parameters: weights, gradient, a temporary and Adam's two moments, 4 bytes each.
     model = 4 * 109_386 * 5
@@ -391,8 +396,8 @@ class Random(nn.Sequential):
         return super().forward(images + torch.rand_like(images))  # type: ignore[no-any-return]
 
 
-def test_models_that_differ_in_more_than_tensors_do_not_share_a_step(data: Protocol) -> None:
-    def kind(model: nn.Module, optimizer: Any = torch.optim.Adam) -> Kind:
+def test_models_that_differ_in_more_than_tensors_do_not_share_a_step(data: DataSplits) -> None:
+    def kind(model: nn.Module, optimizer: Any = torch.optim.Adam) -> StackKey:
         return stack.kind(Trial(model, optimizer, {"lr": 0.1}, 0, 1), data, 32, False, False, 5, 1)
 
     assert kind(Hidden(1.0)) == kind(Hidden(1.0)) != kind(Hidden(2.0))
@@ -409,10 +414,10 @@ def test_models_that_differ_in_more_than_tensors_do_not_share_a_step(data: Proto
     assert "convolves" in str(kind(convolution).alone)
 
 
-class Recorder(Lane):
-    """A lane that trains nothing and notes which trials were together."""
+class Recorder(Worker):
+    """A worker that trains nothing and notes which trials were together."""
 
-    def __init__(self, together: list[tuple[Kind, frozenset[int]]]) -> None:
+    def __init__(self, together: list[tuple[StackKey, frozenset[int]]]) -> None:
         self.together = together
         self.epochs: dict[int, int] = {}
 
@@ -437,23 +442,23 @@ class Recorder(Lane):
 @given(
     trials=st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 4)), min_size=1, max_size=20),
     max_stack=st.integers(1, 6),
-    lanes=st.integers(1, 3),
+    workers=st.integers(1, 3),
     late=st.integers(0, 10),
 )
 def test_every_trial_is_in_exactly_one_stack(
-    trials: list[tuple[str, int]], max_stack: int, lanes: int, late: int
+    trials: list[tuple[str, int]], max_stack: int, workers: int, late: int
 ) -> None:
-    data = Protocol(*(Images(torch.zeros(8, 1, 28, 28), torch.zeros(8)) for _ in range(2)), None)
-    together: list[tuple[Kind, frozenset[int]]] = []
+    data = DataSplits(*(Images(torch.zeros(8, 1, 28, 28), torch.zeros(8)) for _ in range(2)), None)
+    together: list[tuple[StackKey, frozenset[int]]] = []
     told: list[list[int]] = [[] for _ in trials]
-    requests = []
+    jobs = []
     for index, (shape, epochs) in enumerate(trials):
         model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10, bias=shape != "a"))
         if shape == "c":
             model.requires_grad_(True)[1].bias.requires_grad_(False)  # type: ignore[union-attr]
         one = Trial(model, torch.optim.Adam, {"lr": 0.1}, 0, epochs)
-        requests.append(
-            Request(
+        jobs.append(
+            TrainingJob(
                 one,
                 data,
                 4,
@@ -467,18 +472,18 @@ def test_every_trial_is_in_exactly_one_stack(
         )
     original, stack.load = stack.load, lambda *_: None
     try:
-        with Scheduler(lambda: Recorder(together), lanes, max_stack) as scheduler:
-            coming = iter(requests)
-            for request in itertools.islice(coming, max(1, len(requests) - late)):
-                scheduler.add(request)
-            while not all(request.ended for request in requests):
+        with Scheduler(lambda: Recorder(together), workers, max_stack) as scheduler:
+            coming = iter(jobs)
+            for job in itertools.islice(coming, max(1, len(jobs) - late)):
+                scheduler.add(job)
+            while not all(job.ended for job in jobs):
                 if next_one := next(coming, None):
                     scheduler.add(next_one)
                 scheduler.step()
     finally:
         stack.load = original
     assert told == [list(range(1, epochs + 1)) for _, epochs in trials]
-    kinds = {number: request.kind for number, request in enumerate(requests)}
+    kinds = {number: job.kind for number, job in enumerate(jobs)}
     for kind, members in together:
         assert 1 <= len(members) <= max_stack
         assert {kinds[number] for number in members} == {kind}
@@ -489,18 +494,16 @@ def test_every_trial_is_in_exactly_one_stack(
 @settings(deadline=None, max_examples=20)
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=8), st.integers(1, 3), st.integers(1, 3))
 def test_stacks_at_work_have_no_more_threads_than_there_are(
-    wanted: list[int], lanes: int, threads: int
+    wanted: list[int], workers: int, threads: int
 ) -> None:
-    data = Protocol(*(Images(torch.zeros(8, 1, 28, 28), torch.zeros(8)) for _ in range(2)), None)
-    requests = [
-        replace(Case(seed).request(data, []), threads=each) for seed, each in enumerate(wanted)
-    ]
+    data = DataSplits(*(Images(torch.zeros(8, 1, 28, 28), torch.zeros(8)) for _ in range(2)), None)
+    jobs = [replace(Case(seed).job(data, []), threads=each) for seed, each in enumerate(wanted)]
     original, stack.load = stack.load, lambda *_: None
     try:
-        with Scheduler(lambda: Recorder([]), lanes, 4, threads) as scheduler:
-            for request in requests:
-                scheduler.add(request)
-            while not all(request.ended for request in requests):
+        with Scheduler(lambda: Recorder([]), workers, 4, threads) as scheduler:
+            for job in jobs:
+                scheduler.add(job)
+            while not all(job.ended for job in jobs):
                 scheduler.step()
                 at_work = [set(map(_threads, one.values())) for one in scheduler.at_work.values()]
                 assert all(len(kinds) <= 1 for kinds in at_work)
@@ -510,11 +513,11 @@ def test_stacks_at_work_have_no_more_threads_than_there_are(
         stack.load = original
 
 
-def _threads(request: Request) -> int:
-    return request.threads
+def _threads(job: TrainingJob) -> int:
+    return job.threads
 
 
-def test_a_process_takes_the_threads_of_each_stack(data: Protocol) -> None:
+def test_a_process_takes_the_threads_of_each_stack(data: DataSplits) -> None:
     told: list[int] = []
 
     class Counting(nn.Linear):
@@ -526,29 +529,29 @@ def test_a_process_takes_the_threads_of_each_stack(data: Protocol) -> None:
         model = Counting(784, 10)
         one = Trial(model, torch.optim.Adam, {"lr": 0.1}, 0, 1)
         ignore: Callable[[Any], None] = lambda _: None  # noqa: E731
-        request = Request(one, data, 100, False, False, 5, threads, ignore, ignore)
+        job = TrainingJob(one, data, 100, False, False, 5, threads, ignore, ignore)
         told.clear()
-        scheduling.train_here([request])
+        scheduler.train_here([job])
         assert set(told[-3:]) == {threads}
 
 
 @pytest.mark.slow
-def test_busy_processes_end_together(data: Protocol) -> None:
+def test_busy_processes_end_together(data: DataSplits) -> None:
     """All but the first are within an epoch that takes many seconds, and listen to nobody."""
-    lanes: list[ProcessLane] = []
+    workers: list[ProcessWorker] = []
 
-    def make_lane() -> ProcessLane:
-        lanes.append(ProcessLane())
-        return lanes[-1]
+    def make_worker() -> ProcessWorker:
+        workers.append(ProcessWorker())
+        return workers[-1]
 
     images = Images(data.train.pixels.repeat(200, 1, 1, 1), data.train.labels.repeat(200))
-    with Scheduler(make_lane, 4, 1) as scheduler:
+    with Scheduler(make_worker, 4, 1) as scheduler:
         for seed in range(4):
-            request = Case(seed, 2).request(replace(data, train=images), [])
+            job = Case(seed, 2).job(replace(data, train=images), [])
             often = 10**6 if seed else 10
-            scheduler.add(replace(request, batch_size=1, log_every=often))
+            scheduler.add(replace(job, batch_size=1, log_every=often))
         scheduler.step()
         assert sum(map(bool, scheduler.at_work.values())) == 4
         began = time.monotonic()
-    assert len(lanes) == 4 and not any(lane.process.is_alive() for lane in lanes)
+    assert len(workers) == 4 and not any(worker.process.is_alive() for worker in workers)
     assert time.monotonic() - began < 2.5

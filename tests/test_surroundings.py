@@ -22,11 +22,11 @@ from torch import nn
 
 from fmnist_sweep.base import processes
 from fmnist_sweep.base.errors import MachineFault
-from fmnist_sweep.base.paths import absolute_url, sqlite_url
-from fmnist_sweep.report import ranking
-from fmnist_sweep.report.tables import Sweep
+from fmnist_sweep.base.files import absolute_url, sqlite_url
+from fmnist_sweep.engine import workers
+from fmnist_sweep.results import ranking
+from fmnist_sweep.results.tables import Sweep
 from fmnist_sweep.sweep import database
-from fmnist_sweep.training import lanes
 from tests import sweeps
 from tests.conftest import ROOT, SMALL, Command
 from tests.sweeps import trial
@@ -83,12 +83,12 @@ def test_a_call_in_a_process_has_this_ones_surroundings(
     monkeypatch.chdir(tmp_path)
     for value in ("one", "two"):
         monkeypatch.setenv("OF_A_TEST", value)
-        found = processes.call_in_process(lambda: call_with("OF_A_TEST"), lanes.__name__)
+        found = processes.call_in_process(lambda: call_with("OF_A_TEST"), workers.__name__)
         assert found[:2] == (value, str(tmp_path)) and found[2] != os.getpid()
     with pytest.raises(ValueError, match="theirs"):
-        processes.call_in_process(lambda: int("theirs"), lanes.__name__)
+        processes.call_in_process(lambda: int("theirs"), workers.__name__)
     with pytest.raises(processes.ProcessDied, match="exit code 7"):
-        processes.call_in_process(lambda: os._exit(7), lanes.__name__)
+        processes.call_in_process(lambda: os._exit(7), workers.__name__)
 
 
 @pytest.mark.parametrize("launcher", ["stacked", "basic"])
@@ -96,7 +96,7 @@ def test_a_machine_that_starts_no_process_fails_no_trial(
     launcher: str, fmnist_train: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grid = ("-m", "seed=0,1", *SMALL[:3], f"hydra/launcher={launcher}", "name=a")
-    where = "fmnist_sweep.training.lanes.start" if launcher == "stacked" else None
+    where = "fmnist_sweep.engine.workers.start" if launcher == "stacked" else None
 
     def no_process(_: object) -> None:
         raise MachineFault("no process can be started (Too many of them)")
@@ -114,8 +114,8 @@ def test_a_machine_that_starts_no_process_fails_no_trial(
 def test_missing_data_fails_no_trial(
     fmnist_train: Command, monkeypatch: pytest.MonkeyPatch, data_root: Path
 ) -> None:
-    from fmnist_sweep.data import source
-    from fmnist_sweep.data.idx import Failure
+    from fmnist_sweep.task.data import source
+    from fmnist_sweep.task.data.idx import Failure
 
     def nothing(*_: object) -> Path:
         raise Failure("not here")
@@ -124,7 +124,7 @@ def test_missing_data_fails_no_trial(
     with monkeypatch.context() as patch:
         patch.setenv("FMNIST_SWEEP_DATA", "elsewhere")
         for name in ("_installed", "_torchvision", "_apt"):
-            patch.setattr(f"fmnist_sweep.data.fetch.{name}", nothing)
+            patch.setattr(f"fmnist_sweep.task.data.fetch.{name}", nothing)
         outcome = fmnist_train(*grid)
     assert outcome.code == 1 and "Fashion-MNIST was not found" in outcome.err
     assert "2 trials left. The same command goes on." in outcome.err

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from fmnist_sweep import record
-from fmnist_sweep.report.tables import Run
+from fmnist_sweep.results import record
+from fmnist_sweep.results.tables import Run
 from fmnist_sweep.sweep import database
 from fmnist_sweep.sweep.display import Display
 from tests import tiny_task

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fmnist_sweep import record
+from fmnist_sweep.base.files import write_atomically
+from fmnist_sweep.results import record
 from fmnist_sweep.sweep import database
 from tests.conftest import Command
 
@@ -186,7 +187,7 @@ def test_a_disk_full_at_the_start_spoils_no_name(
     full_at: str, tiny: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A database elsewhere knows the sweep by then."""
-    real = record.write_whole
+    real = write_atomically
 
     def write(path: Path, content: bytes | str) -> None:
         if path.name == full_at:
@@ -196,7 +197,7 @@ def test_a_disk_full_at_the_start_spoils_no_name(
     storage = f"hydra.sweeper.storage=sqlite:///{Path('elsewhere.db').absolute()}"
     sweep = ("-m", "seed=1,2", "trainer.epochs=1", "name=a", storage)
     with monkeypatch.context() as patch:
-        patch.setattr(record, "write_whole", write)
+        patch.setattr(record, "write_atomically", write)
         outcome = tiny(*sweep)
     assert outcome.code == 1 and len(outcome.err.splitlines()) == 1
     assert "No space left on device" in outcome.err

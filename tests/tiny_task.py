@@ -17,12 +17,12 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from fmnist_sweep.cli import with_clear_errors
-from fmnist_sweep.config import conf_folder
-from fmnist_sweep.fashion_task import FashionTask
-from fmnist_sweep.record import Epoch
+from fmnist_sweep.results.record import Epoch
 from fmnist_sweep.sweep import sweeps
 from fmnist_sweep.sweep.job import on_epoch
+from fmnist_sweep.task.cli import with_clear_errors
+from fmnist_sweep.task.config import conf_folder
+from fmnist_sweep.task.fashion import FashionTask
 
 # Seeds from here to 99 more.
 RAISES, RETURNS_NONE, RETURNS_NAN, EXITS, RETURNS_TEXT, RETURNS_INF = 100, 200, 300, 400, 500, 600

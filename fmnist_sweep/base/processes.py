@@ -25,7 +25,7 @@ from typing import Any
 
 import cloudpickle
 
-from fmnist_sweep.base import streams
+from fmnist_sweep.base import command
 from fmnist_sweep.base.errors import MachineFault, ProcessDied, one_line
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -207,7 +207,7 @@ def _serve_call(connection: Connection) -> None:
         signal.signal(number, signal.default_int_handler)
     _block(False)
     end_with_parent()
-    streams.make_forgiving()
+    command.make_forgiving()
     returned, error = None, None
     try:
         environment, folder = connection.recv()

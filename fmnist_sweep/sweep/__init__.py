@@ -7,7 +7,6 @@
 Importing this package is cheap: neither torch nor optuna come with it.
 """
 
-from fmnist_sweep.sweep.reporting import report
-from fmnist_sweep.sweep.task import Task, sweeps
+from fmnist_sweep.sweep.task import Task, report, sweeps
 
 __all__ = ["Task", "report", "sweeps"]

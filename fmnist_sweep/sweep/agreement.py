@@ -7,7 +7,7 @@ import optuna
 from optuna.distributions import check_distribution_compatibility
 
 from fmnist_sweep.base.errors import ConfigError
-from fmnist_sweep.config import is_below
+from fmnist_sweep.results.keys import is_below
 from fmnist_sweep.sweep.settings import Settings
 from fmnist_sweep.sweep.space import Space
 
@@ -75,6 +75,7 @@ def _terms(space: Space, settings: Settings, free_keys: Sequence[str]) -> dict[s
         "hydra.sweeper.objective": settings.objective,
         "hydra.sweeper.direction": settings.direction,
         "hydra.sweeper.custom_search_space": settings.custom_search_space,
+        "hydra.sweeper.repeats": settings.repeats,
         "sweep": "grid" if space.is_grid else "search",
         **{key: f"[{words}]" for key, words in space.described().items()},
         **{key: value for key, value in space.base.items() if not is_below(key, free_keys)},

@@ -17,13 +17,12 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fmnist_sweep import record
-from fmnist_sweep.base.errors import ConfigError
+from fmnist_sweep.base.errors import ConfigError, hydra_line
+from fmnist_sweep.base.files import make_unique_dir, write_atomically
 from fmnist_sweep.base.processes import cores
-from fmnist_sweep.config import trusted_packages
-from fmnist_sweep.hydra_errors import hydra_line
-from fmnist_sweep.record import says_direction
-from fmnist_sweep.report import ranking
+from fmnist_sweep.base.schema import trusted_packages
+from fmnist_sweep.results import ranking, record
+from fmnist_sweep.results.metrics import says_direction
 from fmnist_sweep.sweep import runners
 from fmnist_sweep.sweep import settings as settings_file
 from fmnist_sweep.sweep import space as space_file
@@ -70,7 +69,8 @@ def sweep(
         return bool(context.config_loader.get_group_options(key))
 
     settings = _settings(values, config, asked)
-    seed = seed_of(config, settings.seed_key)
+    settings_file.check_repeats(settings, asked, config)
+    seed = seed_of(config, settings.seed_key) or 0
     for key, usual in (("sweep.subdir", "${hydra.job.num}"), ("output_subdir", ".hydra")):
         _tell_of_what_is_not_used(config, key, usual)
     space = space_file.read(arguments, settings, compose, is_group, asked, seed)
@@ -88,11 +88,18 @@ def sweep(
         name = config.get("name") or "/".join(folder.parts[-2:])
         study = SweepStudy(folder, str(name), space, settings, seed, asked.free_keys)
     try:
-        record.write_whole(folder / "multirun.yaml", OmegaConf.to_yaml(config))
+        write_atomically(folder / "multirun.yaml", OmegaConf.to_yaml(config))
     except BaseException:
         study.close()
         raise
-    job = SweepJob(task, study.address, settings.objective, settings.pruner)
+    job = SweepJob(
+        task,
+        study.address,
+        settings.objective,
+        settings.pruner,
+        settings.seed_key,
+        settings.repeats or 1,
+    )
     share = Share(job, folder, str(name), space, settings, extend, config, context)
     try:
         loop = _loop(study, settings, job, share, config, context, extend)
@@ -245,7 +252,7 @@ def _folder(config: DictConfig, settings: Settings) -> Iterator[Path]:
                         f"hydra.sweep.dir={folder}: holds a run; name another folder"
                     ) from None
         else:
-            folder = made = record.reserve(folder)
+            folder = made = make_unique_dir(folder)
         yield folder
     except BaseException as error:
         if made:

@@ -21,7 +21,7 @@ from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage
 from optuna.trial import FrozenTrial
 
 from fmnist_sweep.base.errors import ConfigError, StorageUnavailable
-from fmnist_sweep.base.paths import absolute_url
+from fmnist_sweep.base.files import absolute_url
 
 T = TypeVar("T")
 PATIENCE = 180.0  # seconds that a locked or restarting database is waited for
@@ -184,7 +184,7 @@ def _shown(url: str) -> str:
 _lost: set[str] = set()
 
 
-def persist(call: Callable[[], T]) -> T:
+def retry(call: Callable[[], T]) -> T:
     """Repeats a call that may safely be repeated until the database takes it, and says so.
 
     A result is good even if the database is locked or its server restarts just now.

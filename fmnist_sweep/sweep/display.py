@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from fmnist_sweep.report.ranking import ranked
-from fmnist_sweep.report.tables import Run
+from fmnist_sweep.results.ranking import ranked
+from fmnist_sweep.results.tables import Run
 
 
 class Display:

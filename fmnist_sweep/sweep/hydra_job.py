@@ -12,8 +12,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from fmnist_sweep.base.errors import ImpossibleTrial
-from fmnist_sweep.hydra_errors import hydra_line
+from fmnist_sweep.base.errors import ImpossibleTrial, hydra_line
 from fmnist_sweep.sweep.task import task_of
 
 Job = tuple[int, Sequence[str]]

@@ -4,22 +4,23 @@ The job stands around the task that Hydra launches: when the task ends, however 
 folder is completed and only then is the study told.
 """
 
+import copy
 import logging
 import math
 import os
+import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import optuna
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from fmnist_sweep import record
-from fmnist_sweep.base import streams
+from fmnist_sweep.base import command
 from fmnist_sweep.base.errors import (
     ConfigError,
     ImpossibleTrial,
@@ -30,11 +31,11 @@ from fmnist_sweep.base.errors import (
     is_machine_fault,
 )
 from fmnist_sweep.base.processes import end_with_launcher
-from fmnist_sweep.record import Epoch
+from fmnist_sweep.results import record
+from fmnist_sweep.results.record import Epoch
 from fmnist_sweep.sweep import database, study
-from fmnist_sweep.sweep.reporting import listener
 from fmnist_sweep.sweep.settings import make_pruner
-from fmnist_sweep.sweep.task import Task, task_of
+from fmnist_sweep.sweep.task import Task, listener, seed_of, task_of
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,8 @@ class TakenOver(KeyboardInterrupt):
 class SweepJob:
     """A sweep's task function; travels to other processes by pickle, and they end with the sweep's.
 
+    seed_key: the key of the seed, in which the repeats of a trial differ.
+    repeats: the number of seeds that each trial is run on.
     sweeper: the process that launches the trials.
     """
 
@@ -54,6 +57,8 @@ class SweepJob:
     address: database.Address
     objectives: list[str]
     pruner: Mapping[str, Any]
+    seed_key: str | None = None
+    repeats: int = 1
     sweeper: int = field(default_factory=os.getpid)
 
     @property
@@ -66,37 +71,33 @@ class SweepJob:
             self._run(config)
             return
         end_with_launcher()
-        streams.make_forgiving()
+        command.make_forgiving()
         try:
             self._run(config)
         except StopSweep as stop:  # launchers carry no interruptions
             raise MachineFault(str(stop)) from None
 
     def _run(self, config: DictConfig) -> None:
+        trial = self.begin()
+        with trial.running():
+            seed = trial.seed = seed_of(config, self.seed_key)
+            if self.repeats == 1:
+                trial.finish(self.task(config))
+                return
+            if seed is None:
+                raise ConfigError(f"hydra.sweeper.seed_key={self.seed_key}: holds no seed")
+            config = copy.deepcopy(config)
+            OmegaConf.set_readonly(config, False)
+            for repeat in range(self.repeats):
+                OmegaConf.update(config, str(self.seed_key), seed + repeat)
+                trial.finish_repeat(self.task(config))
+            trial.finish_repeats()
+
+    def begin(self) -> "RunningTrial":
+        """Begin the trial of the current Hydra job."""
         silence_console()
         run = Path(HydraConfig.get().runtime.output_dir)
-        number = record.read_json(run, "trial.json")["trial"]
-        trial = RunningTrial(self, number, run)
-        here = listener.set(trial)
-        try:
-            trial.finish(self.task(config))
-        except optuna.TrialPruned as pruned:
-            trial.end("PRUNED", str(pruned) or "pruned")
-        except (Exception, SystemExit) as error:
-            if is_machine_fault(error):
-                raise StopSweep(describe(error)) from None
-            reason = describe(error)
-            log.error("Trial %d failed: %s", number, reason)
-            trial.end("FAILED", reason)
-            kind = ImpossibleTrial if isinstance(error, ConfigError) else TrialFailed
-            raise kind(reason) from error
-        finally:
-            listener.reset(here)
-            if record.summary(run) is not None:
-                # A job may outlive its sweep's process, and others then take its trial over.
-                ours = os.getpid() == self.sweeper
-                with nullcontext() if ours else study.lock(run.parent):
-                    study.tell(self.address, number, run, self.objectives)
+        return RunningTrial(self, record.read_json(run, "trial.json")["trial"], run)
 
 
 def silence_console() -> None:
@@ -119,20 +120,54 @@ class RunningTrial:
         self.run = run
         self.pruner = make_pruner(job.pruner)
         self.writes_itself = job.sweep_task.objectives is not None
-        self.history: dict[int, dict[str, float]] = {}
+        self.seed: int | None = None
+        self.history: dict[int, dict[str, float]] = {}  # by step, of the repeat that is running
+        self.repeats: list[dict[int, dict[str, float]]] = []  # histories of those that have ended
+        self.figures: list[dict[str, float]] = []  # their last and returned metrics
         self.began = time.time()
         self.reported_at = time.monotonic()
 
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Run a part of the trial: send reports here, and end the trial where the part fails.
+
+        Once the run folder has its final row, tell the study.
+
+        Raises:
+            StopSweep: the machine is at fault; the trial can run again.
+            ImpossibleTrial, TrialFailed: the trial has failed; the message says why.
+        """
+        before = listener.set(self)
+        try:
+            yield
+        except optuna.TrialPruned as pruned:
+            self.end("PRUNED", str(pruned) or "pruned")
+        except (Exception, SystemExit) as error:
+            if is_machine_fault(error):
+                raise StopSweep(describe(error)) from None
+            reason = describe(error)
+            log.error("Trial %d failed: %s", self.number, reason)
+            self.end("FAILED", reason)
+            kind = ImpossibleTrial if isinstance(error, ConfigError) else TrialFailed
+            raise kind(reason) from error
+        finally:
+            listener.reset(before)
+            if record.summary(self.run) is not None:
+                # A job may outlive its sweep's process, and others then take its trial over.
+                ours = os.getpid() == self.job.sweeper
+                with nullcontext() if ours else study.lock(self.run.parent):
+                    study.tell(self.job.address, self.number, self.run, self.job.objectives)
+
     def report(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Takes a step's metrics: see `fmnist_sweep.sweep.report`."""
+        """Take a step's metrics: see `fmnist_sweep.sweep.report`."""
         if not 0 <= step < 2**31:
             raise ValueError(f"report({step}, ...): a step is a number from 0 to {2**31 - 1}")
         now = time.monotonic()
         seconds, self.reported_at = now - self.reported_at, now
         self.history[step] = {"step": step, **metrics, "seconds": seconds}
-        rows = [self.history[number] for number in sorted(self.history)]
-        record.write_history(self.run, rows)
-        if not self.goes_on_after(step, metrics):
+        record.write_history(self.run, _means([*self.repeats, self.history]))
+        # Of several repeats the pruner decides on the first, which every trial has.
+        if not self.repeats and not self.goes_on_after(step, metrics):
             raise optuna.TrialPruned(f"pruned after step {step}")
 
     def goes_on_after(self, step: int, metrics: Mapping[str, float]) -> bool:
@@ -157,21 +192,49 @@ class RunningTrial:
             trial.intermediate_values = steps
             return not self.pruner.prune(database.load(self.job.address), trial)
 
-        return database.persist(ask)
+        return database.retry(ask)
+
+    def take_epoch(self, row: Epoch) -> bool:
+        """Tell the study of an epoch; return whether the trial should go on."""
+        return self.goes_on_after(row.epoch, asdict(row))
 
     def finish(self, returned: Any) -> None:
-        """Completes the run folder of a task that came to its end.
+        """Complete the run folder of a task that came to its end.
 
         Raises:
-            TrialFailed: it has neither returned nor reported a number for each objective.
+            TrialFailed: it has neither returned nor reported a finite number for each objective.
         """
         if (record.summary(self.run) or {}).get("state") == "PRUNED":
             return
         values = self._by_name(returned)
+        self._check_finite(values)
+        self.end("COMPLETE", None, values)
+
+    def finish_repeat(self, returned: Any) -> None:
+        """Take the result of one of several repeats.
+
+        Raises:
+            TrialFailed: as `finish`.
+        """
+        values = self._by_name(returned)
+        self._check_finite(values)
+        self.figures.append({**self._last_reported(), **values})
+        self.repeats.append(self.history)
+        self.history = {}
+
+    def finish_repeats(self) -> None:
+        """Complete the run folder with the means over the repeats and their standard deviations."""
+        names = [name for name in self.figures[0] if all(name in one for one in self.figures)]
+        values = {name: [one[name] for one in self.figures] for name in names}
+        means = {name: statistics.fmean(each) for name, each in values.items()}
+        spread = {f"{name}_std": statistics.stdev(each) for name, each in values.items()}
+        self.history = max(self.repeats, key=len)
+        self.end("COMPLETE", None, means, repeats=len(self.figures), **spread)
+
+    def _check_finite(self, values: Mapping[str, float]) -> None:
         for name in self.job.objectives:
             if not math.isfinite(values[name]):
                 raise TrialFailed(f"{name} became {values[name]}")
-        self.end("COMPLETE", None, values)
 
     def _by_name(self, returned: Any) -> dict[str, float]:
         """What a task has returned, or else reported last, by name."""
@@ -204,9 +267,13 @@ class RunningTrial:
         return {name: v for name, v in last.items() if name not in ("step", "seconds")}
 
     def end(
-        self, state: str, reason: str | None, values: Mapping[str, float] | None = None
+        self,
+        state: str,
+        reason: str | None,
+        values: Mapping[str, float] | None = None,
+        **more: float,
     ) -> None:
-        """Writes the trial's final row: state, reason and figures."""
+        """Write the trial's final row: state, reason and figures."""
         values = dict(values or {})
         if self.writes_itself:
             record.finish(self.run, state, reason, **values)
@@ -217,18 +284,31 @@ class RunningTrial:
             reason,
             metrics={**self._last_reported(), **values},
             epochs=len(self.history),
+            seed=self.seed,
             seconds=time.time() - self.began,
             started=self.began,
             ended=time.time(),
+            **more,
         )
 
 
-def on_epoch() -> Callable[[Epoch], bool] | None:
-    """Whether a trial should go on after an epoch, for training that writes its own history.
+def _means(histories: Sequence[Mapping[int, Mapping[str, float]]]) -> list[dict[str, float]]:
+    """Average the repeats' rows of each step, by step; their seconds add up."""
+    if len(histories) == 1:
+        return [dict(histories[0][step]) for step in sorted(histories[0])]
+    rows = []
+    for step in sorted({step for history in histories for step in history}):
+        there = [history[step] for history in histories if step in history]
+        names = dict.fromkeys(name for row in there for name in row)
+        row = {name: statistics.fmean(one[name] for one in there if name in one) for name in names}
+        rows.append({**row, "step": step, "seconds": sum(one["seconds"] for one in there)})
+    return rows
 
-    None outside of a sweep.
+
+def on_epoch() -> Callable[[Epoch], bool] | None:
+    """Return what training that writes its own history calls with each finished epoch.
+
+    It returns whether the trial should go on. None outside of a sweep.
     """
     trial = listener.get()
-    if not isinstance(trial, RunningTrial):
-        return None
-    return lambda row: trial.goes_on_after(row.epoch, asdict(row))
+    return trial.take_epoch if isinstance(trial, RunningTrial) else None

@@ -11,7 +11,7 @@ from pathlib import Path
 import optuna
 from rich.console import Console
 
-from fmnist_sweep import record
+from fmnist_sweep.base.command import Interrupted, interruptible
 from fmnist_sweep.base.errors import (
     ImpossibleTrial,
     ProcessDied,
@@ -20,12 +20,12 @@ from fmnist_sweep.base.errors import (
     describe,
     is_machine_fault,
 )
-from fmnist_sweep.report import ranking
-from fmnist_sweep.report.publish import publish
-from fmnist_sweep.report.tables import Run, Sweep
+from fmnist_sweep.base.files import make_unique_dir
+from fmnist_sweep.results import ranking, record
+from fmnist_sweep.results.publish import publish
+from fmnist_sweep.results.tables import Run, Sweep
 from fmnist_sweep.sweep.display import Display
 from fmnist_sweep.sweep.hydra_job import Job
-from fmnist_sweep.sweep.interruption import Interrupted, interruptible
 from fmnist_sweep.sweep.overrides import override_text
 from fmnist_sweep.sweep.settings import Settings
 from fmnist_sweep.sweep.space import Space
@@ -205,7 +205,7 @@ class Loop:
         return self.done() >= self.space.n_trials
 
     def share(self, number: int) -> Sequence[str]:
-        folder = record.reserve(self.study.folder / "shares" / str(number))
+        folder = make_unique_dir(self.study.folder / "shares" / str(number))
         return self._placed(Path("shares", folder.name))
 
     def take_in(self) -> None:

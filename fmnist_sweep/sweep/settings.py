@@ -8,12 +8,13 @@ import numpy as np
 import optuna
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from omegaconf import DictConfig
 from pydantic import BeforeValidator, Field
 
-from fmnist_sweep import record
 from fmnist_sweep.base.errors import ConfigError
-from fmnist_sweep.config import Section, checked
-from fmnist_sweep.sweep.task import Task
+from fmnist_sweep.base.schema import Section, checked
+from fmnist_sweep.results.metrics import direction
+from fmnist_sweep.sweep.task import Task, seed_of
 
 
 def _listed(value: Any) -> Any:
@@ -28,6 +29,7 @@ class Settings(Section):
     ]
     seed_key: str | None
     direction: Annotated[list[Literal["minimize", "maximize"]], BeforeValidator(_listed)]
+    repeats: Annotated[int, Field(ge=1, le=1000)] | None
     n_trials: Annotated[int, Field(ge=1)] | None
     n_jobs: Annotated[int, Field(ge=1)] | None
     shares: Annotated[int, Field(ge=1)] | None
@@ -63,7 +65,8 @@ def read(values: Mapping[str, Any], task: Task) -> Settings:
         given["seed_key"] = task.seed_key
     if given.get("direction") is None:
         names = map(str, _listed(given["objective"]))
-        given["direction"] = [task.direction(name) or record.direction(name) for name in names]
+        given["direction"] = [task.direction(name) or direction(name) for name in names]
+    given["params"] = given.get("params") or {}
     settings = checked(Settings, given, "hydra.sweeper.")
     for name in settings.objective:
         if task.objectives is not None and name not in task.objectives:
@@ -79,6 +82,24 @@ def read(values: Mapping[str, Any], task: Task) -> Settings:
         _check_pruning(settings, task)
     make_pruner(settings.pruner)
     return settings
+
+
+def check_repeats(settings: Settings, task: Task, config: DictConfig) -> None:
+    """Refuse `hydra.sweeper.repeats` where there is no seed in which repeats could differ.
+
+    Raises:
+        ConfigError: there is none, or the application has a key of its own for repeats.
+    """
+    if settings.repeats is None:
+        return
+    key = f"hydra.sweeper.repeats={settings.repeats}"
+    if task.repeats_key:
+        raise ConfigError(f"{key}: here the key is {task.repeats_key}={settings.repeats}")
+    if seed_of(config, settings.seed_key) is None:
+        raise ConfigError(
+            f"{key}: needs the application's key of its seed, hydra.sweeper.seed_key; "
+            f"{settings.seed_key} is no seed"
+        )
 
 
 def _check_pruning(settings: Settings, task: Task) -> None:

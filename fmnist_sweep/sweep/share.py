@@ -1,4 +1,4 @@
-"""A job that is a share of a sweep: it takes trials until none is left, and trains them in stacks.
+"""A job that is a share of a sweep: it takes trials until none is left, many at once if it can.
 
 Launchers of clusters start one such job a machine instead of one job a trial, so that their
 machines gain from stacks as well.
@@ -8,18 +8,17 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import optuna
 from hydra.types import HydraContext
-from hydra.utils import get_class
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
 from fmnist_sweep.base.errors import MachineFault, StopSweep
 from fmnist_sweep.base.processes import cores, cores_left
 from fmnist_sweep.sweep.job import SweepJob, silence_console
 from fmnist_sweep.sweep.loop import Loop, ahead
+from fmnist_sweep.sweep.runners import BasicRunner
 from fmnist_sweep.sweep.settings import Settings
 from fmnist_sweep.sweep.space import Space
 from fmnist_sweep.sweep.study import SweepStudy
@@ -41,12 +40,15 @@ class Share:
 
     def __call__(self, _: DictConfig) -> None:
         silence_console()
-        seed = seed_of(self.config, self.settings.seed_key)
+        seed = seed_of(self.config, self.settings.seed_key) or 0
         free_keys = self.job.sweep_task.free_keys
         study = SweepStudy(self.folder, self.name, self.space, self.settings, seed, free_keys)
         others = max(1, study.processes() - 1)  # the one that launched the shares trains nothing
-        launcher = self._stacks()
-        runner = launcher.runner(cores_left() or cores() // others)
+        task = self.job.sweep_task
+        mine = cores_left() or cores() // others
+        runner = task.runner(self.config, self.context, self.job, mine) or BasicRunner(
+            self.config, self.context, self.job
+        )
         # No more than its part: one of few shares would take all trials of a small sweep.
         part = math.ceil(study.space.n_trials / (self.settings.shares or 1))
         at_once = min(ahead(self.settings, study.space), part)
@@ -57,11 +59,3 @@ class Share:
             raise MachineFault(str(stop)) from None
         finally:
             study.close()
-
-    def _stacks(self) -> Any:
-        """The launcher `stacked` with its defaults."""
-        path = Path(__file__).parent / "conf/hydra/launcher/stacked.yaml"
-        settings: Any = OmegaConf.to_container(OmegaConf.load(path))
-        launcher = get_class(settings.pop("_target_"))(**settings)
-        launcher.setup(hydra_context=self.context, task_function=self.job, config=self.config)
-        return launcher

@@ -23,8 +23,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from fmnist_sweep.base.errors import ConfigError, first_line, one_line
-from fmnist_sweep.hydra_errors import hydra_line
+from fmnist_sweep.base.errors import ConfigError, first_line, hydra_line, one_line
 from fmnist_sweep.sweep.overrides import holds_interpolation, override_text, plain
 from fmnist_sweep.sweep.settings import Settings
 from fmnist_sweep.sweep.task import Task

@@ -17,12 +17,12 @@ import optuna
 from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 
-from fmnist_sweep import record
 from fmnist_sweep.base.errors import ConfigError
+from fmnist_sweep.base.files import make_unique_dir, sqlite_url
 from fmnist_sweep.base.locks import LifeLock
-from fmnist_sweep.base.paths import sqlite_url
+from fmnist_sweep.results import record
 from fmnist_sweep.sweep import agreement, database
-from fmnist_sweep.sweep.database import Address, load, persist, read_trial, storage
+from fmnist_sweep.sweep.database import Address, load, read_trial, retry, storage
 from fmnist_sweep.sweep.settings import Settings, make_sampler
 from fmnist_sweep.sweep.space import Space
 
@@ -83,7 +83,7 @@ def tell(address: Address, number: int, run: Path, objectives: Sequence[str]) ->
             state = TrialState.FAIL if failed else TrialState.PRUNED
             study.tell(number, state=state, skip_if_finished=True)
 
-    persist(once)
+    retry(once)
 
 
 class SweepStudy:
@@ -105,6 +105,7 @@ class SweepStudy:
         self.folder = folder
         self.space = space
         self.objectives = settings.objective
+        self.seed_key = settings.seed_key
         self.free_keys = free_keys
         self.worker = uuid.uuid4().hex[:12]
         self.lock = lock(folder)
@@ -163,7 +164,7 @@ class SweepStudy:
 
     def trials(self) -> list[FrozenTrial]:
         """All trials by number; not to be changed."""
-        return persist(lambda: self.study.get_trials(deepcopy=False))
+        return retry(lambda: self.study.get_trials(deepcopy=False))
 
     def ask(
         self, extend: Callable[[optuna.Trial], None] | None
@@ -181,7 +182,7 @@ class SweepStudy:
             None if as many trials have been begun as the sweep is to have.
         """
         with self.lock:
-            return persist(lambda: self._ask(extend))
+            return retry(lambda: self._ask(extend))
 
     def _ask(
         self, extend: Callable[[optuna.Trial], None] | None
@@ -201,13 +202,14 @@ class SweepStudy:
         trial = self.study.ask(space.distributions)
         if extend:
             extend(trial)
-        run = record.reserve(self.folder / str(trial.number))
+        run = make_unique_dir(self.folder / str(trial.number))
         note = {
             "trial": trial.number,
             "params": trial.params,
             "default": space.is_default(trial.params),
             "objective": self.objectives,
             "direction": [direction.name.lower() for direction in self.study.directions],
+            "seed_key": self.seed_key,
             "worker": self.worker,
         }
         record.write_json(run, "trial.json", note)
@@ -258,7 +260,7 @@ class SweepStudy:
 
     def _put_back(self, trial: FrozenTrial) -> None:
         backend = storage(self.address.url)
-        persist(lambda: backend.set_trial_state_values(trial._trial_id, TrialState.WAITING))
+        retry(lambda: backend.set_trial_state_values(trial._trial_id, TrialState.WAITING))
 
     def _worker(self, trial: FrozenTrial) -> str | None:
         """The process that has a trial; None if it stopped before it could say so.

@@ -1,1 +1,0 @@
-"""Random changes of training images, drawn anew for every image and epoch."""

@@ -1,0 +1,93 @@
+"""Settings of training that the engine reads: schedules, early stopping, augmentation."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from fmnist_sweep.base.errors import ConfigError
+from fmnist_sweep.base.schema import Section, checked
+
+
+class ConstantConfig(Section):
+    kind: Literal["constant"]
+
+
+class CosineConfig(Section):
+    kind: Literal["cosine"]
+    per: Literal["step", "epoch"]
+    final: float = Field(ge=0, le=1)
+
+
+class WarmupCosineConfig(Section):
+    kind: Literal["warmup_cosine"]
+    per: Literal["step", "epoch"]
+    warmup_epochs: float = Field(ge=0)
+    start: float = Field(ge=0, le=1)
+    final: float = Field(ge=0, le=1)
+
+
+class OneCycleConfig(Section):
+    kind: Literal["onecycle"]
+    per: Literal["step", "epoch"]
+    warmup_share: float = Field(ge=0, lt=1)
+    start: float = Field(ge=0, le=1)
+    final: float = Field(ge=0, le=1)
+
+
+class StepConfig(Section):
+    kind: Literal["step"]
+    every: int = Field(ge=1)
+    factor: float = Field(gt=0, le=1)
+
+
+class PlateauConfig(Section):
+    kind: Literal["plateau"]
+    metric: Literal["train_loss", "train_accuracy", "val_loss", "val_accuracy"]
+    factor: float = Field(gt=0, lt=1)
+    patience: int = Field(ge=0)
+    min_change: float = Field(ge=0)
+    final: float = Field(ge=0, le=1)
+
+
+_Scheduler = (
+    ConstantConfig | CosineConfig | WarmupCosineConfig | OneCycleConfig | StepConfig | PlateauConfig
+)
+
+
+_SCHEDULERS: dict[Any, type[Section]] = {
+    "constant": ConstantConfig,
+    "cosine": CosineConfig,
+    "warmup_cosine": WarmupCosineConfig,
+    "onecycle": OneCycleConfig,
+    "step": StepConfig,
+    "plateau": PlateauConfig,
+}
+
+
+def parse_scheduler(values: Any) -> Any:
+    """Checks against the one schema that `kind` names: its errors then speak of no other."""
+    if isinstance(values, Section):
+        return values
+    kind = values.get("kind") if isinstance(values, Mapping) else values
+    if kind not in _SCHEDULERS:
+        raise ConfigError(f"scheduler.kind={kind}: must be one of {', '.join(_SCHEDULERS)}")
+    return checked(_SCHEDULERS[kind], values, "scheduler.")
+
+
+SchedulerConfig = Annotated[_Scheduler, BeforeValidator(parse_scheduler)]
+
+
+class AugmentConfig(Section):
+    flip: float = Field(ge=0, le=1)
+    rotate: float = Field(ge=0, le=180)
+    shift: int = Field(ge=0, lt=28)
+    crop: float = Field(gt=0, le=1)
+    erase: float = Field(ge=0, le=1)
+    erase_size: float = Field(gt=0, le=1)
+
+
+class EarlyStoppingConfig(Section):
+    patience: Annotated[int, Field(ge=1)] | None
+    min_change: float = Field(ge=0)
+    metric: Literal["train_loss", "train_accuracy", "val_loss", "val_accuracy"]

@@ -1,0 +1,43 @@
+"""Makes a sweep's tables, pictures and page again from its run folders.
+
+python -m fmnist_sweep.report multirun/NAME
+"""
+
+import argparse
+from pathlib import Path
+
+from fmnist_sweep.base import command
+from fmnist_sweep.base.errors import ReportError
+from fmnist_sweep.results import ranking
+from fmnist_sweep.results.publish import publish
+from fmnist_sweep.results.tables import Sweep
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fmnist_sweep.report", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("folder", type=Path, help="a sweep's folder, such as multirun/NAME")
+    folder = parser.parse_args().folder
+    command.run(lambda: report(folder))
+
+
+def report(folder: Path) -> None:
+    """Makes the tables, pictures and the page of a sweep's folder, and shows the ranking.
+
+    Raises:
+        ReportError: it holds no sweep.
+    """
+    sweep = Sweep(folder)
+    if not sweep.update():
+        raise ReportError(f"{folder}: holds no finished run; give a sweep's folder")
+    sweep.write()
+    page = publish(folder, list(sweep.runs.values()))
+    ranking.show(list(sweep.runs.values()), ranking.console())
+    print(f"Tables: {folder / 'sweep.csv'}, {folder / 'curves.csv'}")
+    print(f"Pictures: {folder / 'plots'}, page: {page}")
+
+
+if __name__ == "__main__":
+    main()

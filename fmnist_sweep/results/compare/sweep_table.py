@@ -1,0 +1,202 @@
+"""A sweep's table in one form, whatever version wrote it; whatever is wrong with it in one line."""
+
+import csv
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fmnist_sweep.base.errors import CompareError
+from fmnist_sweep.results.metrics import METRICS, direction
+
+STATES = ("COMPLETE", "PRUNED", "FAILED")
+FIGURES = ("epochs", "seconds", "images_per_second")  # missing ones are unknown, not wrong
+MOST_COLUMNS = 1000
+
+
+@dataclass(frozen=True)
+class SweepTable:
+    """One of the sweeps.
+
+    objective, maximize: what is compared and which way is better.
+    keys: the swept ones, as the table has them.
+    rows: by trial, with columns trial, state, value, std, repeats, epochs, seconds, images and the
+        keys; what is unknown is NaN.
+    settings: the first run's configuration by dotted keys, empty where no run folder is there.
+    environment: versions, processor and such of the first run.
+    """
+
+    name: str
+    source: Path
+    objective: str
+    maximize: bool
+    keys: list[str]
+    rows: pd.DataFrame
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def complete(self) -> pd.DataFrame:
+        """Rows of complete trials, by trial."""
+        return self.rows[self.rows["state"] == "COMPLETE"]
+
+    @property
+    def winner(self) -> pd.Series:
+        """The best complete row; of equals the first."""
+        values = self.complete["value"].to_numpy()
+        return self.complete.iloc[int(values.argmax() if self.maximize else values.argmin())]
+
+    def setting(self, key: str, row: pd.Series) -> Any:
+        """What a key was in a trial, swept or not; None where that is not known."""
+        if key not in self.keys:
+            value = self.settings.get(key)
+            return "null" if value is None and key in self.settings else value
+        value = row[key]
+        return None if value is None or value is pd.NA or value != value else value
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """A sweep's table as its file has it.
+
+    Raises:
+        CompareError: it cannot be read or is no table.
+    """
+    try:
+        text = path.read_bytes().decode()
+        _check_shape(text)
+        # Words such as null, None and NA are values of swept keys.
+        return pd.read_csv(
+            io.StringIO(text), low_memory=False, keep_default_na=False, na_values=[""]
+        )
+    except OSError as error:
+        raise CompareError(f"{path}: {error.strerror}") from None
+    except (ValueError, csv.Error) as error:  # pandas' own errors and UnicodeDecodeError are ones
+        line = " ".join(str(error).split())
+        raise CompareError(f"{path}: torn or not a table: {line}") from None
+
+
+def _check_shape(text: str) -> None:
+    """Whether lines are whole and of one length; pandas makes indices of what is too much.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if not text.endswith("\n"):
+        raise ValueError("its last line has no end")
+    lines = csv.reader(io.StringIO(text))
+    columns = len(next(lines, []))
+    if columns > MOST_COLUMNS:  # pandas takes minutes over a hundred thousand
+        raise ValueError(f"it has {columns:,} columns, more than {MOST_COLUMNS:,}")
+    for line in lines:
+        if line and len(line) != columns:
+            raise ValueError(f"line {lines.line_num} has {len(line)} fields instead of {columns}")
+
+
+def checked(
+    path: Path, table: pd.DataFrame, goals: dict[str, str] | None, wanted: str | None
+) -> SweepTable:
+    """A table's rows in one form.
+
+    Raises:
+        CompareError: it is no sweep's, it was damaged, or nothing in it is complete.
+    """
+    for column in ("trial", "state"):
+        if column not in table:
+            raise CompareError(f"{path}: is no sweep's table: it has no column {column}")
+    unknown = sorted(set(map(str, table["state"])) - set(STATES))
+    if unknown:
+        raise CompareError(
+            f"{path}: torn or edited: state {unknown[0]!r} is none of {', '.join(STATES)}"
+        )
+    trials = _numbers(path, table, "trial")
+    counted = (trials % 1 == 0) & trials.between(0, 2**53)
+    if not counted.all() or trials.duplicated().any():
+        raise CompareError(f"{path}: torn or edited: its trials are not numbered one by one")
+    column, name, direction = _objective(path, table, goals, wanted)
+    rows = pd.DataFrame({"trial": trials.astype(int), "state": table["state"]})
+    rows["value"] = _numbers(path, table, column)
+    rows["std"] = _numbers(path, table, f"{column}_std")
+    rows["repeats"] = _numbers(path, table, "repeats")
+    for figure in FIGURES:
+        rows[figure] = _numbers(path, table, figure)
+    rows["epochs"] *= rows["repeats"].fillna(1)
+    rows["images"] = rows.pop("images_per_second") * rows["seconds"]
+    keys = _keys(table)
+    swept = table[keys].add_prefix("key:")
+    rows = pd.concat([rows, swept], axis=1).sort_values("trial", ignore_index=True)
+    rows.columns = [str(c).removeprefix("key:") if str(c)[4:] in keys else c for c in rows.columns]
+    rows = rows.loc[:, ~rows.columns.duplicated(keep="last")]
+    complete = rows[rows["state"] == "COMPLETE"]
+    if rows.empty or complete.empty:
+        said = f"all {len(rows)} trials failed or were pruned" if len(rows) else "no trials"
+        raise CompareError(f"{path}: has nothing to compare: {said}")
+    if not np.isfinite(complete["value"]).all():
+        bad = complete[~np.isfinite(complete["value"])]["trial"].iloc[0]
+        raise CompareError(f"{path}: torn or edited: complete trial {bad} has no {column}")
+    return SweepTable("", path, name, direction == "maximize", keys, rows)
+
+
+def _numbers(path: Path, table: pd.DataFrame, column: str) -> pd.Series:
+    """A column as floats, NaN where it is missing."""
+    if column not in table:
+        return pd.Series(np.nan, index=table.index)
+    values = table[column]
+    if (numbers := _floats(values)) is not None:
+        return numbers
+    rows = (values.iloc[row : row + 1] for row in range(len(values)))
+    bad = next(repr(row.item()) for row in rows if _floats(row) is None)
+    bad = bad if len(bad) <= 50 else f"{bad[:40]}..."
+    raise CompareError(f"{path}: torn or edited: {column} holds {bad}, no number")
+
+
+def _floats(values: pd.Series) -> pd.Series | None:
+    try:
+        return pd.to_numeric(values).astype(float)
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def _objective(
+    path: Path, table: pd.DataFrame, goals: dict[str, str] | None, wanted: str | None
+) -> tuple[str, str, str]:
+    """The column to compare, the metric it holds, and its direction."""
+    own = [c for c in map(str, table.columns) if c.startswith("objective")]
+    own = [c for c in own if not c.endswith("_std")]
+    if wanted:
+        if wanted not in table:
+            known = ", ".join(m for m in METRICS if m in table)
+            raise CompareError(f"--objective {wanted}: {path} has no such column (it has {known})")
+        return wanted, wanted, (goals or {}).get(wanted) or direction(wanted)
+    if len(own) > 1:
+        names = [c.removeprefix("objective_") for c in own]
+        raise CompareError(
+            f"{path}: has {len(names)} objectives; --objective {names[0]} compares one of them"
+        )
+    if own != ["objective"]:
+        raise CompareError(f"{path}: is no sweep's table: it has no column objective")
+    if goals:
+        ((name, way),) = goals.items()
+        return "objective", name, way
+    # A table alone does not name its objective: it is the metric that has the same values.
+    reported = [c for c in map(str, table.columns) if c not in ("trial", *own, *_keys(table))]
+    columns = [m for m in (*METRICS, *reported) if m in table]
+    same = [m for m in columns if table[m].equals(table["objective"])]
+    if not same:
+        return "objective", "objective", "maximize"
+    name = "val_accuracy" if "val_accuracy" in same else same[0]
+    return "objective", name, direction(name)
+
+
+def _keys(table: pd.DataFrame) -> list[str]:
+    """The swept keys: the columns between state and objective; elsewhere, dotted names."""
+    columns = [str(column) for column in table.columns]
+    goals = [i for i, c in enumerate(columns) if c.startswith("objective")]
+    start = columns.index("state") + 1
+    if goals and goals[0] >= start:
+        return columns[start : goals[0]]
+    return [column for column in columns if "." in column]

@@ -1,0 +1,201 @@
+"""What was swept, against what protocol, with what budget, on what machine: a page's first lines.
+
+From the sweep's `multirun.yaml` and the first run's configuration and environment. Whatever is
+missing, as in folders of stock sweepers or older versions, is left out.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fmnist_sweep.results import record
+from fmnist_sweep.results.series import number
+from fmnist_sweep.results.tables import Run
+
+TEST_SELECTION = (
+    "The validation images are the 10,000 test images: what is selected on them says nothing "
+    "about new images."
+)
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    """The configuration that a sweep was last started with; empty where there is none."""
+    return _yaml(folder / "multirun.yaml")
+
+
+def configuration(run: Path) -> dict[str, Any]:
+    """A run's whole configuration; empty where there is none."""
+    return _yaml(run / ".hydra/config.yaml")
+
+
+def choices(run: Path) -> dict[str, str]:
+    """Which option of each group a run was composed of, as `optimizer: adam`."""
+    found = pick(_yaml(run / ".hydra/hydra.yaml"), "hydra.runtime.choices")
+    pairs = found.items() if isinstance(found, Mapping) else ()
+    return {str(group): str(option) for group, option in pairs if option and "/" not in str(group)}
+
+
+def pick(values: Mapping[str, Any], key: str, otherwise: Any = None) -> Any:
+    """What stands below a dotted key."""
+    found: Any = values
+    for part in key.split("."):
+        found = found.get(part, otherwise) if isinstance(found, Mapping) else otherwise
+    return found
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, by dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = isinstance(value, Mapping)
+        found |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return found
+
+
+def is_selected_on_test(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration validates on the test images."""
+    return bool(pick(config, "data.validation") == "test")
+
+
+def facts(folder: Path, runs: Sequence[Run]) -> dict[str, dict[str, str]]:
+    """Rows by heading: Swept, DataSplits, Budget, Environment, and what a confirmation found."""
+    config = configuration(runs[0].folder)
+    return {
+        "Swept": _swept(settings(folder), runs),
+        "DataSplits": _protocol(config, runs),
+        "Budget": _budget(runs),
+        "Environment": _environment(runs),
+        "Confirmed on fresh seeds": _confirmed(folder),
+    }
+
+
+def _swept(started: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, str]:
+    rows = {}
+    for key in dict.fromkeys(key for run in runs for key in run.params):
+        values = [run.params[key] for run in runs if key in run.params]
+        distinct = list(dict.fromkeys(values))
+        if len(distinct) <= 8:
+            rows[key] = ", ".join(map(str, _ordered(distinct)))
+        elif all(number(value) is not None for value in distinct):
+            rows[key] = f"{len(distinct)} values from {min(distinct):.4g} to {max(distinct):.4g}"
+        else:
+            rows[key] = f"{len(distinct)} values"
+    names = {"sampler": "Sampler", "pruner": "Pruner"}
+    for key, name in names.items():
+        target = pick(started, f"hydra.sweeper.{key}._target_")
+        if target:
+            rows[name] = str(target).rsplit(".", 1)[-1].replace("NopPruner", "none")
+    command = pick(started, "hydra.overrides.task")
+    if command and isinstance(command, list):
+        rows["Overrides"] = " ".join(map(str, command))
+    return rows
+
+
+def _ordered(values: list[Any]) -> list[Any]:
+    try:
+        return sorted(values)
+    except TypeError:
+        return values
+
+
+def _protocol(config: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, str]:
+    goals = zip(runs[0].objective, runs[0].direction)
+    rows = {"Objective": "; ".join(f"{direction} {name}" for name, direction in goals)}
+    sizes = {run.summary["train_size"] for run in runs if run.summary.get("train_size")}
+    if sizes:
+        rows["Training images"] = ", ".join(f"{size:,}" for size in sorted(sizes))
+    classes, val_size = pick(config, "data.classes"), pick(config, "data.val_size")
+    if classes and isinstance(classes, list):
+        rows["Classes"] = ", ".join(map(str, classes)) + ": images of others were left away"
+    if is_selected_on_test(config):
+        rows["Selected on"] = TEST_SELECTION
+    elif val_size and isinstance(val_size, int):
+        split = pick(config, "data.split_seed")
+        rows["Selected on"] = (
+            f"{val_size:,} validation images held out of the training images "
+            f"(split_seed {split}); the test images were not opened"
+        )
+    seeds = sorted({run.summary["seed"] for run in runs if run.summary.get("seed") is not None})
+    if seeds:
+        few = len(seeds) <= 8
+        rows["Seeds"] = ", ".join(map(str, seeds)) if few else f"{len(seeds)} different"
+    if repeats := {run.summary["repeats"] for run in runs if run.summary.get("repeats")}:
+        rows["Repeats"] = ", ".join(map(str, sorted(repeats))) + " seeds a trial, mean ± std"
+    return rows
+
+
+def _budget(runs: Sequence[Run]) -> dict[str, str]:
+    states = Counter(run.state.lower() for run in runs)
+    # Each repeat of a trial has trained as many epochs as its history of means has.
+    spent = {run.trial: len(run.history) * (run.summary.get("repeats") or 1) for run in runs}
+    epochs = sum(spent.values())
+    seconds = sum(number(run.summary.get("seconds")) or 0.0 for run in runs)
+    images = sum(spent[run.trial] * (run.summary.get("train_size") or 0) for run in runs)
+    rows = {"Trials": ", ".join(f"{count} {state}" for state, count in states.items())}
+    rows["Epochs"] = f"{epochs:,}"
+    if seconds:
+        rows["Training and validation"] = duration(seconds)
+    if images and seconds:
+        rows["Images"] = f"{images:,} ({images / seconds:,.0f} a second)"
+    return rows
+
+
+def _environment(runs: Sequence[Run]) -> dict[str, str]:
+    found = []
+    for run in runs:
+        try:
+            found.append(record.read_json(run.folder, "environment.json"))
+        except (OSError, ValueError):
+            continue
+    if not found:
+        return {}
+    rows = {
+        "Device": found[0].get("device_name") or found[0].get("device"),
+        "Threads": found[0].get("threads"),
+        "Processor": found[0].get("processor"),
+        "Cores": found[0].get("cores"),
+        "Python": found[0].get("python"),
+        "PyTorch": pick(found[0], "versions.torch"),
+        "Commit": found[0].get("git_commit"),
+        "Command": found[0].get("command"),
+    }
+    kinds = {str([e.get(key) for key in ("processor", "device", "versions")]) for e in found}
+    if len(kinds) > 1:
+        rows["Note"] = f"{len(kinds)} different environments; these are the first trial's"
+    if found[0].get("git_dirty"):
+        rows["Commit"] = f"{rows['Commit']}, with changes that were not committed"
+    return {name: str(value) for name, value in rows.items() if value is not None}
+
+
+def _confirmed(folder: Path) -> dict[str, str]:
+    """What `confirm.json` says, where there is one."""
+    try:
+        found = record.read_json(folder, "confirm.json")
+        said = {"Fresh seeds": " ".join(found.get("sentences") or [])}
+        accuracy = number(pick(found, "test.accuracy.mean"))
+        if accuracy is not None:
+            spread = number(pick(found, "test.accuracy.std"))
+            text = f"{accuracy:.2%}" + ("" if spread is None else f" ± {100 * spread:.2f} points")
+            said["Test accuracy"] = f"{text} over {pick(found, 'test.accuracy.n')} seeds"
+        return {name: text for name, text in said.items() if text}
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def duration(seconds: float) -> str:
+    """`12.3 s`, `4 min 5 s`, `2 h 10 min`."""
+    if seconds < 60 or math.isinf(seconds):
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = record.read_yaml(path)
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}

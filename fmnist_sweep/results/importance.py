@@ -1,0 +1,74 @@
+"""How much each swept key mattered: Optuna's PED-ANOVA over a study made from the runs.
+
+The only file of the report that knows Optuna, and it imports it only when asked.
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from fmnist_sweep.results.series import objective
+from fmnist_sweep.results.swept import Axis, axes
+from fmnist_sweep.results.tables import Run
+
+# Of fewer complete trials the best quarter, set against all, is noise.
+FEWEST = 20
+BEST = 0.25
+
+
+def importances(runs: Sequence[Run]) -> dict[str, float]:
+    """Each key's share in what separates the best quarter of the complete trials from all of them.
+
+    Returns:
+        Shares that add up to 1, greatest first; empty for fewer than two keys or 20 complete
+        trials, for several objectives, and where all trials are equally good. A seed is no key.
+    """
+    complete = [run for run in runs if run.state == "COMPLETE" and objective(run) is not None]
+    keys = [axis for axis in axes(complete) if axis.key != complete[0].seed_key]
+    values = {objective(run) for run in complete}
+    if len(keys) < 2 or len(complete) < FEWEST or len(values) < 2:
+        return {}
+    if len(runs[0].objective) > 1:
+        return {}
+    # Half a second to import: only where there is something to say.
+    import optuna
+    from optuna.distributions import (
+        BaseDistribution,
+        CategoricalDistribution,
+        FloatDistribution,
+    )
+
+    def distribution(axis: Axis) -> BaseDistribution:
+        if axis.kind == "category":
+            return CategoricalDistribution(axis.choices)
+        numbers = [float(run.params[axis.key]) for run in complete if axis.key in run.params]
+        return FloatDistribution(min(numbers), max(numbers), log=axis.kind == "log")
+
+    known = {axis.key: distribution(axis) for axis in keys}
+    categories = {axis.key for axis in keys if axis.kind == "category"}
+
+    def trial(run: Run) -> optuna.trial.FrozenTrial:
+        own: dict[str, Any] = {
+            key: str(run.params[key]) if key in categories else float(run.params[key])
+            for key in known
+            if key in run.params
+        }
+        return optuna.trial.create_trial(
+            params=own, distributions={key: known[key] for key in own}, value=objective(run)
+        )
+
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study = optuna.create_study(
+                direction=optuna.study.StudyDirection[runs[0].direction[0].upper()]
+            )
+            study.add_trials([trial(run) for run in complete])
+            found = optuna.importance.get_param_importances(
+                study, evaluator=optuna.importance.PedAnovaImportanceEvaluator(target_quantile=BEST)
+            )
+    finally:
+        optuna.logging.set_verbosity(level)
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))

@@ -1,0 +1,159 @@
+"""A sweep as one self-contained page: its data as JSON inside, drawn by the scripts beside it."""
+
+import html
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from fmnist_sweep.results import facts, metrics, parallel, series, swept
+from fmnist_sweep.results.importance import FEWEST
+from fmnist_sweep.results.ranking import pareto, ranked
+from fmnist_sweep.results.tables import Run, step_name
+from fmnist_sweep.results.timing import timing
+
+SCRIPTS = ("plot.js", "charts.js", "table.js", "main.js")
+
+
+def page(folder: Path, runs: Sequence[Run], shares: Mapping[str, float]) -> str:
+    """The whole page; everything that came from a user is data, and no part of it is markup.
+
+    Args:
+        runs: by trial, at least one.
+        shares: `importances` of the keys.
+    """
+    source = files("fmnist_sweep.results") / "assets"
+    values = json.dumps(
+        _plain(content(folder, runs, shares)), separators=(",", ":"), allow_nan=False
+    )
+    parts = {
+        "TITLE": html.escape(f"Sweep {folder.resolve().name}"),
+        "STYLE": (source / "style.css").read_text(encoding="utf-8"),
+        # No text in the data can end the element that holds it.
+        "DATA": values.replace("<", "\\u003c"),
+        "SCRIPT": "\n".join((source / name).read_text(encoding="utf-8") for name in SCRIPTS),
+    }
+    text = (source / "page.html").read_text(encoding="utf-8")
+    # One pass: what is put in is not looked through again.
+    pieces = text.split("@@")
+    return "".join(parts[p] if i % 2 else p for i, p in enumerate(pieces))
+
+
+def content(folder: Path, runs: Sequence[Run], shares: Mapping[str, float]) -> dict[str, Any]:
+    """Everything that the page shows, as plain values; accuracies in [0, 1] but for curves."""
+    config = facts.configuration(runs[0].folder)
+    best, base = series.best(runs), series.baseline(runs)
+    goals = series.measures(runs)
+    uprights, lines = parallel.lines(runs)
+    when = timing(runs)
+    found = swept.grid(runs)
+    return {
+        "name": folder.resolve().name,
+        "facts": facts.facts(folder, runs),
+        "warning": facts.TEST_SELECTION if facts.is_selected_on_test(config) else None,
+        "goals": [
+            {
+                "name": g.name,
+                "label": g.label,
+                "scale": g.scale,
+                "unit": g.unit,
+                "maximize": g.direction == "maximize",
+                "window": series.objective_window(runs, i),
+            }
+            for i, g in enumerate(goals)
+        ],
+        "best": best.trial if best else None,
+        "baseline": base.trial if base else None,
+        "steps": f"{step_name(runs)}s",
+        "keys": list(dict.fromkeys(key for run in runs for key in run.params)),
+        "runs": _rows(runs),
+        "curves": [_curves(runs, *metric) for metric in series.curve_metrics(runs).items()],
+        "running_best": series.running_best(runs),
+        "importances": list(shares.items()),
+        "importances_from": FEWEST if _may_have_importances(runs) else None,
+        "axes": [asdict(axis) for axis in swept.axes(runs)],
+        "parallel": {
+            "uprights": [asdict(upright) for upright in uprights],
+            "lines": [{"trial": x.run.trial, "places": x.places, "rank": x.rank} for x in lines],
+            "top": parallel.TOP,
+            "middle": parallel.MIDDLE,
+        },
+        "grid": {"axes": [asdict(a) for a in found[0]], "cells": [asdict(c) for c in found[1]]}
+        if found
+        else None,
+        "front": [run.trial for run in series.front(runs)],
+        "time": {**asdict(when), "per_minute": when.per_minute} if when else None,
+    }
+
+
+def _may_have_importances(runs: Sequence[Run]) -> bool:
+    """Whether more complete trials would show which keys mattered."""
+    keys = [axis for axis in swept.axes(runs) if axis.key != runs[0].seed_key]
+    return len(keys) > 1 and len(runs[0].objective) == 1
+
+
+def _rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The table's rows, best first."""
+    several = bool(runs) and len(runs[0].objective) > 1
+    on_front = {run.trial for run in pareto(runs)} if several else set()
+    rows = []
+    for rank, run in enumerate(ranked(runs), 1):
+        spread = {
+            name: run.summary[f"{name}_std"]
+            for name in ("val_accuracy", "val_loss", *run.objective)
+            if run.summary.get(f"{name}_std") is not None
+        }
+        rows.append(
+            {
+                "trial": run.trial,
+                "rank": rank if run.state == "COMPLETE" else None,
+                "state": run.state,
+                "reason": run.summary.get("reason"),
+                "params": dict(run.params),
+                "values": [series.objective(run, i) for i in range(len(run.objective))],
+                "val_accuracy": run.summary.get("val_accuracy"),
+                "val_loss": run.summary.get("val_loss"),
+                "epochs": len(run.history),
+                "seconds": run.summary.get("seconds"),
+                "spread": spread,
+                "repeats": run.summary.get("repeats"),
+                "baseline": run.default,
+                "front": run.trial in on_front,
+            }
+        )
+    return rows
+
+
+def _curves(runs: Sequence[Run], metric: str, direction: str) -> dict[str, Any]:
+    """One metric's curves: by trial, its steps and five digits of each value.
+
+    Of steps one after the other the first is enough.
+    """
+    curves = {}
+    for run in runs:
+        steps, values = series.curve(run, metric)
+        if steps:
+            in_a_row = steps == list(range(steps[0], steps[0] + len(steps)))
+            shown = [float(f"{value:.5g}") for value in values]
+            curves[run.trial] = [steps[0] if in_a_row else steps, *shown]
+    return {
+        "label": metrics.Measure(metric, direction).label,
+        "unit": metrics.Measure(metric, direction).unit,
+        "steps": step_name(runs),
+        "window": series.curve_window(runs, metric),
+        "curves": curves,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """As JSON can hold it: NaN and infinity become null, anything unknown its text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, str | int | None) else str(value)

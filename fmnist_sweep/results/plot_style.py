@@ -1,0 +1,45 @@
+"""What all pictures are drawn with: colours and marks."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fmnist_sweep.base.figures import Axes, Figure
+from fmnist_sweep.results import series
+from fmnist_sweep.results.tables import Run
+
+# Okabe and Ito's colours; line styles and markers tell the same on grey paper.
+BLUE, VERMILION, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#E69F00", "#009E73", "#8C8C8C"
+STATES: dict[str, dict[str, Any]] = {
+    "COMPLETE": {"color": BLUE, "marker": "o", "label": "complete"},
+    "PRUNED": {"color": ORANGE, "marker": "^", "label": "pruned"},
+}
+
+
+def new_figure(width: float = 7.2, height: float = 4.2) -> tuple[Figure, Axes]:
+    made = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    axes = made.subplots()
+    axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
+    return made, axes
+
+
+def scatter(
+    axes: Axes, runs: Sequence[Run], where: Callable[[Run], float | None], index: int = 0
+) -> None:
+    """Points of complete and pruned runs; those beyond the axis lie on its edge."""
+    measure = series.measures(runs)[index]
+    shown = series.objective_window(runs, index)
+    if shown is None:
+        return
+    low, high = shown
+    axes.set_ylim(low, high)
+    for state, style in STATES.items():
+        some = [
+            (x, min(max(measure.scale * y, low), high))
+            for run in runs
+            if run.state == state
+            and (x := where(run)) is not None
+            and (y := series.objective(run, index)) is not None
+        ]
+        if some:
+            axes.plot(*zip(*some), linestyle="", markersize=5, alpha=0.75, clip_on=False, **style)

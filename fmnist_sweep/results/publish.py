@@ -1,0 +1,57 @@
+"""A sweep's pictures and page, written into its folder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fmnist_sweep.base.figures import Figure, png
+from fmnist_sweep.base.files import write_atomically
+from fmnist_sweep.results import key_plots, page, parallel, series, sweep_plots, swept
+from fmnist_sweep.results.importance import importances
+from fmnist_sweep.results.tables import Run
+from fmnist_sweep.results.timing import timing
+
+
+def publish(folder: Path, runs: Sequence[Run]) -> Path:
+    """Writes `plots/*.png` and `report.html`.
+
+    Args:
+        runs: the finished ones, at least one.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    ordered = sorted(runs, key=lambda run: run.trial)
+    shares = importances(ordered)
+    write_atomically(folder / "report.html", page.page(folder, ordered, shares))
+    plots = folder / "plots"
+    plots.mkdir(exist_ok=True)
+    drawn = _pictures(ordered, shares)
+    for name in _NAMES:
+        if figure := drawn.get(name):
+            write_atomically(plots / f"{name}.png", png(figure))
+        else:  # what an earlier report drew of fewer trials may no longer be so
+            (plots / f"{name}.png").unlink(missing_ok=True)
+    return folder / "report.html"
+
+
+_NAMES = ("curves", "history", "importances", "slices", "parallel", "grid", "pareto", "time")
+
+
+def _pictures(runs: Sequence[Run], shares: dict[str, float]) -> dict[str, Figure | None]:
+    """Those that this sweep's data is good for."""
+    has_values = any(series.objective(run) is not None for run in runs)
+    when = timing(runs)
+    uprights, lines = parallel.lines(runs)
+    return {
+        "curves": sweep_plots.curves(runs) if any(run.history for run in runs) else None,
+        "history": sweep_plots.history(runs) if has_values else None,
+        "importances": sweep_plots.importances(shares) if shares else None,
+        "slices": key_plots.slices(runs) if has_values and swept.axes(runs) else None,
+        "parallel": key_plots.parallel(uprights, lines) if lines else None,
+        "grid": key_plots.grid(runs),
+        "pareto": sweep_plots.front(runs) if series.front(runs) else None,
+        "time": sweep_plots.time(when) if when and when.parts else None,
+    }

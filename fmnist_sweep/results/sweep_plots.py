@@ -1,0 +1,160 @@
+"""A sweep's pictures as PNG files: thin drawing of what `series` and `timing` have worked out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fmnist_sweep.base.figures import Axes, Figure, as_label, ticker
+from fmnist_sweep.results import series
+from fmnist_sweep.results.metrics import Measure
+from fmnist_sweep.results.plot_style import BLUE, GREY, VERMILION, new_figure, scatter
+from fmnist_sweep.results.tables import Run, step_name
+from fmnist_sweep.results.timing import Timing
+
+
+def curves(runs: Sequence[Run]) -> Figure:
+    """Validation and training curves of all runs, the best and the baseline on top."""
+    metrics = series.curve_metrics(runs)
+    rows = -(-len(metrics) // 2)
+    figure = Figure(figsize=(11, 3.7 * rows), dpi=110, layout="constrained")
+    panels = figure.subplots(rows, 2, squeeze=False).flatten()
+    for axes in panels[len(metrics) :]:
+        axes.set_visible(False)
+    marked = {id(run) for run in (series.best(runs), series.baseline(runs)) if run}
+    for axes, (metric, direction) in zip(panels, metrics.items()):
+        for run in runs:
+            if id(run) not in marked:
+                style = ":" if run.state == "PRUNED" else "-"
+                axes.plot(*series.curve(run, metric), style, color=GREY, alpha=0.6, linewidth=0.9)
+        _marked_curves(axes, runs, metric)
+        if shown := series.curve_window(runs, metric):
+            axes.set_ylim(*shown)
+        axes.set_xlabel(step_name(runs).capitalize())
+        axes.set_ylabel(as_label(Measure(metric, direction).label))
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        place = "lower right" if direction == "maximize" else "upper right"
+        axes.legend(loc=place, fontsize="small", framealpha=0.85)
+    return figure
+
+
+def _marked_curves(axes: Axes, runs: Sequence[Run], metric: str) -> None:
+    first, base = series.best(runs), series.baseline(runs)
+    rest = len(runs) - len({id(run) for run in (first, base) if run})
+    if rest:
+        axes.plot([], [], color=GREY, label=f"{rest} other trials (dotted: pruned)")
+    if base and base is not first:
+        x, y = series.curve(base, metric)
+        axes.plot(
+            x,
+            y,
+            "--",
+            color=BLUE,
+            marker="s",
+            markevery=_sparse(x),
+            markersize=4,
+            label=f"baseline (trial {base.trial})",
+        )
+    if first:
+        x, y = series.curve(first, metric)
+        also = ", the baseline" if first is base else ""
+        axes.plot(
+            x,
+            y,
+            color=VERMILION,
+            marker="o",
+            markevery=_sparse(x),
+            markersize=4,
+            linewidth=2,
+            label=f"best (trial {first.trial}{also})",
+        )
+
+
+def _sparse(points: Sequence[Any]) -> int:
+    """Every how many points a marker stands, so that they do not run together."""
+    return max(1, len(points) // 12)
+
+
+def history(runs: Sequence[Run]) -> Figure:
+    """The objective of each trial and the best so far."""
+    figure, axes = new_figure()
+    measure = series.measures(runs)[0]
+    scatter(axes, runs, lambda run: run.trial)
+    trials = [run.trial for run in runs]
+    steps = [float("nan") if v is None else measure.scale * v for v in series.running_best(runs)]
+    axes.plot(trials, steps, color=VERMILION, drawstyle="steps-post", label="best so far")
+    failed = [run.trial for run in runs if run.state == "FAILED"]
+    if failed:
+        low = axes.get_ylim()[0]
+        axes.plot(failed, [low] * len(failed), "x", color="black", clip_on=False, label="failed")
+    if base := series.baseline(runs):
+        value = series.objective(base)
+        if value is not None:
+            axes.axhline(
+                measure.scale * value, color=BLUE, linestyle="--", linewidth=1, label="baseline"
+            )
+    axes.set_xlabel("Trial, in the order begun")
+    axes.set_ylabel(measure.label)
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+    axes.legend(fontsize="small", loc="best")
+    return figure
+
+
+def importances(shares: Mapping[str, float]) -> Figure:
+    """A bar for each key."""
+    figure, axes = new_figure(height=1.2 + 0.45 * len(shares))
+    names = list(shares)[::-1]
+    labels = [as_label(name) for name in names]
+    bars = axes.barh(labels, [100 * shares[name] for name in names], color=BLUE)
+    axes.bar_label(bars, fmt="%.0f %%", padding=3)
+    axes.set_xlim(0, 115 * max(shares.values()))
+    axes.set_xlabel("Share of what separates the best quarter of the trials from all (%)")
+    axes.grid(visible=False, axis="y")
+    return figure
+
+
+def front(runs: Sequence[Run]) -> Figure:
+    """Two objectives and their Pareto front."""
+    figure, axes = new_figure()
+    first, second = series.measures(runs)
+    scatter(axes, runs, lambda run: _scaled(run, 0, first), index=1)
+    best = series.front(runs)
+    xs, ys = ([_scaled(run, i, m) for run in best] for i, m in enumerate((first, second)))
+    axes.plot(xs, ys, color=VERMILION, marker="D", markersize=5, label="Pareto front")
+    if base := series.baseline(runs):
+        axes.plot(
+            [_scaled(base, 0, first)],
+            [_scaled(base, 1, second)],
+            "s",
+            markersize=10,
+            markerfacecolor="none",
+            color="black",
+            label="baseline",
+        )
+    axes.set(xlabel=first.label, ylabel=second.label)
+    axes.legend(fontsize="small")
+    return figure
+
+
+def _scaled(run: Run, index: int, measure: Measure) -> float:
+    value = series.objective(run, index)
+    return float("nan") if value is None else measure.scale * value
+
+
+def time(timing: Timing) -> Figure:
+    """Where the time went, and how many trials had ended when."""
+    figure = Figure(figsize=(11, 3.6), dpi=110, layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[1.2, 1])
+    names = list(reversed(timing.parts))
+    bars = left.barh(names, [timing.parts[name] for name in names], color=BLUE)
+    left.bar_label(bars, fmt="%.1f s", padding=3)
+    left.set_xlim(0, 1.2 * max(timing.parts.values()))
+    left.set_xlabel("Time spent (s)")
+    minutes = [0.0, *(at / 60 for at, _ in timing.done)]
+    right.plot(minutes, [0, *(n for _, n in timing.done)], color=BLUE, drawstyle="steps-post")
+    right.set(xlabel="Time since the first trial began, without pauses (min)")
+    right.set_ylabel("Trials ended")
+    right.set_title(f"{timing.per_minute:.3g} trials a minute", fontsize="medium")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
+    return figure

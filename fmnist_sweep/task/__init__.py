@@ -1,0 +1,1 @@
+"""What this project trains: configuration, data, trials and confirmation."""

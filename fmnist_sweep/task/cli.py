@@ -1,0 +1,155 @@
+"""What stands between a user's command line and a trial: checks, folders, errors as one line."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import hydra
+import omegaconf
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from fmnist_sweep.base import command
+from fmnist_sweep.base.errors import ConfigError, hydra_line, one_line
+from fmnist_sweep.base.files import absolute, absolute_url, make_unique_dir
+from fmnist_sweep.base.locks import FolderLock
+from fmnist_sweep.base.schema import known_keys
+from fmnist_sweep.task.config import DATA_VARIABLE, Config, parse
+
+# A sweep's folder: its name, or the time.
+OmegaConf.register_resolver("either", lambda one, other: one or other, replace=True)
+
+
+def parsed(config: DictConfig) -> Config:
+    """Checks a composed configuration, whose paths begin in the directory of the command.
+
+    Raises:
+        ConfigError: one line for each wrong key.
+    """
+    task = {key: value for key, value in config.items_ex(resolve=False) if key != "hydra"}
+    values = OmegaConf.to_container(OmegaConf.create(task), resolve=True)
+    assert isinstance(values, dict)
+    # A job may run in its run folder; Hydra remembers where the command was given.
+    there = HydraConfig.get().runtime.cwd if HydraConfig.initialized() else os.curdir
+    return parse({str(key): value for key, value in values.items()}, Path(there))
+
+
+class PrepareRun(Callback):
+    """Before a single run: checks its configuration, then makes it a folder of its own."""
+
+    hold: FolderLock | None = None
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        # Hydra turns a callback's exceptions into warnings, all but SystemExit.
+        try:
+            self._prepare(config)
+        except ConfigError as error:
+            sys.exit(str(error))
+        except OSError as error:
+            sys.exit(f"hydra.run.dir={config.hydra.run.dir}: {error.strerror}")
+        except Exception:
+            traceback.print_exc()
+            sys.exit(1)
+
+    def _prepare(self, config: DictConfig) -> None:
+        from fmnist_sweep.task import build, trial
+
+        checked = parsed(config)
+        build.check(checked)
+        searched = config.hydra.sweeper.get("params")
+        if searched:
+            print(
+                f"{', '.join(searched)}: searched with -m only; this is one trial of the default "
+                "configuration",
+                file=sys.stderr,
+            )
+        folder = Path(config.hydra.run.dir)
+        if any(override.startswith("hydra.run.dir=") for override in config.hydra.overrides.hydra):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.hold = FolderLock(folder)
+            except BlockingIOError:
+                raise ConfigError(
+                    f"hydra.run.dir={folder}: another process trains there; name another folder"
+                ) from None
+            try:
+                trial.check_folder(checked, folder)
+            except ConfigError as error:
+                raise ConfigError(f"hydra.run.dir={error}") from None
+            return
+        folder = make_unique_dir(folder)
+        self.hold = FolderLock(folder)
+        with read_write(config.hydra), open_dict(config.hydra):
+            config.hydra.run.dir = str(folder)
+
+    def on_run_end(self, config: DictConfig, **_: Any) -> None:
+        self.hold = None
+
+
+def with_clear_errors(main: Callable[[], Any]) -> None:
+    """Runs a command of Hydra's; a user's mistake is one line on standard error and exit code 1."""
+    # Hydra would print errors itself, at length, where this variable is not 1.
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    # Jobs may run in other directories.
+    if folder := os.environ.get(DATA_VARIABLE):
+        os.environ[DATA_VARIABLE] = absolute(folder)
+    if store := os.environ.get("MLFLOW_TRACKING_URI"):
+        os.environ["MLFLOW_TRACKING_URI"] = absolute_url(store)
+    sys.argv[1:] = sweep_arguments(sys.argv[1:])
+    try:
+        command.run(main, explain=_explain)
+    finally:
+        del os.environ["HYDRA_FULL_ERROR"]
+        if before is not None:
+            os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def _explain(error: Exception) -> str | None:
+    """What to tell the user of another library's error, or None for a fault of ours."""
+    if _is_of_hydra(error) or isinstance(error, HydraException | OmegaConfBaseException):
+        return hydra_line(error, known_keys(Config))
+    return f"YAML: {one_line(error)}" if isinstance(error, YAMLError) else None
+
+
+def _is_of_hydra(error: BaseException) -> bool:
+    """Whether Hydra itself has raised it, as of an override without a key."""
+    trace = traceback.extract_tb(error.__traceback__)
+    packages = [Path(module.__file__).parent for module in (hydra, omegaconf) if module.__file__]
+    return bool(trace) and any(map(Path(trace[-1].filename).is_relative_to, packages))
+
+
+def sweep_arguments(arguments: Sequence[str]) -> list[str]:
+    """A command line whose `scheduler.per=epoch` beside `scheduler=cosine,onecycle` works with -m.
+
+    Hydra composes the configuration once without what is swept, and would not find the key in it.
+    As a choice of one value it is swept too, and so left to the sweep.
+    """
+    if not {"-m", "--multirun"} & {*arguments}:
+        return list(arguments)
+    parser = OverridesParser.create()
+    overrides: dict[str, Override] = {}
+    for argument in arguments:
+        with suppress(HydraException):  # an option, or a mistake that Hydra will tell
+            overrides[argument] = parser.parse_override(argument)
+    swept = tuple(f"{o.key_or_group}." for o in overrides.values() if o.is_sweep_override())
+
+    def written(argument: str) -> str:
+        override = overrides.get(argument)
+        if override is None or override.is_delete() or override.is_sweep_override():
+            return argument
+        key, _, value = argument.partition("=")
+        is_below = value and override.key_or_group.startswith(swept)
+        return f"{key}=choice({value})" if is_below else argument
+
+    return [written(argument) for argument in arguments]

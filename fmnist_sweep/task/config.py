@@ -1,0 +1,223 @@
+"""What a run may be told: the type and range of every key. The defaults live in `conf/`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, ConfigDict, Field
+
+from fmnist_sweep.base.errors import ConfigError
+from fmnist_sweep.base.files import absolute, absolute_url
+from fmnist_sweep.base.schema import Section, checked, trusted_packages
+from fmnist_sweep.engine.settings import (
+    AugmentConfig,
+    EarlyStoppingConfig,
+    SchedulerConfig,
+    StepConfig,
+    WarmupCosineConfig,
+)
+from fmnist_sweep.results.keys import CHANGES_NO_RESULT
+
+TRAIN_IMAGES = 60_000
+TEST_IMAGES = 10_000
+CLASSES = 10
+
+# The environment variable that stands in for `data.root`.
+DATA_VARIABLE = "FMNIST_SWEEP_DATA"
+
+
+def conf_folder() -> str:
+    """Where the configuration files are: inside the installed package, or beside it."""
+    package = Path(__file__).parents[1]
+    inside = package / "conf"
+    return str(inside if inside.is_dir() else package.parent / "conf")
+
+
+class _Target(Section):
+    """A class by its dotted name and its arguments; the class itself judges keys not named here."""
+
+    model_config = ConfigDict(extra="allow")
+
+    target: str = Field(alias="_target_", min_length=1)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the configuration says for the class, without keys it does not mention."""
+        return self.model_dump(exclude_unset=True, exclude={"target", "decay"})
+
+
+# Keys below default to None only so that a class without them can be named: what the
+# configuration does not mention is never passed on.
+class ModelConfig(_Target):
+    width: Annotated[int, Field(ge=1)] | None = None
+    depth: Annotated[int, Field(ge=1)] | None = None
+    hidden: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    batch_norm: bool | None = None
+    architecture: str | None = None
+    image_size: Literal[32, 64, 224] | None = None
+    weights: str | None = None
+    channels: Literal["repeat", "sum"] | None = None
+    freeze: str | None = None
+    unfreeze_after: Annotated[int, Field(ge=1)] | None = None
+    body_lr: Annotated[float, Field(gt=0, le=1)] | None = None
+
+
+class OptimizerConfig(_Target):
+    lr: float = Field(gt=0)
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    nesterov: bool | None = None
+    betas: (
+        Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
+        | None
+    ) = None
+    eps: Annotated[float, Field(gt=0)] | None = None
+    decay: Literal["all", "matrices"] = "all"
+
+
+def _classes(values: Any) -> tuple[int, ...]:
+    """A list of classes in order, as a tuple: what is read by it is kept by it."""
+    whole = isinstance(values, list | tuple) and all(type(value) is int for value in values)
+    if not whole or len({*values}) < max(2, len(values)) or not {*values} <= {*range(CLASSES)}:
+        raise ValueError
+    return tuple(sorted(values))
+
+
+class DataConfig(Section):
+    root: str = Field(min_length=1)
+    verify: bool
+    validation: Literal["held_out", "test", "train"]
+    val_size: int = Field(ge=10, lt=TRAIN_IMAGES)
+    train_size: Annotated[int, Field(ge=10, le=TRAIN_IMAGES)] | None
+    classes: Annotated[tuple[int, ...], BeforeValidator(_classes)] | None
+    split_seed: int = Field(ge=0)
+    batch_size: int = Field(ge=1, le=TRAIN_IMAGES)
+
+    @property
+    def available(self) -> int:
+        """Images left to train on."""
+        held_out = self.val_size if self.validation == "held_out" else 0
+        if self.classes is None:
+            return TRAIN_IMAGES - held_out
+        # Of a size that ten do not divide, the first classes give one image more.
+        each, more = divmod(held_out, CLASSES)
+        left = TRAIN_IMAGES // CLASSES - each
+        return sum(left - (one < more) for one in self.classes)
+
+
+class TrainerConfig(Section):
+    epochs: int = Field(ge=1)
+    label_smoothing: float = Field(ge=0, lt=1)
+    clip_norm: Annotated[float, Field(gt=0)] | None
+    average: Annotated[float, Field(gt=0, lt=1)] | None
+    early_stopping: EarlyStoppingConfig
+    device: str = Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    threads: int = Field(ge=1, le=1024)
+    precision: Literal["float32", "bf16"]
+    compile: bool | Literal["auto"]
+    checkpoint: bool | Literal["auto"]
+    log_every: int = Field(ge=1)
+
+
+class LoggerConfig(Section):
+    kind: Literal["none", "tensorboard", "mlflow"]
+    uri: str | None
+
+
+def as_exclude(keys: Sequence[str]) -> dict[str, Any]:
+    """Dotted keys as pydantic's `exclude`."""
+    left_out: dict[str, Any] = {}
+    for key in keys:
+        section, _, name = key.partition(".")
+        if name:
+            left_out.setdefault(section, set()).add(name)
+        else:
+            left_out[section] = True
+    return left_out
+
+
+class Config(Section):
+    """One trial's whole configuration."""
+
+    name: Annotated[str, Field(pattern=r"^[\w][\w.+-]*$")] | None
+    seed: int = Field(ge=0, lt=2**63)
+    repeats: int = Field(ge=1, le=1000)
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    scheduler: SchedulerConfig
+    data: DataConfig
+    augment: AugmentConfig
+    trainer: TrainerConfig
+    logger: LoggerConfig
+
+    @property
+    def identity(self) -> str:
+        """As text, all that a result depends on."""
+        return self.model_dump_json(exclude=as_exclude(CHANGES_NO_RESULT))
+
+
+def parse(values: Mapping[str, Any], folder: Path | None = None) -> Config:
+    """Checks a composed configuration (plain containers, interpolations resolved).
+
+    Args:
+        folder: where relative paths begin; None for the working directory.
+
+    Raises:
+        ConfigError: one line for each wrong key, naming the key, its value and what is allowed.
+    """
+    config = _with_absolute_paths(checked(Config, values), folder or Path.cwd())
+    if config.data.train_size is not None and config.data.train_size > config.data.available:
+        classes = config.data.classes
+        images, which = TRAIN_IMAGES, ""
+        if classes is not None:
+            images = TRAIN_IMAGES // CLASSES * len(classes)
+            which = f" of data.classes={list(classes)}"
+        raise ConfigError(
+            f"data.train_size={config.data.train_size}: must be at most {config.data.available}, "
+            f"what data.val_size={config.data.val_size} leaves of {images} training images{which}"
+        )
+    _check_scheduler(config.scheduler, config.trainer.epochs)
+    if urlsplit(config.logger.uri or "").password:
+        raise ConfigError(
+            "logger.uri: a password in it would be written into run folders; give it as "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
+    return config
+
+
+def _with_absolute_paths(config: Config, folder: Path) -> Config:
+    data = config.data.model_copy(update={"root": absolute(config.data.root, folder)})
+    changed: dict[str, Section] = {"data": data}
+    weights, uri = config.model.weights, config.logger.uri
+    if weights and weights not in ("none", "DEFAULT"):
+        there = {"weights": absolute(weights, folder)}
+        changed["model"] = config.model.model_copy(update=there)
+    if uri:
+        changed["logger"] = config.logger.model_copy(update={"uri": absolute_url(uri, folder)})
+    return config.model_copy(update=changed)
+
+
+def _check_scheduler(scheduler: Section, epochs: int) -> None:
+    """Refuses a schedule that the run ends before."""
+    if isinstance(scheduler, WarmupCosineConfig) and scheduler.warmup_epochs >= epochs:
+        raise ConfigError(
+            f"scheduler.warmup_epochs={scheduler.warmup_epochs:g}: must be less than "
+            f"trainer.epochs={epochs}"
+        )
+    if isinstance(scheduler, StepConfig) and scheduler.every >= epochs:
+        raise ConfigError(
+            f"scheduler.every={scheduler.every}: must be less than trainer.epochs={epochs}, "
+            "or no step is ever taken; scheduler=constant is that"
+        )
+
+
+def trusted_targets() -> tuple[str, ...]:
+    """Names that `_target_` may take of a model, an optimizer or a custom search space."""
+    return (
+        "fmnist_sweep.models.*",
+        "torch.nn.modules.*",
+        "torch.optim.*",
+        *trusted_packages(),
+    )

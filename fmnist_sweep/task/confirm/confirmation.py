@@ -1,0 +1,201 @@
+"""A confirmation from beginning to end."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fmnist_sweep.base.errors import ConfigError, RecordError
+from fmnist_sweep.base.files import write_atomically
+from fmnist_sweep.results import facts, ranking, record
+from fmnist_sweep.results.keys import BELONGS_TO_THE_RUN, changes_no_result
+from fmnist_sweep.results.metrics import Measure
+from fmnist_sweep.results.publish import publish
+from fmnist_sweep.results.tables import Run, Sweep
+from fmnist_sweep.task.config import Config
+from fmnist_sweep.task.confirm import plots, test_set, testing, writing
+from fmnist_sweep.task.confirm.candidates import Candidate, candidates, fresh_seeds
+from fmnist_sweep.task.confirm.training import of_seed, trained
+from fmnist_sweep.task.confirm.verdict import (
+    CandidateResult,
+    Mean,
+    mean,
+    per_class,
+    rank_candidates,
+    sampling_error,
+    selection_bias,
+)
+
+RANKED_BY = ("val_accuracy", "val_loss", "best_val_accuracy")
+
+
+@dataclass(frozen=True)
+class ConfirmOptions:
+    """What the command line asked for."""
+
+    folder: Path
+    top: int
+    seeds: int
+    refit: bool
+    again: bool
+
+
+def confirm(options: ConfirmOptions) -> None:
+    """Trains the winners again, ranks them, and opens the test set for the first.
+
+    Raises:
+        ConfigError, DataError, RecordError, ReportError: a user's mistake, in one line.
+    """
+    sweep = Sweep(options.folder)
+    sweep.update()
+    runs = list(sweep.runs.values())
+    if not runs:
+        raise ConfigError(f"{options.folder}: holds no finished run; give a sweep's folder")
+    test_set.openings(options.folder)  # a torn record stops here, not after the training
+    screen = ranking.console()
+    measure = _measure(runs[0])
+    found = candidates(options.folder, runs, options.top, measure.name)
+    on_test = facts.is_selected_on_test(found[0].values)
+    if on_test:
+        print(f"Beware: {facts.TEST_SELECTION} Fresh seeds are judged on held-out images instead.")
+    seeds = fresh_seeds(runs, options.seeds)
+    print(
+        f"{len(found)} configurations on {len(seeds)} fresh seeds, from {seeds[0]} on", flush=True
+    )
+    table, folders = _fresh(options.folder, found, seeds, measure)
+    comparable = measure.name in runs[0].objective and not on_test
+    lucky = selection_bias(found, table, measure) if comparable else None
+    writing.show(table, measure, screen)
+    said = writing.sentences(table, lucky, measure)
+    print("\n".join(said), flush=True)
+    report: dict[str, Any] = {
+        "metric": measure.name,
+        "direction": measure.direction,
+        "seeds": seeds,
+        "candidates": writing.as_json(table),
+        "luck": asdict(lucky) if lucky else None,
+        "selected_on_test": on_test,
+    }
+    _write(options.folder, table, measure, report)
+    if table[0].fresh is None:
+        raise ConfigError("Every configuration failed on a fresh seed: the test set stays closed")
+    report["test"] = _test(options, table[0], folders, seeds)
+    report["sentences"] = said
+    _write(options.folder, table, measure, report)
+    publish(options.folder, runs)
+    print(
+        f"Written to {options.folder}: confirm.csv, confirm.json, model.pt, experiment/best.yaml, "
+        "plots/confirm.png, plots/confusion.png"
+    )
+
+
+def _measure(run: Run) -> Measure:
+    """What candidates are ranked by: the sweep's objective where it is a validation figure."""
+    for name, direction in zip(run.objective, run.direction):
+        if name in RANKED_BY:
+            return Measure(name, direction)
+    return Measure("val_accuracy", "maximize")
+
+
+def _fresh(
+    folder: Path, found: Sequence[Candidate], seeds: Sequence[int], measure: Measure
+) -> tuple[list[CandidateResult], dict[str, Path]]:
+    """The candidates ranked on the seeds, and the run folders by name."""
+    wanted = {_name(one, seeds): one.config(seeds, validation="held_out") for one in found}
+    folders = trained(folder / "confirm", list(wanted.items()), _say)
+
+    def value(one: Candidate, seed: int) -> float | None:
+        name = _name(one, seeds)
+        run = of_seed(folders[name], wanted[name], seed)
+        summary = record.summary(run) or {}
+        figure = summary.get(measure.name) if summary.get("state") == "COMPLETE" else None
+        if not isinstance(figure, int | float | None):
+            raise RecordError(f"{run}/summary.json: {measure.name}={figure}: no number")
+        return figure
+
+    results = [(one, {seed: value(one, seed) for seed in seeds}) for one in found]
+    return rank_candidates(results, measure), folders
+
+
+def _name(one: Candidate, seeds: Sequence[int]) -> str:
+    return f"{one.name}-seeds-{seeds[0]}-{seeds[-1]}"
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _test(
+    options: ConfirmOptions, winner: CandidateResult, folders: dict[str, Path], seeds: Sequence[int]
+) -> dict[str, Any]:
+    """Trains the winner on everything, if wished, and opens the test set for it."""
+    one = winner.candidate
+    if options.refit:
+        config = one.config(seeds, validation="train", train_size=None)
+        name = f"refit-{_name(one, seeds)}"
+        print(f"{one.name} on all training images", flush=True)
+        run = trained(options.folder / "confirm", [(name, config)], _say)[name]
+    else:
+        config, run = one.config(seeds, validation="held_out"), folders[_name(one, seeds)]
+    if (record.summary(run) or {}).get("state") != "COMPLETE":
+        raise ConfigError(f"{run}: this training failed: the test set stays closed")
+    chosen = {seed: of_seed(run, config, seed) for seed in seeds}
+    opened = test_set.note(
+        options.folder, _selection(one, config, seeds, options.refit), options.again
+    )
+    results = testing.tested(config, chosen)
+    figures = mean([result["test_accuracy"] for result in results.values()])
+    classes = per_class([result["confusion"] for result in results.values()])
+    _show_test(figures, classes, opened)
+    first = chosen[seeds[0]]
+    write_atomically(options.folder / "model.pt", (first / "model.pt").read_bytes())
+    (options.folder / "experiment").mkdir(exist_ok=True)
+    write_atomically(
+        options.folder / "experiment/best.yaml",
+        writing.experiment(one.config(seeds[:1]), one.run, options.folder),
+    )
+    picture = plots.confusion(
+        [result["confusion"] for result in results.values()],
+        f"Test images, mean over {len(seeds)} seeds: {100 * figures.mean:.2f} % right",
+    )
+    write_atomically(options.folder / "plots/confusion.png", picture)
+    return {
+        "name": one.name,
+        "refit": options.refit,
+        "accuracy": asdict(figures),
+        "by_seed": {str(seed): result["test_accuracy"] for seed, result in results.items()},
+        "loss_by_seed": {str(seed): result["test_loss"] for seed, result in results.items()},
+        "per_class": classes,
+        "opened_for": opened,
+        "model_of_seed": seeds[0],
+    }
+
+
+def _selection(one: Candidate, config: Config, seeds: Sequence[int], refit: bool) -> dict[str, Any]:
+    """What the test set is opened for; equal for the same models only."""
+    values = facts.flat(config.model_dump(by_alias=True, exclude_unset=True))
+    kept = {k: v for k, v in values.items() if not changes_no_result(k, BELONGS_TO_THE_RUN)}
+    return {"name": one.name, "seeds": list(seeds), "refit": refit, "config": kept}
+
+
+def _show_test(figures: Mean, classes: Sequence[dict[str, Any]], opened: int) -> None:
+    accuracy = Measure("test_accuracy", "maximize")
+    images = sum(row["images"] for row in classes)
+    writing.show_classes(classes, ranking.console())
+    print(f"Test accuracy: {writing.shown(figures, accuracy)}")
+    print(
+        f"The interval is that of the seeds; other {images:,} images would move the mean by up to "
+        f"{100 * sampling_error(figures.mean, images):.2f} percentage points (95 %)."
+    )
+    if opened > 1:
+        print(f"Beware: this is selection {opened} that the test set was opened for.")
+
+
+def _write(
+    folder: Path, table: Sequence[CandidateResult], measure: Measure, report: dict[str, Any]
+) -> None:
+    write_atomically(folder / "confirm.csv", writing.as_csv(table, measure))
+    write_atomically(folder / "confirm.json", json.dumps(report, indent=2, default=str) + "\n")
+    (folder / "plots").mkdir(exist_ok=True)
+    write_atomically(folder / "plots/confirm.png", plots.rank_candidates(table, measure))

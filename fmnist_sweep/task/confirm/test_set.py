@@ -1,0 +1,68 @@
+"""Remembers in the sweep's folder that the test set was opened, when and for what.
+
+A test set that decides between models measures none of them any more. So the first selection has
+it; another one needs `--again`, and both stand in `test_set.json`.
+"""
+
+import json
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from fmnist_sweep.base.errors import ConfigError
+from fmnist_sweep.results import record
+
+FILE = "test_set.json"
+
+
+def openings(folder: Path) -> list[dict[str, Any]]:
+    """What the test set was opened for so far, in order.
+
+    Raises:
+        ConfigError: the record is torn or edited.
+    """
+    try:
+        noted: Any = record.read_json(folder, FILE)["opened"]
+        if not isinstance(noted, list):
+            raise TypeError
+        if not all(isinstance(one["selection"], dict) for one in noted):
+            raise TypeError
+        return noted
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(
+            f"{folder / FILE}: torn or edited: whether the test set was opened is not known; "
+            "restore it, or delete it if it never was"
+        ) from None
+
+
+def note(folder: Path, selection: Mapping[str, Any], again: bool) -> int:
+    """Notes an opening before it happens, so that no interruption can hide it.
+
+    Args:
+        selection: what is to be tested; the same one, as after an interruption, is noted once.
+
+    Returns:
+        How many selections the test set has been opened for, this one included.
+
+    Raises:
+        ConfigError: it was opened for another selection and `again` is false.
+    """
+    before = openings(folder)
+    plain = json.loads(json.dumps(selection))
+    for number, one in enumerate(before, 1):
+        if one["selection"] == plain:
+            return number
+    if before and not again:
+        last = before[-1]
+        raise ConfigError(
+            f"{folder / FILE}: the test set was opened on {last.get('when')} for "
+            f"{last['selection'].get('name')}, seeds {last['selection'].get('seeds')}; --again "
+            "opens it for this selection too, which is recorded"
+        )
+    when = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    opened = [*before, {"when": when, "again": bool(before), "selection": plain}]
+    record.write_json(folder, FILE, {"opened": opened})
+    return len(opened)

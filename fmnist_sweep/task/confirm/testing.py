@@ -1,0 +1,106 @@
+"""The test images, opened once for all of the winner's models."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fmnist_sweep.base.errors import ConfigError
+from fmnist_sweep.engine.data import normalise
+from fmnist_sweep.models import weights
+from fmnist_sweep.results import record
+from fmnist_sweep.task import build
+from fmnist_sweep.task.config import Config
+from fmnist_sweep.task.data import source
+
+FILE = "test.json"
+BATCH = 1000
+CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+
+
+_Row = Annotated[list[int], Field(min_length=10, max_length=10)]
+
+
+class _Found(BaseModel):
+    """What must be in `test.json`."""
+
+    model_config = ConfigDict(strict=True)
+
+    test_loss: float
+    test_accuracy: float
+    confusion: Annotated[list[_Row], Field(min_length=10, max_length=10)]
+
+
+def tested(config: Config, runs: Mapping[int, Path]) -> dict[int, dict[str, Any]]:
+    """Evaluates each seed's model once; one that was evaluated before keeps what was found.
+
+    Args:
+        config: what was trained, whatever its seed.
+        runs: the finished run folders by seed.
+
+    Returns:
+        By seed: test_loss, test_accuracy in [0, 1] and confusion, counts [10][10] with a row for
+        each true class and a column for each predicted one. The same stands in `test.json`.
+
+    Raises:
+        DataError, ConfigError, RecordError: the images, a model or what was found before cannot
+            be read.
+    """
+    found = {}
+    missing = {}
+    for seed, run in runs.items():
+        try:
+            found[seed] = _Found.model_validate(record.read_json(run, FILE)).model_dump()
+        except FileNotFoundError:
+            missing[seed] = run
+        except ValidationError:
+            raise ConfigError(f"{run / FILE}: torn or edited; delete it to test anew") from None
+    if missing:
+        files = source.locate(config.data.root, verify=config.data.verify, splits=("test",))
+        pixels, labels = source.load(files, "test")
+        images = torch.from_numpy(pixels).unsqueeze(1)
+        for seed, run in missing.items():
+            found[seed] = _evaluate(config, run, images, torch.from_numpy(labels).long())
+            record.write_json(run, FILE, found[seed])
+    return {seed: found[seed] for seed in runs}
+
+
+def _evaluate(
+    config: Config, run: Path, images: torch.Tensor, labels: torch.Tensor
+) -> dict[str, Any]:
+    """Loss, accuracy and confusion of one run's model on uint8 images [n, 1, 28, 28]."""
+    where = build.device(config)
+    model = build.build(config).model
+    try:
+        model.load_state_dict(weights.read(run / "model.pt"))
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(f"{run / 'model.pt'}: {str(error).splitlines()[0]}") from None
+    model.eval().to(where)
+    logits = []
+    with torch.no_grad():
+        for start in range(0, len(images), BATCH):
+            pixels = normalise(images[start : start + BATCH].to(where))
+            logits.append(model(pixels).double().cpu())
+    all_logits = torch.cat(logits)
+    predicted = all_logits.argmax(-1)
+    confusion = np.zeros((10, 10), dtype=int)
+    np.add.at(confusion, (labels.numpy(), predicted.numpy()), 1)
+    return {
+        "test_loss": float(torch.nn.functional.cross_entropy(all_logits, labels)),
+        "test_accuracy": float((predicted == labels).double().mean()),
+        "confusion": confusion.tolist(),
+    }

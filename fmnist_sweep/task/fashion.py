@@ -1,0 +1,78 @@
+"""What a sweep may ask of this package's own training: see `fmnist_sweep.sweep.Task`."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from fmnist_sweep.base.schema import known_keys
+from fmnist_sweep.results.metrics import EPOCH_METRICS, METRICS, direction
+from fmnist_sweep.results.record import Epoch
+from fmnist_sweep.sweep.runners import Runner
+from fmnist_sweep.sweep.task import Task
+
+if TYPE_CHECKING:
+    from fmnist_sweep.task.trial import Training
+from fmnist_sweep.results.keys import CHANGES_NO_RESULT
+from fmnist_sweep.task.cli import parsed
+from fmnist_sweep.task.config import Config, conf_folder
+from fmnist_sweep.task.stacked_launcher import StackedLauncher
+
+
+class FashionTask(Task):
+    """Training on Fashion-MNIST, whose configuration has a schema."""
+
+    repeats_key = "repeats"
+    objectives = METRICS
+    step_metrics = EPOCH_METRICS
+    default_objective = "val_accuracy"
+    known_keys = tuple(known_keys(Config))
+    free_keys = CHANGES_NO_RESULT
+    preload = "fmnist_sweep.task.trial"
+
+    def check(self, config: DictConfig) -> None:
+        """Checks types, ranges, targets and their arguments."""
+        from fmnist_sweep.task import build
+
+        build.check(parsed(config))
+
+    def check_keys(self, config: DictConfig) -> None:
+        """Checks types and ranges."""
+        parsed(config)
+
+    def direction(self, metric: str) -> str:
+        """Losses, seconds and parameters are better when lower."""
+        return direction(metric)
+
+
+class FashionTraining(FashionTask):
+    """The same, whose trials can be trained together in stacks."""
+
+    def prepare(
+        self, config: DictConfig, run: Path, on_epoch: Callable[[Epoch], bool]
+    ) -> "Training":
+        """Prepare a trial of a sweep; see `trial.prepare`."""
+        from fmnist_sweep.task import trial
+
+        return trial.prepare(parsed(config), run, test=False, on_epoch=on_epoch)
+
+    def runner(
+        self, config: DictConfig, context: HydraContext, function: TaskFunction, cores: int
+    ) -> Runner:
+        """Train trials in stacks, with the defaults of `hydra/launcher=stacked`."""
+        settings: Any = OmegaConf.load(Path(conf_folder(), "hydra/launcher/stacked.yaml"))
+        del settings["_target_"]
+        launcher = StackedLauncher(**settings)
+        launcher.setup(hydra_context=context, task_function=function, config=config)
+        return launcher.runner(cores)
+
+
+def objective_values(summary: Mapping[str, Any]) -> Any:
+    """Return what the current Hydra job is to return: the value of each objective."""
+    objective = HydraConfig.get().sweeper.get("objective") or FashionTask.default_objective
+    if isinstance(objective, str):
+        return summary[objective]
+    return [summary[name] for name in objective]

@@ -1,0 +1,175 @@
+"""Runs told to what people already watch: TensorBoard or MLflow. The run folder stays the truth.
+
+Both are extras, imported only when asked for. What goes wrong with one is one line in the run's
+log; the run goes on without it.
+"""
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from filelock import FileLock
+
+from fmnist_sweep.results import record
+from fmnist_sweep.results.keys import changes_no_result
+from fmnist_sweep.results.record import Epoch
+from fmnist_sweep.task.config import Config
+
+log = logging.getLogger(__name__)
+
+FINISHED = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAILED": "FAILED"}
+
+
+class Backend(Protocol):
+    """Where a run is told to; its methods may raise anything."""
+
+    def epoch(self, row: Epoch) -> None:
+        """Takes a finished epoch."""
+
+    def end(self, summary: Mapping[str, Any], picture: Path) -> None:
+        """Takes the final row and the curves, and closes."""
+
+
+class Logger:
+    """Passes a run on to a backend for as long as that works."""
+
+    def __init__(self, config: Config, folder: Path) -> None:
+        self.kind = config.logger.kind
+        self.backend: Backend | None = None
+        make = _BACKENDS.get(self.kind)
+        if make:
+            self._try(lambda: setattr(self, "backend", make(config, folder)))
+
+    def epoch(self, row: Epoch) -> None:
+        """Tells of a finished epoch."""
+        if self.backend:
+            self._try(partial(self.backend.epoch, row))
+
+    def end(self, summary: Mapping[str, Any], picture: Path) -> None:
+        """Tells how the run ended; `picture` is its `results.png`."""
+        if self.backend:
+            self._try(partial(self.backend.end, summary, picture))
+
+    def _try(self, work: Callable[[], Any]) -> None:
+        try:
+            work()
+        except Exception as error:
+            self.backend = None
+            text = " ".join(str(error).split())[:200] or type(error).__name__
+            if isinstance(error, ModuleNotFoundError):
+                text += f"; pip install 'fmnist-sweep[{self.kind}]'"
+            log.warning("logger=%s: goes on without it: %s", self.kind, text)
+
+
+class TensorBoard:
+    """Event files in `tensorboard/` within the run folder."""
+
+    def __init__(self, config: Config, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(folder / "tensorboard"))
+        self.parameters = parameters(config)
+
+    def epoch(self, row: Epoch) -> None:
+        for name, value in _metrics(asdict(row)).items():
+            self.writer.add_scalar(name, value, row.epoch)
+        self.writer.flush()
+
+    def end(self, summary: Mapping[str, Any], picture: Path) -> None:
+        from fmnist_sweep.base.figures import imread
+
+        plain = {k: v if isinstance(v, int | float) else str(v) for k, v in self.parameters.items()}
+        finals = {f"final/{name}": value for name, value in _metrics(summary).items()}
+        self.writer.add_hparams(plain, finals, run_name=".")
+        if picture.exists():
+            self.writer.add_image("results", imread(str(picture))[..., :3], dataformats="HWC")
+        self.writer.close()
+
+
+class MLflow:
+    """A run on a tracking server or store; a sweep's are children of one for the sweep."""
+
+    def __init__(self, config: Config, folder: Path) -> None:
+        # Its own patience is minutes, in which nothing would be trained.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+        from mlflow import MlflowClient
+        from mlflow.entities import Metric, Param
+
+        self.metric = Metric
+        self.client = MlflowClient(config.logger.uri)
+        experiment = self._experiment()
+        in_sweep = (folder / "trial.json").exists()
+        parent = self._parent(experiment, folder.parent) if in_sweep else None
+        name = f"trial {folder.name}" if in_sweep else folder.name
+        tags = {"mlflow.runName": name, "run_folder": str(folder)}
+        if parent:
+            tags["mlflow.parentRunId"] = parent
+        self.run = self.client.create_run(experiment, tags=tags).info.run_id
+        told = [Param(key, str(value)) for key, value in parameters(config).items()]
+        self.client.log_batch(self.run, params=told)
+
+    def _experiment(self) -> str:
+        found = self.client.get_experiment_by_name("fmnist_sweep")
+        return str(found.experiment_id if found else self.client.create_experiment("fmnist_sweep"))
+
+    def _parent(self, experiment: str, sweep: Path) -> str:
+        """The sweep's run, made by its first trial."""
+        with FileLock(sweep / ".mlflow.lock"):
+            try:
+                return str(record.read_json(sweep, "mlflow.json")["run_id"])
+            except FileNotFoundError:
+                tags = {"mlflow.runName": sweep.name, "sweep_folder": str(sweep)}
+                run = self.client.create_run(experiment, tags=tags)
+                self.client.set_terminated(run.info.run_id)
+                record.write_json(sweep, "mlflow.json", {"run_id": run.info.run_id})
+                return str(run.info.run_id)
+
+    def epoch(self, row: Epoch) -> None:
+        self._metrics(asdict(row), row.epoch)
+
+    def end(self, summary: Mapping[str, Any], picture: Path) -> None:
+        self._metrics({f"final_{name}": v for name, v in _metrics(summary).items()}, 0)
+        if picture.exists():
+            self.client.log_artifact(self.run, str(picture))
+        self.client.set_terminated(self.run, FINISHED[str(summary["state"])])
+
+    def _metrics(self, values: Mapping[str, Any], step: int) -> None:
+        now = int(1000 * time.time())
+        told = [self.metric(name, value, now, step) for name, value in _metrics(values).items()]
+        self.client.log_batch(self.run, metrics=told)
+
+
+_BACKENDS: dict[str, Callable[[Config, Path], Backend]] = {
+    "tensorboard": TensorBoard,
+    "mlflow": MLflow,
+}
+
+
+def parameters(config: Config) -> dict[str, Any]:
+    """A configuration by dotted keys, without what changes no result."""
+    flat: dict[str, Any] = {}
+    for key, value in config.model_dump(by_alias=True, exclude_unset=True).items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{name}": one for name, one in value.items()}
+        else:
+            flat[key] = value
+    return {key: value for key, value in flat.items() if not changes_no_result(key)}
+
+
+def _metrics(values: Mapping[str, Any]) -> dict[str, float]:
+    """The finite numbers among values."""
+    return {
+        name: float(value)
+        for name, value in values.items()
+        if isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and name not in ("epoch", "seed", "started", "ended")
+    }

@@ -1,0 +1,78 @@
+"""Hydra's plugin `hydra/launcher=stacked`. Light to import: every Hydra application loads it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from fmnist_sweep.sweep.hydra_job import Job
+from fmnist_sweep.sweep.runners import Jobs, Runner, error_of
+
+
+class StackedLauncher(Launcher):
+    """Runs trials together, those that can share a step in one stack.
+
+    Its settings are the keys of `hydra/launcher/stacked.yaml`.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Hydra's hook before `launch`."""
+        self.surroundings = config, hydra_context, task_function
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> list[JobReturn]:
+        """Runs a batch of jobs; Hydra's interface, for sweepers that know no other."""
+        from fmnist_sweep.base.processes import cores
+
+        jobs = enumerate(job_overrides, initial_job_idx)
+        returns: dict[int, JobReturn] = {}
+        self._run(cores(), partial(next, jobs, None), returns.__setitem__)
+        return [returns[number] for number in sorted(returns)]
+
+    def _run(
+        self,
+        cores: int,
+        next_job: Callable[[], Job | None],
+        on_end: Callable[[int, JobReturn], None],
+    ) -> None:
+        from fmnist_sweep.task import stacked_runner
+
+        settings = stacked_runner.read(self.settings)
+        stacked_runner.run(settings, cores, *self.surroundings, next_job, on_end)
+
+    @staticmethod
+    def check(settings: Mapping[str, Any]) -> None:
+        """Checks `hydra.launcher` before a sweep begins.
+
+        Raises:
+            ConfigError: one line with the key, its value and what is allowed.
+        """
+        from fmnist_sweep.task import stacked_runner
+
+        stacked_runner.read(settings)
+
+    def runner(self, cores: int) -> Runner:
+        """Runs a sweep's jobs, asking for another as each ends, on so many cores."""
+        return _StackedRunner(self, cores)
+
+
+class _StackedRunner:
+    def __init__(self, launcher: StackedLauncher, cores: int) -> None:
+        self.launcher = launcher
+        self.cores = cores
+
+    def run(self, jobs: Jobs) -> None:
+        def on_end(number: int, returned: JobReturn) -> None:
+            jobs.ended(number, error_of(returned))
+
+        self.launcher._run(self.cores, jobs.next, on_end)
