@@ -1,1 +1,1 @@
-"""Benchmarks of fmnist_sweep beside its peers: `python -m benchmarks` in the repository's root."""
+"""Benchmarks of fmnist_sweep and its peers: run `python -m benchmarks` in the repository's root."""

@@ -1,4 +1,4 @@
-"""Measure on this machine how fast training and sweeps are: `python -m benchmarks [rows]`."""
+"""Measure the speed of training and sweeps on this machine: `python -m benchmarks [rows]`."""
 
 import argparse
 import json
@@ -20,7 +20,13 @@ from fmnist_sweep.task.data import source
 
 @dataclass(frozen=True)
 class Row:
-    """What can be measured: given the data's root and the command line, and its table."""
+    """A benchmark.
+
+    Attributes:
+        about: its description in the command's help.
+        measure: measures, given the data's root and the command line, and returns JSON data.
+        table: formats the results as text.
+    """
 
     about: str
     measure: Callable[[str, argparse.Namespace], Any]
@@ -30,46 +36,46 @@ class Row:
 ROWS = {
     "epochs": Row(
         "an epoch of training, beside what else there is",
-        lambda root, wish: training.epochs(root, wish.rounds, wish.threads),
+        lambda root, options: training.epochs(root, options.rounds, options.threads),
         training.table,
     ),
     "whole": Row(
         "ten epochs as a whole command",
-        lambda root, wish: commands.ten_epochs(root, wish.rounds, wish.threads),
+        lambda root, options: commands.ten_epochs(root, options.rounds, options.threads),
         commands.ten_epochs_table,
     ),
     "stack": Row(
         "trials in stacks, beside one alone and the bare kernels",
-        lambda root, wish: stacking.measure(root, wish.rounds, wish.threads),
+        lambda root, options: stacking.measure(root, options.rounds, options.threads),
         stacking.table,
     ),
     "convolve": Row(
         "a CNN and ResNet-18, beside a DataLoader with the same augmentation",
-        lambda root, wish: convolving.measure(root, wish.rounds, wish.threads),
+        lambda root, options: convolving.measure(root, options.rounds, options.threads),
         convolving.table,
     ),
     "search": Row(
         "24 trials of search=mlp as whole commands",
-        lambda root, wish: commands.search(root, wish.rounds, wish.threads),
+        lambda root, options: commands.search(root, options.rounds, options.threads),
         commands.search_table,
     ),
     "sweep": Row(
         "what a sweep of 500 trials costs beside its trials",
-        lambda root, wish: sweeping.measure(root, wish.rounds),
+        lambda root, options: sweeping.measure(root, options.rounds),
         sweeping.table,
     ),
     "gpu": Row(
         "trials on a CUDA device, up to 256 to a step",
-        lambda root, wish: stacking.measure_on_gpu(root, wish.rounds),
+        lambda root, options: stacking.measure_on_gpu(root, options.rounds),
         stacking.gpu_table,
     ),
     "coordinate": Row(
         "many workers on one study",
-        lambda root, wish: coordinating.measure(wish.server),
+        lambda root, options: coordinating.measure(options.server),
         coordinating.table,
     ),
 }
-# Asked for by name alone, as they need a CUDA device and --server.
+# Run only by name, as they need a CUDA device or --server.
 ON_REQUEST = ("gpu", "coordinate")
 
 
@@ -101,58 +107,58 @@ def main() -> None:
         help="where the figures are saved (default: outputs/bench.json)",
     )
     parser.add_argument("--published-script", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    command.run(lambda: measure(arguments), explain=_explain)
+    options = parser.parse_args()
+    command.run(lambda: measure(options), explain=_explain)
 
 
-def measure(wish: argparse.Namespace) -> None:
-    """Measure the rows that are asked for, show their tables and save their figures.
+def measure(options: argparse.Namespace) -> None:
+    """Measure the requested rows, print their tables and save the figures.
 
     Raises:
-        ConfigError: there is no such row, or not what it needs.
-        DataError: the data set cannot be had.
+        ConfigError: a row does not exist, or its requirements are not met.
+        DataError: the data set cannot be loaded.
     """
-    rows = _rows(wish)
-    root = str(source.locate(wish.root).folder.parent.parent.resolve())
-    if wish.published_script:
-        commands.published_script(root, wish.threads)
+    rows = _rows(options)
+    root = str(source.locate(options.root).folder.parent.parent.resolve())
+    if options.published_script:
+        commands.published_script(root, options.threads)
         return
-    wish.out.parent.mkdir(parents=True, exist_ok=True)
-    threads = {"peers": wish.threads, "ours": 1}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    threads = {"peers": options.threads, "ours": 1}
     device = torch.cuda.get_device_name() if "gpu" in rows else "cpu"
     machine = record.environment(device=device, threads=threads)
     print(f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']},")
-    print(f"torch {machine['versions']['torch']}; n = {wish.rounds} rounds; threads: {threads}")
+    print(f"torch {machine['versions']['torch']}; n = {options.rounds} rounds; threads: {threads}")
     results: dict[str, Any] = {}
     for name in rows:
-        results[name] = ROWS[name].measure(root, wish)
+        results[name] = ROWS[name].measure(root, options)
         print("\n" + ROWS[name].table(results[name]))
     if "coordinate" in rows:
         picture = coordinating.picture(results["coordinate"])
-        write_atomically(wish.out.with_suffix(".png"), picture)
-    write_atomically(wish.out, json.dumps({**machine, **results}, indent=2) + "\n")
-    print(f"Saved to {wish.out}")
+        write_atomically(options.out.with_suffix(".png"), picture)
+    write_atomically(options.out, json.dumps({**machine, **results}, indent=2) + "\n")
+    print(f"Saved to {options.out}")
 
 
-def _rows(wish: argparse.Namespace) -> list[str]:
-    """Check what is asked for and return the rows, in the order in which they are measured.
+def _rows(options: argparse.Namespace) -> list[str]:
+    """Check the command line and return the rows to measure, in the order of `ROWS`.
 
     Raises:
-        ConfigError: there is no such row, or not what it needs.
+        ConfigError: a row does not exist, or its requirements are not met.
     """
-    if wish.rounds < 1 or wish.threads < 1:
+    if options.rounds < 1 or options.threads < 1:
         raise ConfigError("--rounds and --threads: must be at least 1")
-    if unknown := set(wish.rows) - set(ROWS):
+    if unknown := set(options.rows) - set(ROWS):
         raise ConfigError(f"{', '.join(sorted(unknown))}: no such row; there are {', '.join(ROWS)}")
-    if "coordinate" in wish.rows and not wish.server:
+    if "coordinate" in options.rows and not options.server:
         raise ConfigError("coordinate: needs --server")
-    if "gpu" in wish.rows and not torch.cuda.is_available():
+    if "gpu" in options.rows and not torch.cuda.is_available():
         raise ConfigError("gpu: no CUDA device here")
-    return [name for name in ROWS if name in (wish.rows or set(ROWS) - set(ON_REQUEST))]
+    return [name for name in ROWS if name in (options.rows or set(ROWS) - set(ON_REQUEST))]
 
 
 def _explain(error: Exception) -> str | None:
-    """Return the line for a command that failed, which has said why itself."""
+    """Return the line for a failed command; the command itself has printed the reason."""
     if not isinstance(error, subprocess.CalledProcessError):
         return None
     return f"exit code {error.returncode} of: {' '.join(map(str, error.cmd))}"

@@ -1,7 +1,7 @@
 """Time whole commands: ten epochs of training, and 24 trials of `search=mlp`.
 
-Ten epochs are trained by the published script and by fmnist_sweep; the 24 trials in stacks, by
-joblib and by the published loop.
+Ten epochs are trained by the published script and by fmnist_sweep. The 24 trials are trained in
+stacks, by joblib and by the published loop.
 """
 
 import os
@@ -22,7 +22,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 STACKED = "hydra/launcher=stacked"
 JOBLIB = "hydra/launcher=joblib, two workers"
 STOCK = "the published loop, one trial after the other"
-# The same trials whatever they return: drawn at random, none pruned. A fifth of the file's epochs.
+# Random without pruning, so that results do not affect the trials. A fifth of the file's epochs.
 SEARCH = (
     "search=mlp",
     "hydra/sweeper/sampler=random",
@@ -37,9 +37,9 @@ LAUNCHERS = {
 
 
 def seconds_of(folder: str, *arguments: str) -> float:
-    """Run Python in a folder, without its output, and return the seconds that it took.
+    """Run Python in a folder, without its output, and return its duration in seconds.
 
-    It finds the benchmarks, which are not installed, wherever it runs.
+    The folder's Python finds the benchmarks, which are not installed.
     """
     path = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
@@ -52,10 +52,13 @@ def seconds_of(folder: str, *arguments: str) -> float:
 
 
 def ten_epochs(root: str, rounds: int, threads: int) -> dict[str, list[float]]:
-    """Seconds of whole processes over ten epochs: the published script's and ours.
+    """Measure processes that train ten epochs: the published script and fmnist_sweep.
 
     Args:
-        threads: of the published script.
+        threads: threads of the published script.
+
+    Returns:
+        Seconds of each round by contender.
     """
     script = ["-m", "benchmarks", "--published-script", "--root", root, f"--threads={threads}"]
     commands = {
@@ -72,7 +75,7 @@ def ten_epochs(root: str, rounds: int, threads: int) -> dict[str, list[float]]:
 
 
 def published_script(root: str, threads: int) -> None:
-    """Do what the publication's script does: ten epochs, each evaluated."""
+    """Do the same as the published script: train ten epochs and evaluate each."""
     torch.set_num_threads(threads)
     loop = training.published(root)
     for _ in range(10):
@@ -81,25 +84,28 @@ def published_script(root: str, threads: int) -> None:
 
 
 def ten_epochs_table(seconds: dict[str, list[float]]) -> str:
-    """Medians, and how many times as long the published script takes."""
+    """Return the median seconds, and the published script's time relative to fmnist_sweep's."""
     lines = ["Ten epochs as a whole command, compile cache warm, seconds (median):"]
     lines += [f"{name}: {statistics.median(values):.1f}" for name, values in seconds.items()]
     return "\n".join([*lines, f"ratio: {ratio(seconds[PUBLISHED], seconds[OURS])}"])
 
 
 def search(root: str, rounds: int, threads: int) -> dict[str, list[float]]:
-    """Seconds of a search as a whole command, by contender and round; compile caches are warm.
+    """Measure a search as a whole command, with warm compile caches.
 
-    The published loop is timed for one epoch at each batch size, once a round, and multiplied by
-    the epochs that the trials have at that size.
+    In each round the published loop is timed for one epoch at each batch size. The time is
+    multiplied by the number of epochs that the trials have at that batch size.
 
     Args:
-        threads: of the published loop.
+        threads: threads of the published loop.
+
+    Returns:
+        Seconds of each round by contender.
     """
     seconds: dict[str, list[float]] = {name: [] for name in (*LAUNCHERS, STOCK)}
     command = ("-m", "fmnist_sweep.train", "-m", f"data.root={root}", *SEARCH)
     with tempfile.TemporaryDirectory() as folder:
-        for turn in range(-1, rounds):
+        for turn in range(-1, rounds):  # turn -1 fills the compile caches
             for name, launcher in LAUNCHERS.items():
                 sweep = f"{'stacked' if name == STACKED else 'joblib'}{turn}"
                 took = seconds_of(folder, *command, *launcher, f"name={sweep}")
@@ -124,7 +130,7 @@ def _published_search(root: str, trials: pd.DataFrame, threads: int) -> float:
 
 
 def search_table(seconds: dict[str, list[float]]) -> str:
-    """Medians, and how many times as long as stacks each takes."""
+    """Return the median seconds, and each contender's time relative to stacks."""
     lines = ["| 24 trials of search=mlp, whole command | seconds | x stacked |", "|---|---|---|"]
     for name, values in seconds.items():
         median = f"{statistics.median(values):.0f}"

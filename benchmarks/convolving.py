@@ -1,7 +1,7 @@
-"""Time convolutional networks, beside a DataLoader with torchvision's transforms.
+"""Time convolutional networks, compared with a DataLoader with torchvision's transforms.
 
-Every contender trains the same network with the same optimizer on batches of 128 augmented images
-and takes turns with the others. The peer's transforms have the same parameters as ours.
+Every contender trains the same network with the same optimizer on batches of 128 augmented images.
+The contenders take turns. The peer's transforms have the same parameters as those of fmnist_sweep.
 """
 
 import statistics
@@ -18,13 +18,19 @@ from fmnist_sweep.task.config import Config
 from fmnist_sweep.task.data import splits
 
 BATCH = 128
-# Batches of one turn.
-NETWORKS = {"cnn": 60, "resnet18": 12}
+NETWORKS = {"cnn": 60, "resnet18": 12}  # batches of an epoch
 PEER = "DataLoader"
 
 
 def measure(root: str, rounds: int, threads: int) -> dict[str, Any]:
-    """Images a second by network, contender and round."""
+    """Measure the training speed of each network.
+
+    Args:
+        threads: threads of all contenders, and processes of one DataLoader.
+
+    Returns:
+        Images per second of each round, by network and contender.
+    """
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     return {name: _rates(root, name, rounds, threads) for name in NETWORKS}
@@ -54,19 +60,19 @@ def _config(root: str, network: str, size: int) -> Config:
 
 
 def _peer(config: Config, workers: int) -> Callable[[], None]:
-    """The usual loop, without a look at the loss in between."""
+    """Return a function that trains an epoch with the usual loop, without reading the loss."""
     from torchvision import datasets
     from torchvision.transforms import v2
 
-    how = config.augment
+    augment = config.augment
     transform = v2.Compose(
         [
             v2.ToImage(),
-            v2.RandomCrop(28, padding=how.shift),
-            v2.RandomHorizontalFlip(how.flip),
+            v2.RandomCrop(28, padding=augment.shift),
+            v2.RandomHorizontalFlip(augment.flip),
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize((0.5,), (0.5,)),
-            v2.RandomErasing(how.erase, scale=(0.001, how.erase_size**2)),
+            v2.RandomErasing(augment.erase, scale=(0.001, augment.erase_size**2)),
         ]
     )
     images = datasets.FashionMNIST(config.data.root, train=True, transform=transform)
@@ -93,14 +99,14 @@ def _peer(config: Config, workers: int) -> Callable[[], None]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Medians, and ours in float32 as a multiple of each; all have had the same threads."""
+    """Return the median speeds, and the speed of fmnist_sweep in float32 relative to each."""
     lines = [
         "| images a second | median | fmnist_sweep, float32, is times as fast |",
         "|---|---|---|",
     ]
     for network, rates in results.items():
         mine = rates[f"{OURS}, float32"]
-        for name, each in rates.items():
-            times = ratio(mine, each, 2)
-            lines.append(f"| {network}, {name} | {statistics.median(each):,.0f} | {times} |")
+        for name, values in rates.items():
+            times = ratio(mine, values, 2)
+            lines.append(f"| {network}, {name} | {statistics.median(values):,.0f} | {times} |")
     return "\n".join(lines)

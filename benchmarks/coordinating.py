@@ -1,7 +1,7 @@
 """Measure how many workers one study keeps busy, with trials that only sleep.
 
-Nothing is trained and no Hydra job runs: what is left is the study itself, its folder and its
-database, a PostgreSQL server spoken to directly or through Optuna's gRPC proxy.
+Nothing is trained and no Hydra job runs. The workers use only the study, its folder and its
+database: a PostgreSQL server, reached directly or through Optuna's gRPC proxy.
 """
 
 import contextlib
@@ -34,14 +34,20 @@ from fmnist_sweep.sweep.space import Space
 from fmnist_sweep.sweep.study import SweepStudy, tell
 
 WORKERS = (1, 8, 64, 256)
-PROCESSES = 32  # at most, of 130 MB each; more workers are threads of theirs
+PROCESSES = 32  # maximum, 130 MB each; further workers are threads of these processes
 TRIAL_SECONDS = 1.0
-WINDOW = 20.0  # seconds in which finished trials are counted, once all workers are at work
+WINDOW = 20.0  # seconds in which finished trials are counted, once all workers run
 RESULT = "result.json"
-SIZES = (100, 1000, 10_000)  # trials that a study has when one more costs what is measured
+SIZES = (100, 1000, 10_000)  # finished trials of a study when the overhead is measured
 SPACE = Space(
-    {"optimizer.lr": optuna.distributions.FloatDistribution(1e-4, 1e-1, log=True)},
-    *({}, {}, {}, [], [], {}, {}),
+    distributions={"optimizer.lr": optuna.distributions.FloatDistribution(1e-4, 1e-1, log=True)},
+    key_elements={},
+    raw_choices={},
+    fixed_values={},
+    fixed_overrides=[],
+    initial_points=[],
+    defaults={},
+    base={},
     n_trials=10**9,
     is_grid=False,
 )
@@ -54,39 +60,45 @@ PROXY = (
 
 
 def settings(storage: str) -> Settings:
-    """A search at random, as cheap as suggestions can be."""
+    """Return the settings of a random search, the sampler with the least overhead."""
     return Settings.model_construct(
         objective=["val_accuracy"],
         direction=["maximize"],
         storage=storage,
         custom_search_space=None,
         accept_changes=False,
+        seed_key=None,
+        repeats=None,
         sampler={"_target_": "optuna.samplers.RandomSampler"},
     )
 
 
 def measure(server: str) -> dict[str, Any]:
-    """Trials a second by number of workers, and milliseconds of a trial by size of the study.
+    """Measure the throughput of many workers, and the overhead of one trial in large studies.
 
     Args:
-        server: SQLAlchemy URL of a PostgreSQL server on which databases may be made; each
-            measurement makes one and drops it.
+        server: SQLAlchemy URL of a PostgreSQL server on which databases may be created; each
+            measurement creates one and drops it.
+
+    Returns:
+        `rates`: trials per second by backend and number of workers; `sizes`: the results of
+        `cost` by backend and number of trials in the study.
 
     Raises:
-        ConfigError: no such server, or no driver for it.
+        ConfigError: the server or its driver does not exist.
     """
     check(server)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     rates: dict[str, dict[int, float]] = {}
     sizes: dict[str, dict[int, dict[str, float]]] = {}
-    for kind, address in (("PostgreSQL", contextlib.nullcontext), ("gRPC proxy", proxy)):
-        rates[kind], sizes[kind] = {}, {}
+    for backend, address in (("PostgreSQL", contextlib.nullcontext), ("gRPC proxy", proxy)):
+        rates[backend], sizes[backend] = {}, {}
         for workers in WORKERS:
             with new_database(server) as url, address(url) as storage:
-                rates[kind][workers] = rate(storage, workers)
+                rates[backend][workers] = rate(storage, workers)
         for size in SIZES:
             with new_database(server) as url, address(url) as storage:
-                sizes[kind][size] = cost(storage, size)
+                sizes[backend][size] = cost(storage, size)
     return {"rates": rates, "sizes": sizes}
 
 
@@ -94,7 +106,7 @@ def check(server: str) -> None:
     """Refuse a server that does not answer.
 
     Raises:
-        ConfigError: no such server, or no driver for it.
+        ConfigError: the server or its driver does not exist.
     """
     try:
         sqlalchemy.create_engine(server).connect().close()
@@ -104,7 +116,7 @@ def check(server: str) -> None:
 
 @contextlib.contextmanager
 def new_database(server: str) -> Iterator[str]:
-    """An empty database of the server."""
+    """Create an empty database on the server, yield its URL and drop it."""
     name = f"bench_{uuid.uuid4().hex}"
     engine = sqlalchemy.create_engine(server, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
@@ -120,7 +132,7 @@ def new_database(server: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def proxy(url: str) -> Iterator[str]:
-    """Optuna's proxy before a database, in a process of its own."""
+    """Run Optuna's proxy for a database in another process; yield the proxy's URL."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -134,7 +146,6 @@ def proxy(url: str) -> Iterator[str]:
 
 
 def _wait_for(port: int) -> None:
-    """Wait until somebody listens."""
     while True:
         with contextlib.suppress(ConnectionRefusedError):
             socket.create_connection(("localhost", port)).close()
@@ -143,14 +154,14 @@ def _wait_for(port: int) -> None:
 
 
 def rate(storage: str, workers: int) -> float:
-    """Trials that so many processes finish in a second."""
+    """Return the number of trials that the workers finish per second."""
     with tempfile.TemporaryDirectory() as folder:
         sweep = Path(folder)
-        _apart(_begin, sweep, storage)
+        _run_in_process(_create_study, sweep, storage)
         stop = sweep / "stop"
         processes = min(workers, PROCESSES)
-        each = workers // processes
-        children = [_start(_work, sweep, storage, stop, each) for _ in range(processes)]
+        threads = workers // processes
+        children = [_start(_run_workers, sweep, storage, stop, threads) for _ in range(processes)]
         while len(list(sweep.glob(".worker-*.lock"))) < workers:
             time.sleep(0.1)
             assert all(child.is_alive() for child in children), "a worker has ended early"
@@ -164,17 +175,17 @@ def rate(storage: str, workers: int) -> float:
         return finished / seconds
 
 
-def _begin(sweep: Path, storage: str) -> None:
+def _create_study(sweep: Path, storage: str) -> None:
     SweepStudy(sweep, "bench", SPACE, settings(storage), 0).close()
 
 
-def _work(sweep: Path, storage: str, stop: Path, workers: int) -> None:
-    """Several workers in one process, each with a connection of its own."""
+def _run_workers(sweep: Path, storage: str, stop: Path, workers: int) -> None:
+    """Run several workers as threads of this process, each with its own study object."""
 
     def work(seed: int) -> None:
         study = SweepStudy(sweep, "bench", SPACE, settings(storage), seed)
         while not stop.exists():
-            _one(study, TRIAL_SECONDS)
+            _run_trial(study, TRIAL_SECONDS)
 
     seeds = np.random.SeedSequence(os.getpid()).generate_state(workers)
     threads = [threading.Thread(target=work, args=(int(seed),)) for seed in seeds]
@@ -185,10 +196,10 @@ def _work(sweep: Path, storage: str, stop: Path, workers: int) -> None:
     database.disconnect()
 
 
-def _one(study: SweepStudy, seconds: float) -> None:
-    asked = study.ask(None)
-    assert asked
-    trial, run = asked
+def _run_trial(study: SweepStudy, seconds: float) -> None:
+    taken = study.ask(None)
+    assert taken
+    trial, run = taken
     time.sleep(seconds)
     record.finish(run, "COMPLETE", val_accuracy=trial.params["optimizer.lr"])
     tell(study.address, trial.number, run, study.objectives)
@@ -199,31 +210,35 @@ def _finished(sweep: Path) -> int:
 
 
 def cost(storage: str, size: int) -> dict[str, float]:
-    """What a study of so many finished trials takes to be opened, and for one trial more.
+    """Measure the overhead of a study that holds many finished trials.
+
+    Args:
+        size: the number of finished trials.
 
     Returns:
-        Seconds to open it, milliseconds of a trial, megabytes of the process.
+        `open_s`, seconds to open the study and run a trial; `trial_ms`, milliseconds per further
+        trial; `mb`, megabytes by which the process grew.
     """
     with tempfile.TemporaryDirectory() as folder:
         sweep = Path(folder)
-        _apart(_fill, sweep, storage, size)
-        _apart(_one_more, sweep, storage)
+        _run_in_process(_fill, sweep, storage, size)
+        _run_in_process(_measure_overhead, sweep, storage)
         values: dict[str, float] = record.read_json(sweep, RESULT)
         return values
 
 
-def _one_more(sweep: Path, storage: str) -> None:
+def _measure_overhead(sweep: Path, storage: str) -> None:
     began, before = time.perf_counter(), _megabytes()
     study = SweepStudy(sweep, "bench", SPACE, settings(storage), 0)
-    _one(study, 0)
+    _run_trial(study, 0)
     opened = time.perf_counter() - began
-    each = []
+    milliseconds = []
     for _ in range(20):
         began = time.perf_counter()
-        _one(study, 0)
-        each.append(1000 * (time.perf_counter() - began))
-    took = {"open_s": opened, "trial_ms": statistics.median(each)}
-    record.write_json(sweep, RESULT, {**took, "mb": _megabytes() - before})
+        _run_trial(study, 0)
+        milliseconds.append(1000 * (time.perf_counter() - began))
+    times = {"open_s": opened, "trial_ms": statistics.median(milliseconds)}
+    record.write_json(sweep, RESULT, {**times, "mb": _megabytes() - before})
     study.close()
 
 
@@ -248,50 +263,50 @@ def _megabytes() -> float:
 
 
 def _start(work: Callable[..., None], *arguments: Any) -> BaseProcess:
-    """Start a process that has imported this file, and nothing else that the benchmarks need."""
+    """Start a process that has imported this file, but no other benchmark."""
     process = fork_server(__name__).Process(target=work, args=arguments)
     process.start()
     return process
 
 
-def _apart(work: Callable[..., None], *arguments: Any) -> None:
+def _run_in_process(work: Callable[..., None], *arguments: Any) -> None:
     process = _start(work, *arguments)
     process.join()
     assert process.exitcode == 0
 
 
 def table(results: dict[str, Any]) -> str:
-    """Both measurements as Markdown."""
+    """Return both measurements as Markdown tables."""
     rates, sizes = results["rates"], results["sizes"]
-    kinds = list(rates)
+    backends = list(rates)
     lines = [
-        f"| workers | {' | '.join(f'{kind}, trials/s' for kind in kinds)} |",
-        "|---" * (len(kinds) + 1) + "|",
+        f"| workers | {' | '.join(f'{backend}, trials/s' for backend in backends)} |",
+        "|---" * (len(backends) + 1) + "|",
         *(
-            f"| {workers} | {' | '.join(f'{rates[kind][workers]:.1f}' for kind in kinds)} |"
+            f"| {workers} | {' | '.join(f'{rates[name][workers]:.1f}' for name in backends)} |"
             for workers in WORKERS
         ),
         "",
         "| finished trials | "
-        + " | ".join(f"{k}: ms a trial, s to open, MB" for k in kinds)
+        + " | ".join(f"{k}: ms a trial, s to open, MB" for k in backends)
         + " |",
-        "|---" * (len(kinds) + 1) + "|",
+        "|---" * (len(backends) + 1) + "|",
     ]
     for size in SIZES:
-        cells = [sizes[kind][size] for kind in kinds]
+        cells = [sizes[backend][size] for backend in backends]
         texts = [f"{c['trial_ms']:.0f}, {c['open_s']:.1f}, {c['mb']:.0f}" for c in cells]
         lines.append(f"| {size:,} | {' | '.join(texts)} |")
     return "\n".join(lines)
 
 
 def picture(results: dict[str, Any]) -> bytes:
-    """Trials a second against workers, beside what workers that never wait would do; a PNG."""
+    """Plot trials per second by workers, with a line for workers that never wait; return a PNG."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.plot(WORKERS, [n / TRIAL_SECONDS for n in WORKERS], "--", color="grey", label="no waiting")
-    for kind, marker in zip(results["rates"], "os"):
-        values = [results["rates"][kind][workers] for workers in WORKERS]
-        axes.plot(WORKERS, values, marker=marker, label=kind)
+    for backend, marker in zip(results["rates"], "os"):
+        values = [results["rates"][backend][workers] for workers in WORKERS]
+        axes.plot(WORKERS, values, marker=marker, label=backend)
     axes.set(
         xscale="log",
         yscale="log",

@@ -1,8 +1,8 @@
-"""Run trials that do nothing, to see what a sweep costs beside them.
+"""Run trials that do nothing, to measure a sweep's overhead.
 
-This is a program of its own, so that its trials import no more than they need. With
-`hydra.sweeper._target_=benchmarks.empty_trials.Bare` nothing but Hydra's launcher is at work: it
-composes each trial's configuration, makes its folder and sets up its log.
+This is a separate program, so that its trials import no more than they need. With
+`hydra.sweeper._target_=benchmarks.empty_trials.Bare` only Hydra's launcher runs: it composes each
+trial's configuration, creates its folder and sets up its log.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from fmnist_sweep.sweep import sweeps
-from fmnist_sweep.task.cli import with_clear_errors
+from fmnist_sweep.task.cli import run_hydra_command
 from fmnist_sweep.task.config import conf_folder
 from fmnist_sweep.task.fashion import FashionTask
 
@@ -22,7 +22,7 @@ TRIALS = 500
 
 
 class Bare(Sweeper):
-    """Launch `seed=0`, `seed=1`, ... one by one, up to the number in `hydra.sweeper.n_trials`."""
+    """Sweeper that launches `seed=0`, `seed=1`, ... one by one, up to `hydra.sweeper.n_trials`."""
 
     def __init__(self, n_trials: int, **_: Any) -> None:
         self.n_trials = n_trials
@@ -50,10 +50,10 @@ Plugins.instance().register(Bare)
 )
 @sweeps(FashionTask())
 def task(config: DictConfig) -> float:
-    """Return the seed as if it were an accuracy."""
+    """Return the seed as a fake accuracy."""
     return float(config.seed) / TRIALS
 
 
 def main() -> None:
-    """Run the command; imported, not run as a module, so that Hydra finds `Bare` by its name."""
-    with_clear_errors(task)
+    """Run the command. Import this function, so that Hydra finds `Bare` by its module's name."""
+    run_hydra_command(task)

@@ -1,7 +1,7 @@
-"""Time trials in stacks, beside one alone and the peers, on the CPU and on a CUDA device.
+"""Time trials in stacks, compared with a single trial and the peers, on the CPU and a CUDA device.
 
-On the CPU eight and 64 trials are compared with the bare kernels too; on the device a step trains
-up to 256, and the published loop runs there as well.
+On the CPU, stacks of 8 and 64 trials are also compared with the bare kernels. On the device, a step
+trains up to 256 trials; the published loop runs there as well.
 """
 
 import multiprocessing
@@ -23,18 +23,17 @@ from fmnist_sweep.task.config import Config
 from fmnist_sweep.task.data import splits
 
 EPOCHS = 2
-STEPS = 1875  # of an epoch
+STEPS = 1875  # steps of an epoch
 ALONE = "fmnist_sweep, one trial, both cores"
 BARE = "bare kernels of eight (products, Adam)"
 EACH = "fmnist_sweep, 8 trials, each alone, one a core"
 EIGHT, MANY = "fmnist_sweep, 8 trials in stacks", "fmnist_sweep, 64 trials in stacks"
-# On a CUDA device:
 GPU_STACKS = (1, 8, 64, 256)
-LOADERS = 8  # processes of the DataLoader that has some
+LOADERS = 8  # DataLoader processes of a peer on the CUDA device
 
 
 class Stacks:
-    """Learning rates of the default configuration, trained as a sweep trains them."""
+    """Trials of the default configuration with several learning rates, trained as in a sweep."""
 
     def __init__(self, data: DataSplits, config: Config, scheduler: Scheduler) -> None:
         self.data = data
@@ -42,7 +41,14 @@ class Stacks:
         self.scheduler = scheduler
 
     def epoch(self, size: int) -> float:
-        """Seconds of one of so many trials for an epoch, evaluated, of two."""
+        """Train trials for two epochs and evaluate each epoch.
+
+        Args:
+            size: the number of trials.
+
+        Returns:
+            Seconds per trial and epoch.
+        """
         return timed(lambda: self._train(size)) / size / EPOCHS
 
     def _train(self, size: int) -> None:
@@ -54,9 +60,9 @@ class Stacks:
 
     def _job(self, number: int, size: int) -> TrainingJob:
         optimizer = self.config.optimizer.model_copy(update={"lr": 0.0003 * 10 ** (number / size)})
-        one = build.build(self.config.model_copy(update={"seed": number, "optimizer": optimizer}))
-        one.epochs = EPOCHS
-        return TrainingJob(one, self.data, BATCH, True, False, 200, 1, _ignore, _ignore)
+        trial = build.build(self.config.model_copy(update={"seed": number, "optimizer": optimizer}))
+        trial.epochs = EPOCHS
+        return TrainingJob(trial, self.data, BATCH, True, False, 200, 1, _ignore, _ignore)
 
 
 def _ignore(_: Any) -> None:
@@ -64,7 +70,10 @@ def _ignore(_: Any) -> None:
 
 
 def bare(steps: int, trials: int) -> None:
-    """Compute the products and Adam's update alone; runs in a process of its own."""
+    """Compute only a stack's matrix products and Adam's update, on one thread.
+
+    The thread setting lasts, so run this in another process.
+    """
     torch.set_num_threads(1)
     sizes = [(784, 128), (128, 64), (64, 10)]
     weights = [torch.randn(trials, i, o) * 0.05 for i, o in sizes]
@@ -83,25 +92,32 @@ def bare(steps: int, trials: int) -> None:
 
 
 def measure(root: str, rounds: int, cores: int) -> dict[str, list[float]]:
-    """Seconds of training and evaluation for a trial and epoch, by contender and round."""
+    """Measure training and evaluation on the CPU.
+
+    Args:
+        cores: workers of fmnist_sweep, and threads of the peers.
+
+    Returns:
+        Seconds per trial and epoch of each round, by contender.
+    """
     config = training.published_protocol(root)
     data = splits.load(config.data, CPU, test=False)
     torch.set_flush_denormal(True)
     torch.set_num_threads(cores)
     alone = training.ours(data, config)
     peers = [training.published(root), training.scikit_learn(data), alone]
-    stacks, each = (
+    stacks, singles = (
         Stacks(data, config, Scheduler(ProcessWorker, cores, max_stack)) for max_stack in (64, 1)
     )
     spawn = multiprocessing.get_context("spawn")
-    with stacks.scheduler, each.scheduler, ProcessPoolExecutor(cores, spawn) as pool:
+    with stacks.scheduler, singles.scheduler, ProcessPoolExecutor(cores, spawn) as pool:
 
         def kernels(steps: int) -> None:
             list(pool.map(bare, [steps] * cores, [8 // cores] * cores))
 
         work: dict[str, Callable[[], float]] = {
             **{peer.name if peer is not alone else ALONE: peer.epoch for peer in peers if peer},
-            EACH: lambda: each.epoch(8),
+            EACH: lambda: singles.epoch(8),
             EIGHT: lambda: stacks.epoch(8),
             MANY: lambda: stacks.epoch(64),
             BARE: lambda: (
@@ -112,7 +128,7 @@ def measure(root: str, rounds: int, cores: int) -> dict[str, list[float]]:
 
 
 def table(seconds: dict[str, list[float]]) -> str:
-    """Medians, and how many times as long as a trial of eight in stacks each takes."""
+    """Return the median seconds, and each contender's time relative to eight trials in stacks."""
     lines = ["| a trial and epoch, evaluated | seconds | x eight in stacks |", "|---|---|---|"]
     for name, values in seconds.items():
         median = f"{statistics.median(values):.3f}"
@@ -121,7 +137,7 @@ def table(seconds: dict[str, list[float]]) -> str:
 
 
 def resident(data: DataSplits) -> Contender:
-    """A loop by hand over images that lie on the device, PyTorch's fused Adam, no `.item()`."""
+    """Return a hand-written loop over images on the device: PyTorch's fused Adam, no `.item()`."""
     device = data.train.pixels.device
     model = training.published_network().to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.001, fused=True)
@@ -147,15 +163,19 @@ def resident(data: DataSplits) -> Contender:
 
 
 def measure_on_gpu(root: str, rounds: int) -> dict[str, list[float]]:
-    """Seconds of training and evaluation for a trial and epoch, by contender and round."""
+    """Measure training and evaluation on the CUDA device.
+
+    Returns:
+        Seconds per trial and epoch of each round, by contender.
+    """
     device = torch.device("cuda")
     config = training.published_protocol(root)
     data = splits.load(config.data, device, test=False)
     loading = {"num_workers": LOADERS, "pin_memory": True, "persistent_workers": True}
-    many = f"published loop, {LOADERS} loading processes"
+    with_loaders = f"published loop, {LOADERS} loading processes"
     peers = [
         training.published(root, device=device),
-        training.published(root, name=many, device=device, **loading),
+        training.published(root, name=with_loaders, device=device, **loading),
         resident(data),
     ]
     stacks = Stacks(data, config, Scheduler(Worker, 1, max_stack=max(GPU_STACKS)))
@@ -167,7 +187,7 @@ def measure_on_gpu(root: str, rounds: int) -> dict[str, list[float]]:
 
 
 def gpu_table(seconds: dict[str, list[float]]) -> str:
-    """Medians, and how many times as long as a trial of the largest stack each takes."""
+    """Return the medians, and each contender's time relative to a trial of the largest stack."""
     largest = list(seconds.values())[-1]
     lines = [
         f"| a trial and epoch on {torch.cuda.get_device_name()} | milliseconds | x the last |",

@@ -1,8 +1,8 @@
-"""Time an epoch of training, beside what else there is.
+"""Time an epoch of training, compared with other implementations.
 
 Every contender does the same work: the published network and optimizer, batches of 32, one epoch
-over the 60,000 training images, one evaluation of the 10,000 test images. They take turns, so
-that a machine whose speed drifts is the same to all, and ratios are taken round by round.
+over the 60,000 training images, one evaluation of the 10,000 test images. The contenders take
+turns, so that a drift of the machine's speed affects all of them. Ratios are taken within a round.
 """
 
 import statistics
@@ -31,19 +31,19 @@ OURS = "fmnist_sweep"
 
 @dataclass
 class Contender:
-    """One way to train an epoch and to evaluate; both run to completion before they return."""
+    """An implementation's epoch of training and its evaluation; both finish before they return."""
 
     name: str
     train: Callable[[], None]
     evaluate: Callable[[], None]
 
     def epoch(self) -> float:
-        """Seconds of an epoch's training and evaluation."""
+        """Train and evaluate once; return the seconds."""
         return timed(self.train) + timed(self.evaluate)
 
 
 def published_network() -> nn.Sequential:
-    """784-128-64-10 with ReLU, as published."""
+    """Return the published network: 784-128-64-10 with ReLU."""
     layers = nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10)
     return nn.Sequential(nn.Flatten(), *layers)
 
@@ -56,7 +56,7 @@ def loader_loop(
     device: torch.device = CPU,
     **loading: Any,
 ) -> Contender:
-    """The published loop over two data sets: `.item()` after every step, model.eval() between."""
+    """Return the published loop over two data sets, with `.item()` after every step."""
     train_loader = torch.utils.data.DataLoader(training, batch, shuffle=True, **loading)
     val_loader = torch.utils.data.DataLoader(validation, batch, **loading)
     model = published_network().to(device)
@@ -90,7 +90,7 @@ def loader_loop(
 
 
 def published(root: str, batch: int = BATCH, name: str = PUBLISHED, **where: Any) -> Contender:
-    """torchvision's data set with ToTensor and Normalize, as published; see `loader_loop`."""
+    """Return `loader_loop` over torchvision's data set, with the published transforms."""
     from torchvision import datasets, transforms
 
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,), (0.5,))])
@@ -101,7 +101,7 @@ def published(root: str, batch: int = BATCH, name: str = PUBLISHED, **where: Any
 
 
 def tensors(data: DataSplits) -> Contender:
-    """The same loop over images normalised once and held in memory."""
+    """Return the published loop over images that are normalised once and kept in memory."""
     training, validation = (
         torch.utils.data.TensorDataset(normalise(images.pixels), images.labels)
         for images in (data.train, data.validation)
@@ -110,7 +110,7 @@ def tensors(data: DataSplits) -> Contender:
 
 
 def scikit_learn(data: DataSplits) -> Contender | None:
-    """MLPClassifier on the same images and network, if scikit-learn is installed."""
+    """Return MLPClassifier with the same images and network; None without scikit-learn."""
     try:
         from sklearn.neural_network import MLPClassifier
     except ImportError:
@@ -133,27 +133,27 @@ def scikit_learn(data: DataSplits) -> Contender | None:
 
 
 def composed(*overrides: str) -> Config:
-    """What `python -m fmnist_sweep.train` composes of overrides."""
+    """Compose a configuration from overrides, as `python -m fmnist_sweep.train` does."""
     with initialize_config_dir(conf_folder()):
         return parsed(compose("config", list(overrides)))
 
 
 def published_protocol(root: str) -> Config:
-    """What `python -m fmnist_sweep.train experiment=seed` composes."""
+    """Compose `experiment=seed`, the published protocol."""
     return composed("experiment=seed", f"data.root={root}")
 
 
 def ours(data: DataSplits, config: Config, bf16: bool = False) -> Contender:
-    """The engine as the command drives it."""
-    one, batch = build.build(config), config.data.batch_size
-    steps = step.Steps(one, True, bf16, CPU)
-    row = step.TrialState(0, one, steps, -(-len(data.train) // batch))
+    """Return the engine, driven as the training command drives it."""
+    trial, batch = build.build(config), config.data.batch_size
+    steps = step.StepCache(trial, True, bf16, CPU)
+    row = step.TrialState(0, trial, steps, -(-len(data.train) // batch))
     chunk = step.Chunk([row], steps, data.train, batch)
 
     def train() -> None:
         chunk.begin_epoch()
         chunk.run(chunk.batches)
-        chunk.running()
+        chunk.running_means()
 
     def evaluate() -> None:
         chunk.evaluate(data.validation)
@@ -162,14 +162,18 @@ def ours(data: DataSplits, config: Config, bf16: bool = False) -> Contender:
 
 
 def timed(work: Callable[[], Any]) -> float:
-    """Seconds that a piece of work takes."""
+    """Return the seconds that a function takes."""
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
 
 
 def in_turns(work: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Each contender's figures, a round each; a first turn compiles and warms up."""
+    """Measure contenders in turns. An extra first turn, which is discarded, compiles and warms up.
+
+    Returns:
+        The figure of each round by contender.
+    """
     figures: dict[str, list[float]] = {name: [] for name in work}
     for turn in range(-1, rounds):
         for name, contender in work.items():
@@ -180,10 +184,13 @@ def in_turns(work: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, 
 
 
 def epochs(root: str, rounds: int, threads: int) -> dict[str, Any]:
-    """Seconds of training and evaluation, by contender and round.
+    """Measure an epoch of each contender.
 
     Args:
-        threads: of the peers; ours has one.
+        threads: threads of the peers; fmnist_sweep uses one.
+
+    Returns:
+        Seconds of training (`train`) and evaluation (`evaluate`) of each round, by contender.
     """
     config = published_protocol(root)
     data = splits.load(config.data, CPU, test=False)
@@ -195,7 +202,7 @@ def epochs(root: str, rounds: int, threads: int) -> dict[str, Any]:
         for contender in contenders:
             torch.set_num_threads(1 if contender.name == OURS else threads)
             train, evaluate = timed(contender.train), timed(contender.evaluate)
-            # The first turn warms caches up and pays for the compile.
+            # The first turn compiles and fills caches.
             if turn >= 0:
                 seconds[contender.name]["train"].append(train)
                 seconds[contender.name]["evaluate"].append(evaluate)
@@ -203,7 +210,7 @@ def epochs(root: str, rounds: int, threads: int) -> dict[str, Any]:
 
 
 def ratio(theirs: list[float], mine: list[float], digits: int = 1) -> str:
-    """The median of the rounds' ratios with their range, as text."""
+    """Return the median and range of the rounds' ratios as text."""
     ratios = [a / b for a, b in zip(theirs, mine)]
     median, least, most = (
         f"{value:.{digits}f}" for value in (statistics.median(ratios), min(ratios), max(ratios))
@@ -212,7 +219,7 @@ def ratio(theirs: list[float], mine: list[float], digits: int = 1) -> str:
 
 
 def table(seconds: dict[str, Any]) -> str:
-    """Medians in seconds, and how many times as long as ours a contender takes."""
+    """Return the median seconds, and each contender's time relative to fmnist_sweep's."""
     lines = [
         "| one epoch | training s | evaluation s | training x ours | both x ours |",
         "|---|---|---|---|---|",

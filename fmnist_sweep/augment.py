@@ -1,4 +1,4 @@
-"""Draws samples of augmented training images: `python -m fmnist_sweep.augment augment=…`."""
+"""Draw samples of augmented training images: `python -m fmnist_sweep.augment augment=…`."""
 
 import argparse
 from pathlib import Path
@@ -19,11 +19,12 @@ from fmnist_sweep.engine.data import normalise
 from fmnist_sweep.task.config import Config, conf_folder, parse
 from fmnist_sweep.task.data.splits import load
 
-IMAGES, SAMPLES = 6, 8
+IMAGES = 6  # rows of the picture
+SAMPLES = 8  # augmented copies of each image
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="python -m fmnist_sweep.augment", description=(__doc__ or "").partition(":")[0]
     )
@@ -47,7 +48,10 @@ def _explain(error: Exception) -> str | None:
 
 
 def composed(overrides: list[str]) -> Config:
-    """The configuration that the overrides give.
+    """Compose a configuration from overrides and check it.
+
+    Args:
+        overrides: Hydra's overrides, such as `augment=flip`.
 
     Raises:
         ConfigError: a value that is not allowed.
@@ -58,7 +62,12 @@ def composed(overrides: list[str]) -> Config:
 
 
 def picture(config: Config) -> bytes:
-    """A PNG: in each row a training image and what its first epochs make of it."""
+    """Return a PNG whose rows show a training image and its augmented copies of the first epochs.
+
+    Raises:
+        ConfigError: the configuration augments nothing.
+        DataError: the data set is missing or damaged.
+    """
     if not parts(config.augment):
         raise ConfigError("augment=none: changes no image; give it another option or a key")
     images = load(config.data, torch.device("cpu"), test=False).train
@@ -76,14 +85,11 @@ def picture(config: Config) -> bytes:
             cell.set_axis_off()
             if row == 0:
                 cell.set_title(f"epoch {column}" if column else "original", fontsize=8)
-    figure.suptitle(_told(config), fontsize=8)
+    settings = config.augment.model_dump()
+    title = "  ".join(f"augment.{key}={value}" for key, value in settings.items())
+    figure.suptitle(title, fontsize=8)
     figure.subplots_adjust(0.01, 0.01, 0.99, 1 - 0.5 / figure.get_figheight(), 0.05, 0.05)
     return png(figure)
-
-
-def _told(config: Config) -> str:
-    settings = config.augment.model_dump()
-    return "  ".join(f"augment.{key}={value}" for key, value in settings.items())
 
 
 if __name__ == "__main__":

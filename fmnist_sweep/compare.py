@@ -1,4 +1,4 @@
-"""Compares sweeps: `python -m fmnist_sweep.compare A B [C ...]`."""
+"""The command that compares sweeps: `python -m fmnist_sweep.compare A B [C ...]`."""
 
 import argparse
 import json
@@ -15,7 +15,7 @@ from fmnist_sweep.results.ranking import console
 
 
 def main() -> None:
-    """The command; a user's mistake is one line and exit code 1."""
+    """Run the command. A user's mistake prints a line and exits with code 1."""
     parser = argparse.ArgumentParser(
         prog="python -m fmnist_sweep.compare",
         description="Compares every further sweep with the first one.",
@@ -40,29 +40,35 @@ def main() -> None:
 
 
 def compare(sweeps: Sequence[Path], objective: str | None, out: Path | None, format: str) -> None:
-    """Compares sweeps, shows what was found and writes it into the folder `out`.
+    """Compare sweeps, print the findings and write them into a folder.
+
+    Args:
+        sweeps: sweep folders or tables; every further sweep is compared with the first.
+        objective: the column to compare; None takes the objective of each sweep.
+        out: the folder for compare.csv, compare.md, compare.png and compare.json, or None.
+        format: text or json, for standard output.
 
     Raises:
-        CompareError: they cannot be compared.
+        CompareError: the sweeps cannot be compared, or `out` cannot be written.
     """
     if len(sweeps) < 2:
         raise CompareError(f"{sweeps[0]}: is one sweep; give at least two")
-    sides = read(sweeps, objective)
-    found = findings(sides)
-    text = json.dumps(found, indent=2, default=str) + "\n"
+    tables = read(sweeps, objective)
+    result = findings(tables)
+    text = json.dumps(result, indent=2, default=str) + "\n"
     if out:
         try:
             out.mkdir(parents=True, exist_ok=True)
-            write_atomically(out / "compare.png", plots.picture(sides, found["confidence"]))
-            write_atomically(out / "compare.md", showing.markdown(found, "compare.png"))
-            write_atomically(out / "compare.csv", showing.as_csv(found))
+            write_atomically(out / "compare.png", plots.picture(tables, result["confidence"]))
+            write_atomically(out / "compare.md", showing.markdown(result, "compare.png"))
+            write_atomically(out / "compare.csv", showing.as_csv(result))
             write_atomically(out / "compare.json", text)
         except OSError as error:
             raise CompareError(f"--out {out}: {error.strerror}: {error.filename}") from None
     if format == "json":
         print(text, end="")
         return
-    showing.show(found, console())
+    showing.show(result, console())
     if out:
         print(f"Written to {out}: compare.csv, compare.md, compare.png, compare.json")
 

@@ -1,4 +1,4 @@
-"""Confirms a sweep's winners: `python -m fmnist_sweep.confirm multirun/NAME`."""
+"""Confirm a sweep's winners on fresh seeds: `python -m fmnist_sweep.confirm multirun/NAME`."""
 
 import argparse
 import sys
@@ -8,7 +8,7 @@ from fmnist_sweep.base import command
 
 
 def main() -> None:
-    """The command; a user's mistake is one line and exit code 1."""
+    """Run the command; a user's mistake is one line and exit code 1."""
     parser = argparse.ArgumentParser(
         prog="python -m fmnist_sweep.confirm",
         description="Trains a sweep's winners and the baseline again on fresh seeds, then the "
@@ -30,6 +30,12 @@ def main() -> None:
         action="store_true",
         help="open the test set although it was opened for another selection",
     )
+    parser.add_argument(
+        "--app",
+        metavar="COMMAND",
+        help="for a sweep of another Hydra application: its command, such as 'python app.py'; its "
+        "winners are ranked on fresh seeds, and no test set is opened",
+    )
     arguments = parser.parse_args()
     for name in ("top", "seeds"):
         if getattr(arguments, name) < 1:
@@ -38,7 +44,7 @@ def main() -> None:
 
 
 def _confirm(arguments: argparse.Namespace) -> None:
-    # It imports torch, which --help does without.
+    # Late, as it imports torch, which --help does not need.
     from fmnist_sweep.task.confirm.confirmation import ConfirmOptions, confirm
 
     confirm(ConfirmOptions(**vars(arguments)))

@@ -1,4 +1,4 @@
-"""Find, fetch and verify the data: `python -m fmnist_sweep.data [--root data]`."""
+"""Find, fetch and verify the data set: `python -m fmnist_sweep.data [--root data]`."""
 
 import argparse
 import logging

@@ -14,7 +14,7 @@ from fmnist_sweep.results.tables import Sweep
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="python -m fmnist_sweep.report", description=(__doc__ or "").splitlines()[0]
     )
@@ -24,10 +24,10 @@ def main() -> None:
 
 
 def report(folder: Path) -> None:
-    """Makes the tables, pictures and the page of a sweep's folder, and shows the ranking.
+    """Write the tables, pictures and page of a sweep's folder, and print the ranking.
 
     Raises:
-        ReportError: it holds no sweep.
+        ReportError: the folder holds no finished run.
     """
     sweep = Sweep(folder)
     if not sweep.update():

@@ -1,4 +1,4 @@
-"""Trains one trial, or with `-m` a sweep: `python -m fmnist_sweep.train [key=value ...]`."""
+"""Train one trial, or with `-m` run a sweep: `python -m fmnist_sweep.train [key=value ...]`."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,8 @@ from omegaconf import DictConfig
 
 from fmnist_sweep.base.schema import trusted_packages
 from fmnist_sweep.sweep import sweeps
-from fmnist_sweep.task.cli import parsed, with_clear_errors
+from fmnist_sweep.sweep.task import on_epoch
+from fmnist_sweep.task.cli import parsed, run_hydra_command
 from fmnist_sweep.task.config import conf_folder
 from fmnist_sweep.task.fashion import FashionTraining, objective_values
 
@@ -18,15 +19,13 @@ from fmnist_sweep.task.fashion import FashionTraining, objective_values
 @hydra.main(
     config_path=conf_folder(),
     config_name="config",
-    # Hydra's callbacks, and those of packages that the user trusts, beside ours.
+    # Callbacks of this package, of Hydra and of packages that the user trusts.
     execution_whitelist=("fmnist_sweep.*", "hydra.experimental.*", *trusted_packages()),
 )
 @sweeps(FashionTraining())
 def task(config: DictConfig) -> Any:
-    """One trial: a composed configuration in, its objective out."""
-    # These import torch and optuna, which --help and --cfg do without.
-    from fmnist_sweep.sweep.job import on_epoch
-    from fmnist_sweep.task import trial
+    """Train one trial and return its objective, or the list of its objectives."""
+    from fmnist_sweep.task import trial  # imports torch, which --help and --cfg do not need
 
     hydra_config = HydraConfig.get()
     single = hydra_config.mode == RunMode.RUN
@@ -36,8 +35,8 @@ def task(config: DictConfig) -> Any:
 
 
 def main() -> None:
-    """The command."""
-    with_clear_errors(task)
+    """Run the command."""
+    run_hydra_command(task)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,13 @@ from torchvision.transforms.v2 import functional as torchvision
 
 from fmnist_sweep import augment as command
 from fmnist_sweep.engine.augmentation import augmented, draws, parts
-from fmnist_sweep.engine.data import DataSplits, Images, normalise
+from fmnist_sweep.engine.data import DataSplits, Images, epoch_permutation, normalise
 from fmnist_sweep.engine.recipe import Recipe
 from fmnist_sweep.engine.settings import AugmentConfig
-from fmnist_sweep.engine.step import Chunk, Row, Steps, Trial
+from fmnist_sweep.engine.step import Chunk, StepCache, Trial, TrialState
 from fmnist_sweep.models.mlp import MLP
 from fmnist_sweep.task.cli import parsed
 from fmnist_sweep.task.config import conf_folder
-from fmnist_sweep.task.data.splits import order
 from tests.conftest import InProcess
 
 OPTIONS = sorted(path.stem for path in Path(conf_folder(), "augment").glob("*.yaml"))
@@ -129,17 +128,17 @@ def test_training_sees_augmented_images_and_evaluation_does_not() -> None:
     torch.manual_seed(1)
     trial = Trial(MLP(16, 2, None, 0.0), torch.optim.SGD, {"lr": 1e-12}, 9, 2, Recipe(augment=how))
     loss = torch.nn.functional.cross_entropy
-    steps = Steps(trial, False, False, torch.device("cpu"))
-    chunk = Chunk([Row(0, trial, steps, 3)], steps, data.train, 16)
+    steps = StepCache(trial, False, False, torch.device("cpu"))
+    chunk = Chunk([TrialState(0, trial, steps, 3)], steps, data.train, 16)
     for epoch in (1, 2):
         chunk.begin_epoch()
         chunk.run(3)
-        chosen = order(9, epoch, 40)
+        chosen = epoch_permutation(9, epoch, 40)
         seen = augmented(
             normalise(pixels[chosen]), torch.from_numpy(draws(how, 9, epoch, 40)), parts(how)
         )
         expected = loss(trial.model(seen), images.labels[chosen]).item()
-        assert chunk.running()[0][0] == pytest.approx(expected, rel=1e-5)
+        assert chunk.running_means()[0][0] == pytest.approx(expected, rel=1e-5)
         plain = loss(trial.model(normalise(pixels)), images.labels).item()
         assert chunk.evaluate(data.validation)[0][0] == pytest.approx(plain, rel=1e-5)
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from fmnist_sweep.engine.data import Images, normalise
+from fmnist_sweep.engine.data import Images, epoch_permutation, normalise
 from fmnist_sweep.task.config import ConfigError, DataConfig
 from fmnist_sweep.task.data import source
-from fmnist_sweep.task.data.splits import load, order, stratified
+from fmnist_sweep.task.data.splits import load, stratified
 
 
 @pytest.fixture(scope="module")
@@ -133,11 +133,11 @@ def test_a_class_without_images_is_one_line(data_root: Path, tmp_path: Path) -> 
 
 
 def test_order_is_a_permutation_of_its_own() -> None:
-    orders = [order(seed, epoch, 1000) for seed in (0, 1) for epoch in (1, 2)]
+    orders = [epoch_permutation(seed, epoch, 1000) for seed in (0, 1) for epoch in (1, 2)]
     for one in orders:
         assert torch.equal(one.sort().values, torch.arange(1000))
     assert len({tuple(one.tolist()) for one in orders}) == 4
-    assert torch.equal(order(1, 2, 1000), orders[3])
+    assert torch.equal(epoch_permutation(1, 2, 1000), orders[3])
 
 
 def test_pixels_become_what_torchvision_makes_of_them() -> None:

@@ -126,9 +126,9 @@ def test_shuffled_rows_change_nothing(tmp_path: Path, dice: random.Random) -> No
         copy.write_text("".join([head, *dice.sample(lines, len(lines))]))
 
     def found(files: list[Path]) -> dict[str, Any]:
-        sides = findings(read(files, None))
+        result = findings(read(files, None))
         kept = ("sweeps", "equal_budget", "winners", "search_space", "comparisons")
-        text = json.dumps({key: sides[key] for key in kept}, default=str)
+        text = json.dumps({key: result[key] for key in kept}, default=str)
         for file, name in zip(files, "ab"):
             text = text.replace(str(file), name).replace(file.name, name)
         return dict(json.loads(text))
@@ -157,9 +157,9 @@ def test_budgets_and_figures_by_hand(tmp_path: Path) -> None:
         [trial(0.7, epochs=2), trial(0.75, "PRUNED", epochs=1), trial(0.8, epochs=3)],
     )
     b = sweeps.write(tmp_path / "b", [trial(0.72, epochs=4), trial(None, "FAILED", epochs=0)])
-    sides = read([a, b], None)
-    assert anytime(sides[0], "epochs") == [(2, 0.7), (6, 0.8)]
-    found = findings(sides)
+    tables = read([a, b], None)
+    assert anytime(tables[0], "epochs") == [(2, 0.7), (6, 0.8)]
+    found = findings(tables)
     first = found["sweeps"][0]
     assert first["trials"] == {"COMPLETE": 2, "PRUNED": 1, "FAILED": 0}
     assert (first["epochs"], first["seconds"], first["images"]) == (6, 6, pytest.approx(300_000))
@@ -186,12 +186,12 @@ def test_tables_of_other_versions(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     old.to_csv(tmp_path / "old/sweep.csv", index=False)
     mixed.to_csv(tmp_path / "mixed.csv", index=False)
-    sides = read([tmp_path / "a", tmp_path / "old", tmp_path / "mixed.csv"], None)
-    assert [side.keys for side in sides] == [["optimizer.lr"]] * 3
-    found = findings(sides)
+    tables = read([tmp_path / "a", tmp_path / "old", tmp_path / "mixed.csv"], None)
+    assert [table.keys for table in tables] == [["optimizer.lr"]] * 3
+    found = findings(tables)
     assert found["sweeps"][1]["seconds"] is None and found["sweeps"][1]["epochs"] == 14
     assert list(found["equal_budget"]) == []
-    assert len(shared(sides[0], sides[2])) == 7
+    assert len(shared(tables[0], tables[2])) == 7
     assert "do not differ at all" in found["comparisons"][0]["sentence"]
     assert found["confidence"] == pytest.approx(0.975)
 
@@ -208,10 +208,10 @@ def test_warnings(tmp_path: Path) -> None:
     a = grid(tmp_path / "a", A, data={"validation": "test"})
     b = grid(tmp_path / "b", A, data={"split_seed": 3})
     (tmp_path / "c.csv").write_bytes((b / "sweep.csv").read_bytes())
-    said = findings(read([a, b, tmp_path / "c.csv"], None))["warnings"]
-    assert "a selected on the test images" in said[0]
-    assert "c.csv: without its run folders" in said[1]
-    assert "data.split_seed 0 against 3" in said[2] and "different images" in said[2]
+    warnings = findings(read([a, b, tmp_path / "c.csv"], None))["warnings"]
+    assert "a selected on the test images" in warnings[0]
+    assert "c.csv: without its run folders" in warnings[1]
+    assert "data.split_seed 0 against 3" in warnings[2] and "different images" in warnings[2]
 
 
 # The command
@@ -332,10 +332,10 @@ def test_a_sweep_equals_the_copy_of_its_table(tmp_path: Path, values: list[Any])
     )
     copy = tmp_path / "b.csv"
     copy.write_bytes((folder / "sweep.csv").read_bytes())
-    sides = read([folder, copy], None)
+    tables = read([folder, copy], None)
     named = [value for value in values if value != ""]  # which a table cannot tell from none
-    assert len(shared(*sides)) >= len(named)
-    assert all(one == other for one, other in shared(*sides))
+    assert len(shared(*tables)) >= len(named)
+    assert all(one == other for one, other in shared(*tables))
 
 
 def test_a_key_that_is_null_in_all_of_the_other_sweep_is_known(tmp_path: Path) -> None:

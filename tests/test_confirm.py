@@ -91,7 +91,7 @@ def test_confirmation_opens_the_test_set_once(
     assert found["seeds"] == [1000, 1001]
     assert {one["name"] for one in found["candidates"]} == {"trial-0", "trial-1"}
     # The search said 99 %; a network that has seen 640 images is far from that.
-    assert found["luck"]["mean"] > 0.1
+    assert found["selection_bias"]["mean"] > 0.1
     assert found["test"]["opened_for"] == 1 and len(found["test"]["by_seed"]) == 2
     run = folder / f"confirm/{found['test']['name']}-seeds-1000-1001"
     matrices = [record.read_json(run / f"repeat-{k}", "test.json") for k in range(2)]
@@ -214,7 +214,7 @@ def test_selected_on_the_test_set(tmp_path: Path, confirm: Command) -> None:
     assert outcome.code == 0, outcome.err
     assert outcome.out.startswith("Beware")
     found = json.loads((folder / "confirm.json").read_text())
-    assert found["selected_on_test"] and found["luck"] is None
+    assert found["selected_on_test"] and found["selection_bias"] is None
     config = yaml.safe_load(
         (folder / "confirm/trial-0-seeds-1000-1001/.hydra/config.yaml").read_text()
     )

@@ -62,8 +62,9 @@ def no_process_is_left(group: int) -> bool:
 
 
 @pytest.mark.slow
-def test_twenty_kills_lose_nothing() -> None:
-    kill(20, 0, N_TRIALS)
+@pytest.mark.parametrize("kills", [6, pytest.param(20, marks=pytest.mark.torture)])
+def test_kills_lose_nothing(kills: int) -> None:
+    kill(kills, 0, N_TRIALS)
     check_complete(N_TRIALS)
 
 

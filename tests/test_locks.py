@@ -60,9 +60,9 @@ def test_memory_that_nobody_tells_of_bounds_no_stack(monkeypatch: pytest.MonkeyP
 
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
     trial = Trial(model, torch.optim.Adam, {"lr": 0.1}, 0, 1)
-    assert stack.most(trial, 32, torch.device("cpu")) > 8
+    assert stack.max_stack_size(trial, 32, torch.device("cpu")) > 8
     monkeypatch.setattr(os, "sysconf_names", {})
-    assert stack.most(trial, 32, torch.device("cpu")) > 8
+    assert stack.max_stack_size(trial, 32, torch.device("cpu")) > 8
 
 
 def test_without_a_fork_server_processes_are_spawned(monkeypatch: pytest.MonkeyPatch) -> None:

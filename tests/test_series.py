@@ -138,8 +138,8 @@ def test_parallel_lines_end_at_the_objective(tmp_path: Path) -> None:
         trial(0.9, params={"a": 2, "b": "y"}),
         trial(0.7, params={"a": 3, "b": "x"}),
     )
-    uprights, lines = parallel.lines(runs)
-    assert [upright.name for upright in uprights][:2] == ["a", "b"]
+    axes, lines = parallel.lines(runs)
+    assert [axis.name for axis in axes][:2] == ["a", "b"]
     assert [line.run.trial for line in lines] == [2, 0, 1]
     assert lines[-1].rank == 0 and lines[-1].places[0] == pytest.approx(0.5)
     assert lines[0].places[1] == lines[1].places[1] == pytest.approx(0.25)
@@ -149,6 +149,6 @@ def test_parallel_lines_end_at_the_objective(tmp_path: Path) -> None:
 
 def test_facts_warn_of_selection_on_the_test_set(tmp_path: Path) -> None:
     runs = written(tmp_path, trial(0.7), data={"validation": "test"})
-    told = facts.facts(tmp_path / "sweep", runs)
-    assert told["DataSplits"]["Selected on"] == facts.TEST_SELECTION
-    assert told["Budget"]["Epochs"] == "2" and told["Environment"]["PyTorch"] == "2.14.1"
+    rows = facts.facts(tmp_path / "sweep", runs)
+    assert rows["DataSplits"]["Selected on"] == facts.TEST_SELECTION
+    assert rows["Budget"]["Epochs"] == "2" and rows["Environment"]["PyTorch"] == "2.14.1"

@@ -22,6 +22,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from fmnist_sweep import data
 from fmnist_sweep.base.errors import DataError
 from fmnist_sweep.task.config import DATA_VARIABLE
 from fmnist_sweep.task.data import fetch, idx, source
@@ -561,7 +562,7 @@ def test_command_tells_where_the_data_is(
     raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = str(tmp_path / "data")
-    source.main(["--root", root])
+    data.main(["--root", root])
     *lines, last = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [str(raw / name) for name in SMALL]
     assert lines[0].endswith("9,424 bytes  sha256 ok")
@@ -569,9 +570,9 @@ def test_command_tells_where_the_data_is(
 
     (raw / LABELS).write_bytes(idx_file(classes(12)[::-1]))
     with pytest.raises(SystemExit) as stop:
-        source.main(["--root", root])
+        data.main(["--root", root])
     assert f"{raw / LABELS}: is altered" in str(stop.value.code)
-    source.main(["--root", root, "--no-verify"])
+    data.main(["--root", root, "--no-verify"])
     assert capsys.readouterr().out.endswith("not verified\n")
 
 
@@ -580,7 +581,7 @@ def test_command_as_a_process(tmp_path: Path) -> None:
     raw.mkdir(parents=True)
     for name, content in SMALL.items():
         (raw / name).write_bytes(content)
-    command = [sys.executable, "-W", "error", "-m", "fmnist_sweep.task.data.source"]
+    command = [sys.executable, "-W", "error", "-m", "fmnist_sweep.data"]
     command += ["--root", str(tmp_path / "data")]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
@@ -592,10 +593,11 @@ def test_command_as_a_process(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "program",
     [
-        "from fmnist_sweep.data import source; import sys; assert not sys.modules.keys() & "
+        "from fmnist_sweep.task.data import source; import sys; assert not sys.modules.keys() & "
         "{'torch', 'torchvision', 'matplotlib', 'optuna', 'hydra', 'omegaconf'}",
         # What FAKE_TORCHVISION stands for.
-        "from torchvision.datasets import FashionMNIST as f; from fmnist_sweep.data import idx;"
+        "from torchvision.datasets import FashionMNIST as f;"
+        "from fmnist_sweep.task.data import idx;"
         "assert all(m.startswith('http') and m.endswith('/') for m in f.mirrors);"
         "assert [n for n, _ in f.resources] == [f'{n}.gz' for n in idx.SHA256]",
     ],

@@ -28,7 +28,7 @@ from fmnist_sweep.engine.settings import (
     EarlyStoppingConfig,
     PlateauConfig,
 )
-from fmnist_sweep.engine.stack import Progress, StackKey
+from fmnist_sweep.engine.stack import Outcome, Progress, StackKey
 from fmnist_sweep.engine.step import Trial
 from fmnist_sweep.engine.workers import ProcessWorker, Worker
 from fmnist_sweep.models.mlp import MLP
@@ -145,7 +145,7 @@ MIXED = [
     Case(1, 3, lr=1e30),  # diverges
     *(Case(seed, optimizer=torch.optim.NAdam, lr=0.002 * (1 + seed)) for seed in range(2)),
     *(Case(seed, optimizer=torch.optim.RMSprop, lr=0.001 * (1 + seed)) for seed in range(2)),
-    Case(2, 2, optimizer=torch.optim.Adagrad),  # has no stacked rule
+    Case(2, 2, optimizer=torch.optim.Adagrad),  # has no stacked optimizer
     Case(2, 2, optimizer=torch.optim.Muon),  # neither
     *RECIPES,
     Case(3, 2, optimizer=torch.optim.AdamW, arguments=(("weight_decay", 0.1),)),
@@ -236,7 +236,7 @@ def test_processes_train_the_same_and_their_death_is_told(data: DataSplits) -> N
         scheduler.add(long)
         while not histories[0]:
             scheduler.step()
-        (victim,) = [worker for worker, running in scheduler.at_work.items() if running]
+        (victim,) = [worker for worker, running in scheduler.running.items() if running]
         assert isinstance(victim, ProcessWorker) and victim.process.pid
         os.kill(victim.process.pid, signal.SIGKILL)
         other = short.job(data, histories[1])
@@ -264,12 +264,12 @@ def test_the_death_of_a_process_costs_one_trial(
             scheduler.add(job)
         while not all(job.ended for job in jobs):
             scheduler.step()
-            for worker, running in scheduler.at_work.items():
+            for worker, running in scheduler.running.items():
                 if 0 in running and len(histories[0]) > 2 + kills and kills < 2:
                     assert isinstance(worker, ProcessWorker) and worker.process.pid
                     os.kill(worker.process.pid, signal.SIGKILL)
                     kills += 1
-        assert scheduler.taken.keys() <= scheduler.at_work.keys()
+        assert scheduler.loaded_images.keys() <= scheduler.running.keys()
     assert kills == 2 and isinstance(jobs[0].error, ProcessDied)
     assert [row.epoch for row in histories[1]] == [1, 2, 3, 4, 5, 6]
     for job in jobs:
@@ -363,10 +363,10 @@ def test_memory_bounds_a_stack(data: DataSplits, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(
             stack.os, "sysconf", lambda n, pages=pages: page if "SIZE" in n else pages
         )
-        assert stack.most(one, 32, torch.device("cpu")) == stacks
+        assert stack.max_stack_size(one, 32, torch.device("cpu")) == stacks
     added: list[int] = []
     real = stack.Stack.add
-    monkeypatch.setattr(stack, "most", lambda *_: 3 - len(added))
+    monkeypatch.setattr(stack, "max_stack_size", lambda *_: 3 - len(added))
 
     def add(self: stack.Stack, number: int, trial: Trial) -> None:
         added.append(number)
@@ -398,7 +398,8 @@ class Random(nn.Sequential):
 
 def test_models_that_differ_in_more_than_tensors_do_not_share_a_step(data: DataSplits) -> None:
     def kind(model: nn.Module, optimizer: Any = torch.optim.Adam) -> StackKey:
-        return stack.kind(Trial(model, optimizer, {"lr": 0.1}, 0, 1), data, 32, False, False, 5, 1)
+        one = Trial(model, optimizer, {"lr": 0.1}, 0, 1)
+        return stack.stack_key(one, data, 32, False, False, 5, 1)
 
     assert kind(Hidden(1.0)) == kind(Hidden(1.0)) != kind(Hidden(2.0))
     assert kind(Hidden(1.0)) != kind(Hidden(1.0), torch.optim.AdamW)
@@ -407,11 +408,11 @@ def test_models_that_differ_in_more_than_tensors_do_not_share_a_step(data: DataS
     frozen[1].requires_grad_(False)
     assert kind(frozen) != kind(MLP(32, 2, None, 0.0))
     draws = [Random(nn.Flatten(), nn.Linear(784, 10)) for _ in range(2)]
-    assert kind(draws[0]).alone and kind(draws[1]).alone
-    assert kind(MLP(32, 2, None, 0.0), torch.optim.Adagrad).alone
-    assert kind(MLP(32, 2, None, 0.0)).alone is None
+    assert kind(draws[0]).why_alone and kind(draws[1]).why_alone
+    assert kind(MLP(32, 2, None, 0.0), torch.optim.Adagrad).why_alone
+    assert kind(MLP(32, 2, None, 0.0)).why_alone is None
     convolution = nn.Sequential(nn.Conv2d(1, 2, 28), nn.Flatten(), nn.Linear(2, 10))
-    assert "convolves" in str(kind(convolution).alone)
+    assert "convolves" in str(kind(convolution).why_alone)
 
 
 class Recorder(Worker):
@@ -432,10 +433,11 @@ class Recorder(Worker):
             return {}
         return None
 
-    def event(self, tell: Any) -> dict[int, Epoch | Exception]:
+    def event(self, tell: Any) -> dict[int, Outcome | Exception]:
         self.together.append((self.kind, frozenset(self.epochs)))
         self.epochs = {number: epoch + 1 for number, epoch in self.epochs.items()}
-        return {n: Epoch(epoch, 0.1, 1, 0, 1, 0, 0.0) for n, epoch in self.epochs.items()}
+        rows = {n: Epoch(epoch, 0.1, 1, 0, 1, 0, 0.0) for n, epoch in self.epochs.items()}
+        return {n: Outcome(row, row, False) for n, row in rows.items()}
 
 
 @settings(deadline=None, max_examples=60)
@@ -483,7 +485,7 @@ def test_every_trial_is_in_exactly_one_stack(
     finally:
         stack.load = original
     assert told == [list(range(1, epochs + 1)) for _, epochs in trials]
-    kinds = {number: job.kind for number, job in enumerate(jobs)}
+    kinds = {number: job.stack_key for number, job in enumerate(jobs)}
     for kind, members in together:
         assert 1 <= len(members) <= max_stack
         assert {kinds[number] for number in members} == {kind}
@@ -505,7 +507,7 @@ def test_stacks_at_work_have_no_more_threads_than_there_are(
                 scheduler.add(job)
             while not all(job.ended for job in jobs):
                 scheduler.step()
-                at_work = [set(map(_threads, one.values())) for one in scheduler.at_work.values()]
+                at_work = [set(map(_threads, one.values())) for one in scheduler.running.values()]
                 assert all(len(kinds) <= 1 for kinds in at_work)
                 used = [kinds.pop() for kinds in at_work if kinds]
                 assert sum(used) <= threads or len(used) == 1
@@ -531,7 +533,7 @@ def test_a_process_takes_the_threads_of_each_stack(data: DataSplits) -> None:
         ignore: Callable[[Any], None] = lambda _: None  # noqa: E731
         job = TrainingJob(one, data, 100, False, False, 5, threads, ignore, ignore)
         told.clear()
-        scheduler.train_here([job])
+        scheduler.train([job])
         assert set(told[-3:]) == {threads}
 
 
@@ -551,7 +553,7 @@ def test_busy_processes_end_together(data: DataSplits) -> None:
             often = 10**6 if seed else 10
             scheduler.add(replace(job, batch_size=1, log_every=often))
         scheduler.step()
-        assert sum(map(bool, scheduler.at_work.values())) == 4
+        assert sum(map(bool, scheduler.running.values())) == 4
         began = time.monotonic()
     assert len(workers) == 4 and not any(worker.process.is_alive() for worker in workers)
     assert time.monotonic() - began < 2.5

@@ -269,6 +269,8 @@ def test_processes_at_work_are_counted(tmp_path: Path) -> None:
         storage=None,
         custom_search_space=None,
         accept_changes=False,
+        seed_key=None,
+        repeats=None,
         sampler={"_target_": "optuna.samplers.RandomSampler"},
     )
     first = SweepStudy(tmp_path, "a", space, settings, 0)

@@ -115,15 +115,15 @@ def test_missing_data_fails_no_trial(
     fmnist_train: Command, monkeypatch: pytest.MonkeyPatch, data_root: Path
 ) -> None:
     from fmnist_sweep.task.data import source
-    from fmnist_sweep.task.data.idx import Failure
+    from fmnist_sweep.task.data.idx import SourceError
 
     def nothing(*_: object) -> Path:
-        raise Failure("not here")
+        raise SourceError("not here")
 
     grid = ("-m", "seed=0,1", *SMALL, "name=a")
     with monkeypatch.context() as patch:
         patch.setenv("FMNIST_SWEEP_DATA", "elsewhere")
-        for name in ("_installed", "_torchvision", "_apt"):
+        for name in ("_find_installed", "_download_torchvision", "_download_apt"):
             patch.setattr(f"fmnist_sweep.task.data.fetch.{name}", nothing)
         outcome = fmnist_train(*grid)
     assert outcome.code == 1 and "Fashion-MNIST was not found" in outcome.err
@@ -164,15 +164,18 @@ def test_a_long_temporary_folder_is_no_obstacle(
 # Streams
 
 STREAMS = {
-    "a reader that leaves": '"$@" | head -1',
     "none": '"$@" >&- 2>&-',
     "a full disk": '"$@" >/dev/full 2>/dev/full',
+    "a reader that leaves": '"$@" | head -1',
     "a C locale": 'MPLBACKEND=of.a.notebook PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 LC_ALL=C "$@"',
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", STREAMS)
+@pytest.mark.parametrize(
+    "kind",
+    [*STREAMS][:2] + [pytest.param(kind, marks=pytest.mark.torture) for kind in [*STREAMS][2:]],
+)
 def test_streams_cost_no_trial_and_no_page(
     kind: str, shell: Callable[..., subprocess.CompletedProcess[bytes]], tmp_path: Path
 ) -> None:
@@ -216,7 +219,15 @@ def test_an_interruption_is_one_line(
     mode: tuple[str, ...], full_error: str, tmp_path: Path, data_root: Path
 ) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "fmnist_sweep.train", "trainer.epochs=1000", *SMALL[:1], *mode],
+        [
+            sys.executable,
+            "-m",
+            "fmnist_sweep.train",
+            "trainer.epochs=1000",
+            "trainer.compile=false",
+            *SMALL[:1],
+            *mode,
+        ],
         cwd=tmp_path,
         env={
             **os.environ,
@@ -273,11 +284,9 @@ def test_a_url_of_any_path(name: str) -> None:
     assert absolute_url(relative, "/folder") == sqlite_url(path)
 
 
-@pytest.mark.parametrize(
-    "launcher",
-    ["basic", *(pytest.param(x, marks=pytest.mark.torture) for x in ("stacked", "joblib"))],
-)
-def test_paths_mean_the_directory_of_the_command(
+@pytest.mark.torture
+@pytest.mark.parametrize("launcher", ["basic", "stacked", "joblib"])
+def test_paths_of_weights_mean_the_directory_of_the_command(
     launcher: str, fmnist_train: Command, data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the data, the study and the weights, though each trial works in its run folder."""
@@ -303,6 +312,20 @@ def test_paths_mean_the_directory_of_the_command(
         "multirun",
         "rel.db",
     ]
+    assert not any(path.name in ("data", "rel.db") for path in Path("multirun").rglob("*"))
+
+
+def test_paths_mean_the_directory_of_the_command(
+    fmnist_train: Command, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FMNIST_SWEEP_DATA")
+    Path("data").symlink_to(data_root)
+    where = ("hydra.job.chdir=true", "hydra.sweeper.storage=sqlite:///rel.db")
+    outcome = fmnist_train("-m", *SMALL, "seed=0,1", "hydra/launcher=basic", *where, "name=a")
+    database.disconnect()
+    assert outcome.code == 0, outcome.err
+    assert list(pd.read_csv("multirun/a/sweep.csv").state) == ["COMPLETE"] * 2
+    assert sorted(path.name for path in Path().iterdir()) == ["data", "multirun", "rel.db"]
     assert not any(path.name in ("data", "rel.db") for path in Path("multirun").rglob("*"))
 
 
@@ -386,22 +409,18 @@ class Noting(Callback):
 
 
 @pytest.mark.filterwarnings("ignore:LogJobReturnCallback")
-@pytest.mark.parametrize(
-    "target",
-    ["tests.test_surroundings.Noting", "hydra.experimental.callbacks.LogJobReturnCallback"],
-)
 def test_callbacks_of_the_user_and_of_hydra_are_called(
-    target: str,
-    tmp_path: Path,
-    shell: Callable[..., subprocess.CompletedProcess[bytes]],
+    tmp_path: Path, shell: Callable[..., subprocess.CompletedProcess[bytes]]
 ) -> None:
     """In a process of its own: the list of trusted packages is read when the command starts."""
     train = (sys.executable, "-W", "ignore", "-m", "fmnist_sweep.train", *SMALL[:3])
-    callback = f"+hydra.callbacks.mine._target_={target}"
-    done = shell('"$@"', *train, callback, "hydra.run.dir=r", FMNIST_SWEEP_TRUST="tests.*")
+    callbacks = (
+        "+hydra.callbacks.mine._target_=tests.test_surroundings.Noting",
+        "+hydra.callbacks.log._target_=hydra.experimental.callbacks.LogJobReturnCallback",
+    )
+    done = shell('"$@"', *train, *callbacks, "hydra.run.dir=r", FMNIST_SWEEP_TRUST="tests.*")
     assert done.returncode == 0, done.stderr
-    if target.startswith("tests"):
-        assert (tmp_path / "called").read_text() == "COMPLETED"
+    assert (tmp_path / "called").read_text() == "COMPLETED"
 
 
 def test_threads_that_the_environment_takes_away_are_told(

@@ -9,7 +9,7 @@ import pytest
 
 from fmnist_sweep.base.files import write_atomically
 from fmnist_sweep.results import record
-from fmnist_sweep.sweep import database
+from fmnist_sweep.sweep import begin, database
 from tests.conftest import Command
 
 SEARCH = "optimizer.lr=tag(log,interval(1e-4,1e-2))"
@@ -197,7 +197,8 @@ def test_a_disk_full_at_the_start_spoils_no_name(
     storage = f"hydra.sweeper.storage=sqlite:///{Path('elsewhere.db').absolute()}"
     sweep = ("-m", "seed=1,2", "trainer.epochs=1", "name=a", storage)
     with monkeypatch.context() as patch:
-        patch.setattr(record, "write_atomically", write)
+        for module in (record, begin):
+            patch.setattr(module, "write_atomically", write)
         outcome = tiny(*sweep)
     assert outcome.code == 1 and len(outcome.err.splitlines()) == 1
     assert "No space left on device" in outcome.err

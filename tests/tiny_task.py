@@ -19,8 +19,8 @@ from omegaconf import DictConfig
 
 from fmnist_sweep.results.record import Epoch
 from fmnist_sweep.sweep import sweeps
-from fmnist_sweep.sweep.job import on_epoch
-from fmnist_sweep.task.cli import with_clear_errors
+from fmnist_sweep.sweep.task import on_epoch
+from fmnist_sweep.task.cli import run_hydra_command
 from fmnist_sweep.task.config import conf_folder
 from fmnist_sweep.task.fashion import FashionTask
 
@@ -94,7 +94,7 @@ def task(config: DictConfig) -> object:
 
 def main() -> None:
     """The command."""
-    with_clear_errors(task)
+    run_hydra_command(task)
 
 
 if __name__ == "__main__":

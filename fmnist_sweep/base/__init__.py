@@ -1,1 +1,1 @@
-"""What every other part stands on: errors, streams, processes, paths, figures."""
+"""Foundations of every other package: errors, commands, processes, paths, locks, schemas."""

@@ -1,11 +1,11 @@
-"""What every `python -m` command has around it: streams that hold, mistakes in one line."""
+"""Run a command: errors as one line, standard streams that never fail, SIGINT and SIGTERM."""
 
 import io
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TextIO
@@ -18,18 +18,19 @@ def run(
     explain: Callable[[Exception], str | None] = lambda error: None,
     interrupted: str = "Interrupted.",
 ) -> None:
-    """Runs a command.
+    """Run a command and exit with one line if it fails.
 
     Args:
-        explain: the line for an error of another library, or None for a fault of ours, which is
-            raised with its traceback.
-        interrupted: what to say after Ctrl-C.
+        main: the command.
+        explain: returns the line for an error of another library, or None for a bug of this
+            package, which is raised with its traceback.
+        interrupted: the line to print after Ctrl-C.
 
     Raises:
-        SystemExit: 1 with one line on standard error for a user's mistake or the machine's fault,
+        SystemExit: 1 with one line on standard error for a user's mistake or a machine fault,
             130 after Ctrl-C.
     """
-    make_forgiving()
+    make_streams_robust()
     try:
         main()
     except KeyboardInterrupt:
@@ -38,21 +39,78 @@ def run(
     except Error as error:
         sys.exit(str(error))
     except Exception as error:
-        line = explain(error) or _of_a_file(error)
+        line = explain(error) or _file_error_line(error)
         if line is None:
             raise
         sys.exit(line)
 
 
-def _of_a_file(error: Exception) -> str | None:
-    """What to say of a file or a disk that refuses; None for any other error."""
+def _file_error_line(error: Exception) -> str | None:
+    """Return the line for an error of a file or a disk, or None for any other error."""
     if is_machine_fault(error):
         return f"{describe(error)}; what has finished is kept"
     return describe(error) if isinstance(error, OSError) and error.filename else None
 
 
-class _Forgiving:
-    """A text stream that drops what it cannot write: `head` has closed it, its disk is full."""
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM; `number` is the signal's number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise `Interrupted` for SIGINT and SIGTERM; a second signal ends the process at once.
+
+    Does nothing outside the main thread, where Python handles no signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        for handled in previous:
+            signal.signal(handled, lambda n, _: os._exit(128 + n))
+        raise Interrupted(number)
+
+    previous = {handled: signal.getsignal(handled) for handled in (signal.SIGINT, signal.SIGTERM)}
+    for handled in previous:
+        signal.signal(handled, interrupt)
+    try:
+        yield
+    finally:
+        for handled, handler in previous.items():
+            signal.signal(handled, handler)
+
+
+def make_streams_robust() -> None:
+    """Let no write to `sys.stdout` or `sys.stderr` of this process fail; may be called again.
+
+    Characters that a stream cannot encode are written as `?`. A standard descriptor that was
+    closed when the command started is opened on the null device; otherwise the next file that
+    this process opens would be taken for a standard stream.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, _RobustStream):
+            continue
+        if stream is None:
+            # Open for the rest of the process.
+            stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+        setattr(sys, name, _RobustStream(stream))
+
+
+class _RobustStream:
+    """A text stream that drops text it cannot write: to a closed pipe or a full disk."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -63,10 +121,10 @@ class _Forgiving:
             try:
                 return self._stream.write(text)
             except (OSError, ValueError):
-                self._drop()
+                self._discard_output()
         return len(text)
 
-    def writelines(self, lines: Any) -> None:
+    def writelines(self, lines: Iterable[str]) -> None:
         for line in lines:
             self.write(line)
 
@@ -75,69 +133,17 @@ class _Forgiving:
             try:
                 self._stream.flush()
             except (OSError, ValueError):
-                self._drop()
+                self._discard_output()
 
-    def _drop(self) -> None:
-        """Sends everything further, what is still in buffers and children's lines too, nowhere."""
+    def _discard_output(self) -> None:
+        """Send all further output to the null device, buffered text and child processes' too."""
         self._broken = True
         try:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())
-            os.close(nowhere)
-        except (OSError, ValueError):  # it has no file below it, or is closed
+            null_device = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null_device, self._stream.fileno())
+            os.close(null_device)
+        except (OSError, ValueError):  # the stream has no descriptor, or is closed
             pass
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
-
-
-def make_forgiving() -> None:
-    """Has `sys.stdout` and `sys.stderr` of this process forgive; may be called again.
-
-    Characters that their encoding lacks are written as `?`. A descriptor that the command was
-    started without is opened on nothing, so that no file of ours is taken for a stream.
-    """
-    for descriptor in (0, 1, 2):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if isinstance(stream, _Forgiving):
-            continue
-        if stream is None:
-            stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, as long as the process
-        elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-        setattr(sys, name, _Forgiving(stream))
-
-
-class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Turns SIGINT and SIGTERM into `Interrupted`; the second one ends the process at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, _: FrameType | None) -> None:
-        for kind in before:
-            signal.signal(kind, lambda n, _: os._exit(128 + n))
-        raise Interrupted(number)
-
-    before = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
-    for kind in before:
-        signal.signal(kind, stop)
-    try:
-        yield
-    finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)

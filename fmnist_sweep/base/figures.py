@@ -1,13 +1,13 @@
-"""Matplotlib, in one place: without a display, whatever backend is asked for.
+"""Matplotlib without a display, whatever backend the environment names.
 
-Every other file takes what it draws with from here, so that matplotlib is imported once and right.
+Every other module imports Matplotlib's names from here.
 """
 
 import io
 import os
 
-# It would refuse to be imported with the name of a backend that is not installed, as a notebook
-# sets it for its kernel's children; a PNG needs none.
+# Matplotlib's import fails if MPLBACKEND names a backend that is not installed. A notebook sets the
+# variable for its kernel's child processes. Writing a PNG needs no backend.
 _backend = os.environ.pop("MPLBACKEND", None)
 from matplotlib import ticker  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
@@ -21,12 +21,12 @@ __all__ = ["Axes", "Figure", "as_label", "imread", "png", "ticker"]
 
 
 def as_label(text: str) -> str:
-    """A user's text as a label that shows it: what stands between dollars would be a formula."""
+    """Return a user's text with dollar signs escaped, which would otherwise enclose a formula."""
     return text.replace("$", r"\$")
 
 
 def png(drawn: Figure) -> bytes:
-    """A figure as the bytes of a PNG file."""
+    """Return a figure as the bytes of a PNG file."""
     image = io.BytesIO()
     drawn.savefig(image, format="png")
     return image.getvalue()

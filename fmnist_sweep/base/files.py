@@ -1,4 +1,4 @@
-"""Paths as text: relative ones mean the directory of the command, wherever they are used."""
+"""Absolute paths and URLs, atomic writes and unique directories."""
 
 import os
 import secrets
@@ -7,19 +7,22 @@ from urllib.parse import urlsplit
 
 
 def absolute(path: str, folder: str | os.PathLike[str] = os.curdir) -> str:
-    """A path as text, from `folder` on where it is relative; `~` is the user's home."""
+    """Return a path as absolute text.
+
+    Args:
+        path: a path; a leading `~` means the user's home.
+        folder: the directory that a relative path starts from.
+    """
     return str(Path(folder).absolute() / Path(path).expanduser())
 
 
-def sqlite_url(path: Path) -> str:
-    """The SQLAlchemy URL of an SQLite file, whatever characters its path has."""
-    import sqlalchemy
-
-    return sqlalchemy.URL.create("sqlite", database=str(path)).render_as_string()
-
-
 def absolute_url(url: str, folder: str | os.PathLike[str] = os.curdir) -> str:
-    """A URL, or a path, whose file is looked for from `folder` on; others as they are."""
+    """Return a path, or the URL of a file, made absolute; return any other URL unchanged.
+
+    Args:
+        url: a path, an `sqlite:` or `file:` URL, or the URL of a server.
+        folder: the directory that a relative path starts from.
+    """
     scheme = urlsplit(url).scheme
     if scheme.startswith("sqlite"):
         import sqlalchemy
@@ -30,25 +33,36 @@ def absolute_url(url: str, folder: str | os.PathLike[str] = os.curdir) -> str:
             return url
         if not address.database or address.database.startswith((":memory:", "file:")):
             return url
-        there = address.set(database=absolute(address.database, folder))
-        return there.render_as_string(hide_password=False)
+        address = address.set(database=absolute(address.database, folder))
+        return address.render_as_string(hide_password=False)
     if scheme == "file" and not url.startswith(("file:/", "file:~")):
         return f"file:{absolute(url.removeprefix('file:'), folder)}"
-    is_path = not scheme and url != "databricks"  # which MLflow takes for a server's name
+    is_path = not scheme and url != "databricks"  # a server's name to MLflow
     return absolute(url, folder) if is_path else url
 
 
+def sqlite_url(path: Path) -> str:
+    """Return the SQLAlchemy URL of an SQLite file, special characters in its path escaped."""
+    import sqlalchemy
+
+    return sqlalchemy.URL.create("sqlite", database=str(path)).render_as_string()
+
+
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Writes a file whole or not at all: temporary file beside it, fsync, rename.
+    """Write a file whole or not at all: write a temporary file beside it, fsync, rename.
 
     The file gets the permissions that the user's umask gives to new files.
 
+    Args:
+        path: the file to write or replace; its folder exists.
+        content: the file's bytes, or text to encode as UTF-8.
+
     Raises:
-        OSError: the folder cannot be written or the disk is full; `path` is then as it was.
+        OSError: the folder cannot be written or the disk is full; `path` is unchanged.
     """
     data = content.encode() if isinstance(content, str) else content
-    # Not `tempfile`, whose files are their owner's alone: asking for the umask means to set it,
-    # which another thread's new files would meet.
+    # `tempfile` makes files that only their owner may read. Correcting that needs the umask, which
+    # can only be read by setting it, and files of other threads would get the wrong permissions.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with open(temporary, "xb") as file:
@@ -64,7 +78,10 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
 
 def make_unique_dir(folder: Path) -> Path:
-    """Makes a new folder, `folder` itself or `folder-2`, `folder-3`, ... if it exists."""
+    """Make a new folder and return its path: `folder`, or `folder-2`, `folder-3`, ... if it exists.
+
+    The parent folders are made too.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     candidate, number = folder, 1
     while True:

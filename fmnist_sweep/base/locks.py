@@ -1,4 +1,4 @@
-"""Locks between processes, which the operating system lets go of when a process dies."""
+"""Locks between processes, which the operating system releases when a process ends."""
 
 import os
 from contextlib import suppress
@@ -9,28 +9,31 @@ from filelock import FileLock, Timeout
 
 try:
     import fcntl
-except ImportError:  # Windows, where `filelock` uses what is there
+except ImportError:  # Windows, where `filelock` uses the system's own locks
     fcntl = None  # type: ignore[assignment]
 
 
 class FolderLock:
-    """Keeps other processes out of a folder for as long as it lives.
+    """An exclusive lock on a folder, held as long as the object exists.
+
+    Args:
+        folder: an existing folder.
 
     Raises:
-        BlockingIOError: another process has the folder.
+        BlockingIOError: another process holds the lock.
     """
 
     def __init__(self, folder: Path) -> None:
         self._lock: Any = None
         if fcntl is None:
-            self._lock = _acquired(folder.with_name(f".{folder.name}.lock"))
+            self._lock = _acquire(folder.with_name(f".{folder.name}.lock"))
             return
         self._lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise
-        except OSError:  # a file system without such locks
+        except OSError:  # the file system has no locks
             pass
 
     def __del__(self) -> None:
@@ -42,22 +45,25 @@ class FolderLock:
 
 
 class LifeLock:
-    """A file that says that a process lives: it is locked until `close`, or the process's end.
+    """A file that shows that a process is alive: locked until `close` or the end of the process.
 
-    Unlike other locks it is not held on by a fork of the process.
+    A fork of the process does not hold the lock.
+
+    Args:
+        path: the file, made if it does not exist.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: Any
         if fcntl is None:
-            self._lock = _acquired(path)
+            self._lock = _acquire(path)
             return
         self._lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         fcntl.lockf(self._lock, fcntl.LOCK_EX)
 
     def close(self) -> None:
-        """Says that the process is done with; the file is removed."""
+        """Release the lock and remove the file."""
         if isinstance(self._lock, int):
             os.close(self._lock)
         else:
@@ -66,12 +72,12 @@ class LifeLock:
 
     @staticmethod
     def is_held(path: Path) -> bool:
-        """Whether another process lives that holds a file; one left behind is removed."""
+        """Return whether another living process holds the lock; if none does, remove the file."""
         if not path.exists():
             return False
         try:
             if fcntl is None:
-                _acquired(path).release()
+                _acquire(path).release()
             else:
                 with open(path, "r+b") as file:
                     fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -83,7 +89,7 @@ class LifeLock:
         return False
 
 
-def _acquired(path: Path) -> FileLock:
+def _acquire(path: Path) -> FileLock:
     lock = FileLock(path)
     try:
         lock.acquire(blocking=False)

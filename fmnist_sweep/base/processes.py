@@ -1,7 +1,7 @@
-"""Processes that may die without harm to the one that started them, and that end with it.
+"""Child processes: they may die without harm to their parent, and they exit when it does.
 
-None of them is a fork of this process: it may have run PyTorch, whose threads (OpenMP's on a CPU,
-CUDA's on a GPU) a fork does not have and waits for without end.
+No child is a fork of this process, which may have run PyTorch. A fork lacks PyTorch's threads
+(OpenMP's on a CPU, CUDA's on a GPU) and would wait for them without end.
 """
 
 import functools
@@ -29,76 +29,86 @@ from fmnist_sweep.base import command
 from fmnist_sweep.base.errors import MachineFault, ProcessDied, one_line
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# A socket's path has at most 107 bytes on Linux, 103 on macOS; ours ends in about 40 of its own.
-_LONGEST_TEMPORARY = 60
+# A socket's path has at most 107 bytes on Linux and 103 on macOS. About 40 of them follow the
+# temporary directory.
+_MAX_TEMP_DIR_BYTES = 60
 
-_ends_with_parent = False
+_exits_with_parent = False
 
 
 def fork_server(*modules: str) -> ForkServerContext | SpawnContext:
-    """Makes processes that have modules imported already: forks of a server that runs nothing.
+    """Return a context whose processes are forks of a server that has only imported modules.
 
-    On Windows, which cannot fork, each of them imports for itself.
+    On Windows, which cannot fork, each process imports for itself.
+
+    Args:
+        modules: names of the modules that the server imports before its first fork.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(list(modules))
-    if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_TEMPORARY:
-        _choose_short_folder()
+    if len(os.fsencode(tempfile.gettempdir())) > _MAX_TEMP_DIR_BYTES:
+        _put_sockets_in_tmp()
     return server
 
 
-def _choose_short_folder() -> None:
-    """Has `multiprocessing` put its sockets where their paths fit, whatever TMPDIR says."""
-    usual = tempfile.tempdir
+def _put_sockets_in_tmp() -> None:
+    """Let `multiprocessing` make its sockets in /tmp, because paths in TMPDIR are too long."""
+    previous = tempfile.tempdir
     tempfile.tempdir = "/tmp"
     try:
-        get_temp_dir()  # which it remembers
+        get_temp_dir()  # multiprocessing keeps the first answer
     finally:
-        tempfile.tempdir = usual
+        tempfile.tempdir = previous
 
 
 def start(process: BaseProcess) -> None:
-    """Starts a process of the fork server.
+    """Start a process of the fork server.
 
     Raises:
-        MachineFault: the machine starts none, as with too many of them.
+        MachineFault: no process can be started, for example because too many are running.
     """
     try:
         if "forkserver" in multiprocessing.get_all_start_methods():
-            ensure_running()  # now: what it starts has this process's blocked signals
-        # An interruption between the start and the knowledge of it would leave a child to itself.
-        _block(True)
+            ensure_running()  # before signals are blocked: the server's processes inherit the mask
+        # An interruption before `start` returns would leave behind an unknown child.
+        _block_stop_signals(True)
         try:
             process.start()
         finally:
-            _block(False)
+            _block_stop_signals(False)
     except (OSError, EOFError) as error:
         raise MachineFault(f"no process can be started ({one_line(error)})") from None
 
 
-def _block(on: bool) -> None:
-    """Has requests to stop wait, or no longer; Windows has no such thing."""
+def _block_stop_signals(block: bool) -> None:
+    """Block or unblock SIGINT and SIGTERM, except on Windows, where signals cannot be blocked."""
     if hasattr(signal, "pthread_sigmask"):
-        how = signal.SIG_BLOCK if on else signal.SIG_UNBLOCK
+        how = signal.SIG_BLOCK if block else signal.SIG_UNBLOCK
         signal.pthread_sigmask(how, _STOP_SIGNALS)
 
 
-def died(process: BaseProcess) -> ProcessDied:
-    """What to raise of a process that has ended, or is about to."""
+def process_died(process: BaseProcess) -> ProcessDied:
+    """Return the error for a process that has ended, or ends within 5 s, with how it ended."""
     process.join(5)
     code = process.exitcode
     how = f"signal {signal.Signals(-code).name}" if code and code < 0 else f"exit code {code}"
     return ProcessDied(f"the process that trained it ended with {how}")
 
 
-def end_with_parent() -> None:
-    """Has this process end at once when the one whose `multiprocessing` started it does."""
-    global _ends_with_parent
+def enter_child_process() -> None:
+    """Prepare this child process: exit when its parent does, and start processes as usual.
+
+    A child of the fork server has "forkserver" as its default start method. A lock that a library
+    makes, such as tqdm's, is then registered with the resource tracker. If the child is killed,
+    the tracker prints a warning of a leaked semaphore. The platform's default method avoids it.
+    """
+    global _exits_with_parent
+    multiprocessing.set_start_method(None, force=True)
     parent = multiprocessing.parent_process()
     assert parent is not None
-    _ends_with_parent = True
+    _exits_with_parent = True
 
     def wait() -> None:
         parent.join()
@@ -108,11 +118,11 @@ def end_with_parent() -> None:
 
 
 @functools.cache
-def end_with_launcher() -> None:
-    """Has this process end within a second of the one that started it, whoever that is."""
-    if _ends_with_parent:
+def exit_with_launcher() -> None:
+    """Exit this process within a second of the process that started it, by whatever library."""
+    if _exits_with_parent:
         return
-    # It may have ended already: joblib's processes know which it was.
+    # The launcher may have ended already; a process of joblib still knows its id.
     parent = multiprocessing.parent_process()
     launcher = parent.pid if parent and parent.pid else os.getppid()
 
@@ -124,24 +134,30 @@ def end_with_launcher() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def cores_left() -> int | None:
-    """What a launcher of several processes, such as joblib or Ray, has left to this one."""
+def cores_from_environment() -> int | None:
+    """Return the cores that OMP_NUM_THREADS grants this process, or None if it is not set.
+
+    Launchers of several processes, such as joblib and Ray, set the variable.
+    """
     share = os.environ.get("OMP_NUM_THREADS", "")
     return int(share) if share.isdigit() and int(share) else None
 
 
 def cores() -> int:
-    """Cores for this process: those of the machine within its affinity and its container's quota.
+    """Return the number of cores within this process's affinity and its container's quota.
 
-    The variable LOKY_MAX_CPU_COUNT can lower it.
+    The environment variable LOKY_MAX_CPU_COUNT can lower the number.
     """
     import joblib
 
     return int(joblib.cpu_count())
 
 
-def portable(value: Any) -> Any:
-    """An exception that survives its journey, whatever it holds; anything else as it is."""
+def picklable_error(value: Any) -> Any:
+    """Return an exception, replaced by a RuntimeError if it cannot be pickled.
+
+    Any other value is returned unchanged.
+    """
     if not isinstance(value, BaseException):
         return value
     try:
@@ -152,7 +168,7 @@ def portable(value: Any) -> Any:
 
 
 def libraries_of_main() -> list[str]:
-    """The installed libraries that this command's own script has imported."""
+    """Return the names of the modules of installed libraries that `__main__` has imported from."""
     folders = {os.path.realpath(sysconfig.get_path(name)) for name in ("purelib", "platlib")}
     found = set()
     for value in vars(sys.modules["__main__"]).values():
@@ -164,29 +180,31 @@ def libraries_of_main() -> list[str]:
 
 
 def call_in_process(call: Callable[[], Any], *modules: str) -> Any:
-    """Calls in a process of its own and waits for it, with this one's environment and directory.
+    """Run a call in a child process and return its result.
 
-    When this process is interrupted meanwhile, so is the call.
+    The child has this process's environment variables and working directory. An interruption of
+    this process interrupts the call.
 
     Args:
-        call: travels by `cloudpickle`, as does what it returns.
-        modules: imported by the processes' server beforehand, once.
+        call: a callable that `cloudpickle` can pickle, as it can the result.
+        modules: names of the modules that the fork server imports, once.
 
     Raises:
-        ProcessDied: the process ended before the call did. Otherwise whatever the call raises.
+        ProcessDied: the child ended before the call did.
         MachineFault: no process can be started.
+        Exception: whatever the call raises.
     """
     server = fork_server(*modules)
-    ours, theirs = server.Pipe()
-    child = server.Process(target=_serve_call, args=(theirs,))
+    connection, child_connection = server.Pipe()
+    child = server.Process(target=_serve_call, args=(child_connection,))
     try:
         start(child)
-        theirs.close()
-        ours.send((dict(os.environ), os.getcwd()))
-        ours.send_bytes(cloudpickle.dumps(call))
-        returned, error = pickle.loads(ours.recv_bytes())
+        child_connection.close()
+        connection.send((dict(os.environ), os.getcwd()))
+        connection.send_bytes(cloudpickle.dumps(call))
+        returned, error = pickle.loads(connection.recv_bytes())
     except (EOFError, ConnectionError):
-        raise died(child) from None
+        raise process_died(child) from None
     except BaseException:
         if child.pid is not None:
             child.terminate()
@@ -196,7 +214,7 @@ def call_in_process(call: Callable[[], Any], *modules: str) -> Any:
             child.join(5)
             child.kill()
             child.join()
-        ours.close()
+        connection.close()
     if error is not None:
         raise error
     return returned
@@ -205,9 +223,9 @@ def call_in_process(call: Callable[[], Any], *modules: str) -> Any:
 def _serve_call(connection: Connection) -> None:
     for number in _STOP_SIGNALS:
         signal.signal(number, signal.default_int_handler)
-    _block(False)
-    end_with_parent()
-    command.make_forgiving()
+    _block_stop_signals(False)
+    enter_child_process()
+    command.make_streams_robust()
     returned, error = None, None
     try:
         environment, folder = connection.recv()
@@ -217,7 +235,7 @@ def _serve_call(connection: Connection) -> None:
         returned = pickle.loads(connection.recv_bytes())()
     except BaseException as raised:
         error = raised
-        vars(error).clear()  # Hydra hangs the whole job on it, which takes minutes to pickle
+        vars(error).clear()  # Hydra attaches the whole job, which takes minutes to pickle
     for number in _STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    connection.send_bytes(cloudpickle.dumps((returned, portable(error))))
+    connection.send_bytes(cloudpickle.dumps((returned, picklable_error(error))))

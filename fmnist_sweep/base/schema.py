@@ -1,4 +1,4 @@
-"""A schema's errors as the lines that a user reads: the key, its value and what is allowed."""
+"""Schemas of configuration sections, whose errors name the key, its value and what is allowed."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +9,46 @@ from pydantic_core import ErrorDetails
 
 from fmnist_sweep.base.errors import ConfigError, nearest_key
 
+
+class Section(BaseModel):
+    """A section of the configuration.
+
+    It is strict: text is no number, unknown keys are refused, and values never change.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+S = TypeVar("S", bound=Section)
+
+
+def checked(section: type[S], values: Mapping[str, Any], prefix: str = "") -> S:
+    """Check plain values against a schema and return the section that they make.
+
+    Args:
+        section: the schema.
+        values: the section's values as plain containers.
+        prefix: the text before every key in an error, with its final dot, such as `augment.`.
+
+    Raises:
+        ConfigError: one line for each wrong key, naming the key, its value and what is allowed.
+    """
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        lines = dict.fromkeys(_error_line(section, prefix, detail) for detail in error.errors())
+        raise ConfigError("\n".join(lines)) from None
+
+
+def known_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted name of every key of a schema, sections before the keys within them."""
+    for name, field in section.model_fields.items():
+        key = f"{prefix}{field.alias or name}"
+        yield key
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from known_keys(field.annotation, f"{key}.")
+
+
 _MEANINGS = {
     "int_type": "must be an integer",
     "float_type": "must be a number",
@@ -16,11 +56,10 @@ _MEANINGS = {
     "string_type": "must be text",
     "list_type": "must be a list",
     "finite_number": "must be a finite number",
-    "missing": "is missing",
 }
 _RANGE_ERRORS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
-# Where the type's own error would not say what is allowed.
-_SPECIAL = {
+# Keys for which pydantic's message would not say what is allowed.
+_MEANINGS_OF_KEYS = {
     "trainer.device": "must be auto, cpu, cuda, cuda:N or mps",
     "trainer.compile": "must be auto, true or false",
     "trainer.checkpoint": "must be auto, true or false",
@@ -30,38 +69,24 @@ _SPECIAL = {
 }
 
 
-def known_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """The dotted names of all keys that a schema knows."""
-    for name, field in section.model_fields.items():
-        key = f"{prefix}{field.alias or name}"
-        yield key
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from known_keys(field.annotation, f"{key}.")
-
-
-def _line(section: type[BaseModel], prefix: str, detail: ErrorDetails) -> str:
-    """Turns one of pydantic's errors into `key=value: what is allowed`.
-
-    Args:
-        section: the schema that the error is of.
-        prefix: with its dot, stands before every key.
-    """
-    kind = detail["type"]
-    if kind == "extra_forbidden":
+def _error_line(section: type[BaseModel], prefix: str, detail: ErrorDetails) -> str:
+    """Return one of pydantic's errors as `key=value: what is allowed`."""
+    error_type = detail["type"]
+    if error_type == "extra_forbidden":
         key = prefix + ".".join(map(str, detail["loc"]))
         return _in_a_line(f"{key}: no such key{nearest_key(key, known_keys(section, prefix))}")
-    # A union adds its member's name to the path ("model.hidden.list[...]"): not a key of ours.
-    # Nor are a list's positions.
+    # pydantic's path has parts that belong to no key: names of a union's members
+    # ("model.hidden.list[...]") and positions in a list.
     path = [str(part) for part in detail["loc"] if str(part).isidentifier()]
     if path[-1] in ("bool", "int", "float", "str"):
         path.pop()
-    allowed = _range(section, path)
+    allowed = _allowed_range(section, path)
     key = prefix + ".".join(path)
-    if kind == "missing":
+    if error_type == "missing":
         return f"{key}: is missing"
-    said = detail["msg"].removeprefix("Input ").replace("should", "must", 1)
-    meaning = _SPECIAL.get(key) or _MEANINGS.get(kind, said)
-    if kind in _RANGE_ERRORS and allowed:
+    message = detail["msg"].removeprefix("Input ").replace("should", "must", 1)
+    meaning = _MEANINGS_OF_KEYS.get(key) or _MEANINGS.get(error_type, message)
+    if error_type in _RANGE_ERRORS and allowed:
         return f"{key}={detail['input']}: must be {allowed}"
     return _in_a_line(f"{key}={detail['input']}: {meaning}{f' {allowed}' if allowed else ''}")
 
@@ -70,8 +95,8 @@ def _in_a_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _range(section: type[BaseModel], path: Sequence[str]) -> str:
-    """The allowed range of a numeric key, read from the schema: `>= 0 and < 1`."""
+def _allowed_range(section: type[BaseModel], path: Sequence[str]) -> str:
+    """Return the range of a numeric key as text, such as `>= 0 and < 1`; "" if it has none."""
     field = None
     for part in path:
         field = section.model_fields.get(part)
@@ -80,49 +105,24 @@ def _range(section: type[BaseModel], path: Sequence[str]) -> str:
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             section = field.annotation
     assert field is not None
-    bounds = {type(m).__name__: m for m in _metadata(field.metadata, field.annotation)}
+    bounds = {type(c).__name__: c for c in _constraints(field.metadata, field.annotation)}
     signs = {"Ge": ">=", "Gt": ">", "Le": "<=", "Lt": "<"}
     parts = [f"{sign} {getattr(bounds[n], n.lower())}" for n, sign in signs.items() if n in bounds]
     return " and ".join(parts)
 
 
-def _metadata(own: list[Any], annotation: Any) -> list[Any]:
-    """A field's constraints, also where they sit inside `Annotated[...] | None`."""
-    inner = [m for member in getattr(annotation, "__args__", ()) for m in _constraints(member)]
+def _constraints(own: list[Any], annotation: Any) -> list[Any]:
+    """Return a field's constraints, including those inside `Annotated[...] | None`."""
+    members = getattr(annotation, "__args__", ())
+    inner = [m for member in members for m in getattr(member, "__metadata__", ())]
     return [c for m in (*own, *inner) for c in (getattr(m, "metadata", None) or [m])]
 
 
-def _constraints(member: Any) -> tuple[Any, ...]:
-    return getattr(member, "__metadata__", ())
-
-
-class Section(BaseModel):
-    """Strict: no string for a number, no unknown key, nothing changed later."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-S = TypeVar("S", bound=Section)
-
-
-def checked(section: type[S], values: Mapping[str, Any], prefix: str = "") -> S:
-    """Checks plain values against a schema; `prefix`, with its dot, stands before every key.
-
-    Raises:
-        ConfigError: one line for each wrong key, naming the key, its value and what is allowed.
-    """
-    try:
-        return section.model_validate(values)
-    except ValidationError as error:
-        lines = dict.fromkeys(_line(section, prefix, one) for one in error.errors())
-        raise ConfigError("\n".join(lines)) from None
-
-
 def trusted_packages() -> tuple[str, ...]:
-    """What the environment variable FMNIST_SWEEP_TRUST adds to the names that are instantiated.
+    """Return the patterns of FMNIST_SWEEP_TRUST: more names that may be instantiated.
 
-    It is a comma separated list of patterns such as `mypackage.*`. No file and no override can
-    add to it.
+    The environment variable is a comma-separated list such as `mypackage.*`. No file and no
+    override can add to it.
     """
     patterns = os.environ.get("FMNIST_SWEEP_TRUST", "").split(",")
     return tuple(pattern.strip() for pattern in patterns if pattern.strip())

@@ -1,1 +1,1 @@
-"""Trains a stack of trials; knows neither Hydra nor Optuna."""
+"""Training of a stack of trials; independent of Hydra and Optuna."""

@@ -1,4 +1,4 @@
-"""A trial's state at an epoch's end, in a file from which it goes on with the same numbers."""
+"""A trial's state at the end of an epoch, in a file from which training resumes bit for bit."""
 
 import hashlib
 import io
@@ -13,74 +13,87 @@ from fmnist_sweep.base.files import write_atomically
 
 State = dict[str, Any]
 
-# What is written takes at most one in so many seconds of a trial's time; how long the first file
-# will take is guessed from its size. Disks here took 137 to 295 MB/s.
-SHARE = 50
+# Seconds of training for each second spent on writing a checkpoint, at least.
+TRAINING_PER_WRITING = 50
+# Estimates the duration of the first write; disks measured here reached 137 to 295 MB/s.
 BYTES_PER_SECOND = 100e6
 
 
 class CheckpointError(ValueError):
-    """A file that cannot be gone on from; the message says why."""
+    """A file from which training cannot resume; the message gives the reason."""
 
 
 class OtherConfiguration(CheckpointError):
-    """A good file, but of a trial with other keys."""
+    """An undamaged checkpoint of a trial with another configuration."""
 
 
 @dataclass
 class Checkpoint:
-    """Where and how often a trial's state is kept.
+    """The place of a trial's checkpoint and the interval at which it is written.
 
-    path: of the file.
-    whose: the trial's configuration, as text; a state of another one is refused.
-    seconds: of training between two writes, at least.
-    resume: the file that the trial goes on from, if any.
+    path: the checkpoint file.
+    configuration: the trial's configuration as text; `read` refuses a checkpoint with another one.
+    seconds: minimum training time between two writes; 0 writes after every epoch.
+    resume: the file from which the trial resumes, if any.
     """
 
     path: Path
-    whose: str
+    configuration: str
     seconds: float
     resume: Path | None = None
     _due: float | None = field(default=None, init=False)
 
     def begin(self, size: int) -> None:
-        """Starts the clock of a trial that begins to train, whose state has so many bytes."""
-        self._wait_for(size / BYTES_PER_SECOND)
+        """Start the clock at the beginning of training.
 
-    def _wait_for(self, seconds: float) -> None:
-        """Puts off the next write, which may take so long."""
-        wait = max(self.seconds, SHARE * seconds) if self.seconds else 0
+        Args:
+            size: estimated size of a checkpoint in bytes.
+        """
+        self._schedule_write(size / BYTES_PER_SECOND)
+
+    def _schedule_write(self, write_seconds: float) -> None:
+        wait = max(self.seconds, TRAINING_PER_WRITING * write_seconds) if self.seconds else 0
         self._due = time.monotonic() + wait
 
     @property
     def is_due(self) -> bool:
+        """Return whether it is time to write; False before `begin`."""
         return self._due is not None and time.monotonic() >= self._due
 
     def write(self, state: State) -> None:
-        """Writes the file whole or not at all; a failed write is the next one's business."""
+        """Write the file atomically and schedule the next write.
+
+        Raises:
+            OSError: the file cannot be written; the checkpoint stays due.
+        """
         began = time.monotonic()
         body = io.BytesIO()
-        torch.save({"whose": self.whose, **state}, body)
+        torch.save({"configuration": self.configuration, **state}, body)
         content = body.getvalue()
         write_atomically(self.path, hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
-        self._wait_for(time.monotonic() - began)
+        self._schedule_write(time.monotonic() - began)
 
 
-def read(path: Path, whose: str) -> State:
-    """Reads a state; nothing in the file is executed.
+def read(path: Path, configuration: str) -> State:
+    """Read a checkpoint without executing code from the file.
+
+    Args:
+        path: the checkpoint file.
+        configuration: the configuration that the checkpoint must have, as text.
 
     Raises:
-        CheckpointError: the file is damaged; `OtherConfiguration`: it is another trial's.
-        OSError: it cannot be read.
+        CheckpointError: the file is damaged.
+        OtherConfiguration: the checkpoint belongs to a trial with another configuration.
+        OSError: the file cannot be read.
     """
     digest, _, content = path.read_bytes().partition(b"\n")
     if hashlib.sha256(content).hexdigest().encode() != digest:
         raise CheckpointError("is damaged")
     try:
         state: State = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        owner = state["whose"]
-    except Exception:  # not what `write` has written, whatever its checksum says
+        found = state["configuration"]
+    except Exception:  # the checksum is right, but `write` has not written this content
         raise CheckpointError("is damaged") from None
-    if owner != whose:
+    if found != configuration:
         raise OtherConfiguration("is of another configuration")
     return state

@@ -1,4 +1,4 @@
-"""Steps on a CUDA device, launched as one instead of kernel by kernel."""
+"""CUDA graphs: all kernels of a training step in a single launch."""
 
 import functools
 import logging
@@ -13,9 +13,10 @@ log = logging.getLogger(__name__)
 
 
 def can_capture(work: Callable[[], None]) -> bool:
-    """Does the work; whether it asks nothing of the host, so that it can be recorded.
+    """Run the work once and return whether it never synchronizes with the host.
 
-    Found out beforehand, since a recording that fails leaves PyTorch's generator unusable.
+    Work that synchronizes cannot be captured, and a failed capture leaves PyTorch's random number
+    generator unusable: hence this check beforehand.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -33,15 +34,21 @@ def can_capture(work: Callable[[], None]) -> bool:
 def capture_cuda_graph(
     work: Callable[[], None], device: torch.device
 ) -> torch.cuda.CUDAGraph | None:
-    """The work for `replay`, on the very tensors that it is recorded with; it is not done yet.
+    """Capture the work as a CUDA graph without running the work.
 
-    None where it cannot be recorded, with a line.
+    Returns:
+        A graph whose `replay` runs the work on the captured tensors, or None (and a warning in the
+        log) if the capture failed.
     """
     graph = torch.cuda.CUDAGraph()
-    # Puts back the stream, which a recording that fails leaves in place.
-    usual = torch.cuda.stream(torch.cuda.current_stream(device))
+    # Restores the current stream, which a failed capture does not.
+    current = torch.cuda.stream(torch.cuda.current_stream(device))
     try:
-        with torch.cuda.device(device), usual, torch.cuda.graph(graph, stream=_apart(device)):
+        with (
+            torch.cuda.device(device),
+            current,
+            torch.cuda.graph(graph, stream=_capture_stream(device)),
+        ):
             work()
     except RuntimeError as error:
         log.warning("Its steps are launched kernel by kernel: %s", first_line(error))
@@ -50,6 +57,6 @@ def capture_cuda_graph(
 
 
 @functools.cache
-def _apart(device: torch.device) -> torch.cuda.Stream:
-    """One for all recordings: PyTorch keeps a workspace for each stream that it has recorded on."""
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream of all captures: PyTorch keeps a workspace for every capture stream."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""When a trial stops before its last epoch, and which epoch's weights it keeps."""
+"""Early stopping: when a trial ends early, and which epoch's weights it keeps."""
 
 import math
 from dataclasses import dataclass, field
@@ -9,10 +9,10 @@ from fmnist_sweep.results.record import Epoch
 
 @dataclass
 class EarlyStopping:
-    """Follows one trial's metric.
+    """Early stopping of one trial.
 
-    An epoch is better when the metric has moved by more than `min_change` since the best so far;
-    after `patience` epochs in a row that were not better, the trial is `exhausted`.
+    An epoch is better if its metric improves on the best epoch's by more than `min_change`. The
+    trial is `exhausted` after `patience` epochs in a row that were not better.
     """
 
     config: EarlyStoppingConfig
@@ -20,16 +20,16 @@ class EarlyStopping:
     exhausted: bool = field(default=False, init=False)
 
     def take(self, row: Epoch) -> bool:
-        """Takes the next epoch; says whether it is the best so far."""
+        """Take the next epoch into account and return whether it is the best so far."""
         assert self.config.patience is not None
-        if self.best is None or self._gain(row, self.best) > self.config.min_change:
+        if self.best is None or self._improvement(row, self.best) > self.config.min_change:
             self.best = row
             return True
         self.exhausted = row.epoch - self.best.epoch >= self.config.patience
         return False
 
-    def _gain(self, row: Epoch, best: Epoch) -> float:
+    def _improvement(self, row: Epoch, best: Epoch) -> float:
         name = self.config.metric
-        up = getattr(row, name) - getattr(best, name)
-        gain = float(up if name.endswith("accuracy") else -up)
-        return -math.inf if math.isnan(gain) else gain
+        increase = getattr(row, name) - getattr(best, name)
+        improvement = float(increase if name.endswith("accuracy") else -increase)
+        return -math.inf if math.isnan(improvement) else improvement

@@ -1,20 +1,24 @@
-"""Layers that compute for a trial in a stack, bit for bit, what they compute for it alone."""
+"""Layers whose result for a trial is bit for bit the same in a stack as alone."""
 
 import torch
 from torch import nn
 
-_BITS32 = 0xFFFFFFFF
+_UINT32_MAX = 0xFFFFFFFF
 
 
 class KeyedDropout(nn.Module):
-    """Stands in for `nn.Dropout` while a stack trains.
+    """A replacement for `nn.Dropout` with a counter-based random number generator.
 
-    `nn.Dropout` draws from one stream for the whole process, so that a trial's masks would
-    depend on its neighbours. Here a unit is dropped when a hash of (key, layer, position) falls
-    below the rate; the engine sets the key anew in each step. Both live in buffers, so that the
-    trials of a stack can differ in them.
+    `nn.Dropout` draws from one random stream per process, so that a trial's masks would depend on
+    the other trials of the stack. This layer drops a unit if a hash of (key, layer, position) is
+    below the dropout rate. The engine sets a new key in every step. Rate and key are buffers, so
+    that they can differ between the trials of a stack.
 
-    rate: float32 scalar in [0, 1). key: int64 scalar in [0, 2**32).
+    Args:
+        rate: dropout probability in [0, 1); the buffer `rate` is a float32 scalar.
+        layer: number of the dropout layer in its model.
+
+    The buffer `key` is an int64 scalar in [0, 2**32).
     """
 
     rate: torch.Tensor
@@ -23,7 +27,7 @@ class KeyedDropout(nn.Module):
     def __init__(self, rate: float, layer: int) -> None:
         super().__init__()
         self.layer = layer
-        # Not persistent: a saved state dict is that of the model with plain dropout.
+        # Not persistent: the state dict stays that of the model with `nn.Dropout`.
         self.register_buffer("rate", torch.tensor(rate), persistent=False)
         self.register_buffer("key", torch.tensor(0), persistent=False)
 
@@ -31,42 +35,43 @@ class KeyedDropout(nn.Module):
         if not self.training:
             return x
         position = torch.arange(x.numel(), device=x.device).view(x.shape)
-        bits = _hash(_hash(position + self.layer * 0x1000193) ^ self.key)
-        # 24 bits are what a float32 in [0, 1) can hold evenly.
+        bits = _hash32(_hash32(position + self.layer * 0x1000193) ^ self.key)
+        # float32 has 24 significant bits: the 24 upper bits give evenly spaced values in [0, 1).
         uniform = (bits >> 8).float() * 2.0**-24
         return torch.where(uniform < self.rate, 0.0, x / (1 - self.rate))
 
 
-def _hash(x: torch.Tensor) -> torch.Tensor:
-    """Mixes 32-bit integers held in int64 as lowbias32 does (Wellons, hash-prospector).
+def _hash32(x: torch.Tensor) -> torch.Tensor:
+    """Hash 32-bit integers held in int64, as lowbias32 does (Wellons, hash-prospector).
 
-    The second constant lacks its top bit, so that products fit int64.
+    The second constant lacks its top bit, so that products fit into int64.
     """
-    x = x & _BITS32
-    x = ((x ^ (x >> 16)) * 0x21F0AAAD) & _BITS32
-    x = ((x ^ (x >> 15)) * 0x735A2D97) & _BITS32
+    x = x & _UINT32_MAX
+    x = ((x ^ (x >> 16)) * 0x21F0AAAD) & _UINT32_MAX
+    x = ((x ^ (x >> 15)) * 0x735A2D97) & _UINT32_MAX
     return x ^ (x >> 15)
 
 
 class RowwiseBatchNorm(nn.BatchNorm1d):
-    """Stands in for `nn.BatchNorm1d` while a stack trains.
+    """A replacement for `nn.BatchNorm1d` that computes each trial of a stack independently.
 
-    Under vmap PyTorch's own takes a stack's trials for further channels, and the order in which
-    it adds up then depends on how many there are. This is made of operations that keep to a
-    trial. Its input is [batch, channels]; the rest is as in `nn.BatchNorm1d`.
+    Under vmap, PyTorch's own batch norm treats the trials of a stack as additional channels, and
+    its order of summation depends on the number of channels. The operations used here do not mix
+    trials. The input is [batch, channels]; everything else is as in `nn.BatchNorm1d`.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x.to(self.weight.dtype)  # under autocast it comes in bfloat16
+        x = x.to(self.weight.dtype)  # bfloat16 under autocast
         assert self.running_mean is not None and self.running_var is not None
         mean, variance = self.running_mean, self.running_var
         if self.training:
             mean = x.mean(0)
             variance = (x - mean).square().mean(0)
-            self._follow(mean.detach(), variance.detach() * (len(x) / (len(x) - 1)))
+            unbiased_variance = variance.detach() * (len(x) / (len(x) - 1))
+            self._update_running_statistics(mean.detach(), unbiased_variance)
         return (x - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias
 
-    def _follow(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
+    def _update_running_statistics(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
         assert self.running_mean is not None and self.running_var is not None
         assert self.num_batches_tracked is not None and self.momentum is not None
         self.running_mean.mul_(1 - self.momentum).add_(self.momentum * mean)
@@ -75,27 +80,30 @@ class RowwiseBatchNorm(nn.BatchNorm1d):
 
 
 def with_stackable_layers(model: nn.Module) -> list[str]:
-    """Replaces dropout and batch norm of the model in place; returns the names of dropout's keys.
+    """Replace a model's dropout and batch norm layers in place by stackable layers.
 
-    Weights, buffers and a saved state dict keep their names.
+    Parameters, buffers and the saved state dict keep their names.
+
+    Returns:
+        The names of the dropout layers' keys among the model's buffers.
     """
-    plain = [name for name, module in model.named_modules() if type(module) is nn.Dropout]
-    for layer, name in enumerate(plain):
+    dropout_names = [name for name, module in model.named_modules() if type(module) is nn.Dropout]
+    for layer, name in enumerate(dropout_names):
         dropout = model.get_submodule(name)
         assert isinstance(dropout, nn.Dropout)
         model.set_submodule(name, KeyedDropout(dropout.p, layer))
     for name, module in list(model.named_modules()):
-        if type(module) is nn.BatchNorm1d and _is_usual(module):
+        if type(module) is nn.BatchNorm1d and _is_replaceable(module):
             model.set_submodule(name, _rowwise(module))
     modules = model.named_modules()
     return [f"{name}.key" for name, module in modules if isinstance(module, KeyedDropout)]
 
 
-def _is_usual(norm: nn.BatchNorm1d) -> bool:
+def _is_replaceable(norm: nn.BatchNorm1d) -> bool:
     return norm.affine and norm.track_running_stats and norm.momentum is not None
 
 
 def _rowwise(norm: nn.BatchNorm1d) -> RowwiseBatchNorm:
-    made = RowwiseBatchNorm(norm.num_features, norm.eps, norm.momentum)
-    made.__dict__.update(norm.__dict__)  # the very tensors, hooks and mode
-    return made
+    rowwise = RowwiseBatchNorm(norm.num_features, norm.eps, norm.momentum)
+    rowwise.__dict__.update(norm.__dict__)  # shares tensors, hooks and mode
+    return rowwise

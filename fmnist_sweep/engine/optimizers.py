@@ -1,9 +1,10 @@
-"""Optimizer updates for a whole stack at once, each trial with hyperparameters of its own.
+"""Update rules of PyTorch's optimizers for all trials of a chunk at once.
 
-A rule has two halves. `coefficients` turns a trial's hyperparameters and its learning rate at
-each step into a few numbers a step, in float64 and outside of the training step. `update` is
-elementwise arithmetic on all trials' parameters; the numbers reach it as tensors, so that
-nothing is compiled anew when they change and a trial's result does not depend on its neighbours.
+Every trial has its own hyperparameters. A rule has two halves. `coefficients` turns a trial's
+hyperparameters and learning rates into a few coefficients per step, in float64 and outside the
+training step. `update` is elementwise arithmetic on the parameters of all trials. The coefficients
+reach `update` as tensors: a change of their values requires no recompilation, and a trial's result
+does not depend on the other trials.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,41 +14,61 @@ import numpy as np
 import torch
 from torch import nn
 
-from fmnist_sweep.engine.recipe import Recipe, Scales, decay_scale, lr_scale
+from fmnist_sweep.engine.recipe import ParameterScales, Recipe, decay_scale, lr_scale
 
 
 class StackedOptimizer(Protocol):
-    """How a stack's parameters change in one step.
+    """The update rule of one of PyTorch's optimizers for the K rows of a chunk.
 
-    moments: number of tensors of the parameters' shape that the rule keeps.
+    state_names: PyTorch's names for the tensors of the optimizer state. All have the shape of the
+        parameters and start as zeros.
     """
 
-    moments: int
+    state_names: tuple[str, ...]
 
     def coefficients(self, steps: np.ndarray, lr: np.ndarray) -> np.ndarray:
-        """Float64 [n, numbers] for the n steps numbered `steps` (from 1) at rates `lr` [n]."""
+        """Compute the coefficients of a trial's steps.
+
+        Args:
+            steps: the numbers of the steps, counted from 1: float64 [n].
+            lr: the learning rate in each step: float64 [n].
+
+        Returns:
+            float64 [n, C]; the class says what its C columns are.
+        """
         ...
 
     @staticmethod
     def update(
         parameters: torch.Tensor,
         gradient: torch.Tensor,
-        moments: Sequence[torch.Tensor],
-        numbers: torch.Tensor,
-        scales: Scales,
+        state: Mapping[str, torch.Tensor],
+        coefficients: torch.Tensor,
+        scales: ParameterScales,
     ) -> None:
-        """Changes parameters and moments [K, P] in place; numbers is [numbers, K, 1]."""
+        """Change parameters and state in place by one step.
+
+        Args:
+            parameters: float32 [K, P].
+            gradient: float32 [K, P].
+            state: tensors [K, P] by name; names other than `state_names` are left alone.
+            coefficients: the coefficients of this step in each row: float32 [C, K, 1].
+            scales: factors on the learning rate and the weight decay of each parameter.
+        """
         ...
 
 
 class Adam:
-    """Adam (Kingma & Ba, 2015, algorithm 1) as `torch.optim.Adam`; L2 penalty in the gradient.
+    """`torch.optim.Adam` (Kingma & Ba, 2015, algorithm 1), with weight decay as an L2 penalty.
 
-    The bias corrections are folded into step size and epsilon, which saves a division an
+    The bias corrections are part of the step size and of epsilon, which saves a division per
     element: m̂ / (√v̂ + ε) = (√(1-β₂ᵗ) / (1-β₁ᵗ)) · m / (√v + ε √(1-β₂ᵗ)).
+
+    The coefficients of step t are 1-β₁, 1-β₂, the step size lr·√(1-β₂ᵗ)/(1-β₁ᵗ), the corrected
+    epsilon ε·√(1-β₂ᵗ) and the weight decay (in AdamW: times the learning rate).
     """
 
-    moments = 2
+    state_names: tuple[str, ...] = ("exp_avg", "exp_avg_sq")
 
     def __init__(
         self,
@@ -60,14 +81,14 @@ class Adam:
         self.beta1, self.beta2 = betas
 
     def coefficients(self, steps: np.ndarray, lr: np.ndarray) -> np.ndarray:
-        root = np.sqrt(1 - self.beta2**steps)
-        one = np.ones_like(lr)
+        correction2 = np.sqrt(1 - self.beta2**steps)
+        ones = np.ones_like(lr)
         return np.stack(
             [
-                (1 - self.beta1) * one,
-                (1 - self.beta2) * one,
-                lr * root / (1 - self.beta1**steps),
-                self.eps * root,
+                (1 - self.beta1) * ones,
+                (1 - self.beta2) * ones,
+                lr * correction2 / (1 - self.beta1**steps),
+                self.eps * correction2,
                 self._decay(lr),
             ],
             axis=1,
@@ -80,30 +101,30 @@ class Adam:
     def update(
         parameters: torch.Tensor,
         gradient: torch.Tensor,
-        moments: Sequence[torch.Tensor],
-        numbers: torch.Tensor,
-        scales: Scales,
+        state: Mapping[str, torch.Tensor],
+        coefficients: torch.Tensor,
+        scales: ParameterScales,
     ) -> None:
-        gradient = gradient + numbers[4] * scales.decay * parameters
-        Adam._step(parameters, gradient, moments, numbers, scales)
+        gradient = gradient + coefficients[4] * scales.weight_decay * parameters
+        Adam._step(parameters, gradient, state, coefficients, scales)
 
     @staticmethod
     def _step(
         parameters: torch.Tensor,
         gradient: torch.Tensor,
-        moments: Sequence[torch.Tensor],
-        numbers: torch.Tensor,
-        scales: Scales,
+        state: Mapping[str, torch.Tensor],
+        coefficients: torch.Tensor,
+        scales: ParameterScales,
     ) -> None:
-        first, second = moments
-        to_first, to_second, size, eps = numbers[:4]
-        first.add_((gradient - first) * to_first)
-        second.add_((gradient * gradient - second) * to_second)
-        parameters.sub_(first * (size * scales.rate) / (second.sqrt() + eps))
+        exp_avg, exp_avg_sq = state["exp_avg"], state["exp_avg_sq"]
+        one_minus_beta1, one_minus_beta2, step_size, eps = coefficients[:4]
+        exp_avg.add_((gradient - exp_avg) * one_minus_beta1)
+        exp_avg_sq.add_((gradient * gradient - exp_avg_sq) * one_minus_beta2)
+        parameters.sub_(exp_avg * (step_size * scales.learning_rate) / (exp_avg_sq.sqrt() + eps))
 
 
 class AdamW(Adam):
-    """Adam with decoupled weight decay (Loshchilov & Hutter, 2019) as `torch.optim.AdamW`."""
+    """`torch.optim.AdamW`: Adam with decoupled weight decay (Loshchilov & Hutter, 2019)."""
 
     def __init__(
         self,
@@ -121,16 +142,21 @@ class AdamW(Adam):
     def update(
         parameters: torch.Tensor,
         gradient: torch.Tensor,
-        moments: Sequence[torch.Tensor],
-        numbers: torch.Tensor,
-        scales: Scales,
+        state: Mapping[str, torch.Tensor],
+        coefficients: torch.Tensor,
+        scales: ParameterScales,
     ) -> None:
-        parameters.sub_(numbers[4] * scales.rate * scales.decay * parameters)
-        Adam._step(parameters, gradient, moments, numbers, scales)
+        shrinkage = coefficients[4] * scales.learning_rate * scales.weight_decay
+        parameters.sub_(shrinkage * parameters)
+        Adam._step(parameters, gradient, state, coefficients, scales)
 
 
 class NAdam(Adam):
-    """Adam with Nesterov's momentum (Dozat, 2016) as `torch.optim.NAdam`."""
+    """`torch.optim.NAdam`: Adam with Nesterov's momentum (Dozat, 2016).
+
+    The step size among Adam's coefficients becomes the step size along exp_avg; a sixth coefficient
+    is the step size along the gradient.
+    """
 
     def __init__(
         self,
@@ -144,37 +170,41 @@ class NAdam(Adam):
         self.momentum_decay = momentum_decay
 
     def coefficients(self, steps: np.ndarray, lr: np.ndarray) -> np.ndarray:
-        numbers = super().coefficients(steps, lr)
-        until_next = np.arange(1, steps[-1] + 2)
-        momentum = self.beta1 * (1 - 0.5 * 0.96 ** (until_next * self.momentum_decay))
+        coefficients = super().coefficients(steps, lr)
+        steps_to_next = np.arange(1, steps[-1] + 2)
+        momentum = self.beta1 * (1 - 0.5 * 0.96 ** (steps_to_next * self.momentum_decay))
         product = np.cumprod(momentum)
         now = steps.astype(int) - 1
-        root = np.sqrt(1 - self.beta2**steps)
-        numbers[:, 2] = lr * root * momentum[now + 1] / (1 - product[now + 1])
-        along_gradient = lr * root * (1 - momentum[now]) / (1 - product[now])
-        return np.concatenate([numbers, along_gradient[:, np.newaxis]], axis=1)
+        correction2 = np.sqrt(1 - self.beta2**steps)
+        coefficients[:, 2] = lr * correction2 * momentum[now + 1] / (1 - product[now + 1])
+        gradient_step_size = lr * correction2 * (1 - momentum[now]) / (1 - product[now])
+        return np.concatenate([coefficients, gradient_step_size[:, np.newaxis]], axis=1)
 
     @staticmethod
     def update(
         parameters: torch.Tensor,
         gradient: torch.Tensor,
-        moments: Sequence[torch.Tensor],
-        numbers: torch.Tensor,
-        scales: Scales,
+        state: Mapping[str, torch.Tensor],
+        coefficients: torch.Tensor,
+        scales: ParameterScales,
     ) -> None:
-        first, second = moments
-        to_first, to_second, size, eps, decay, size_along_gradient = numbers
-        gradient = gradient + decay * scales.decay * parameters
-        first.add_((gradient - first) * to_first)
-        second.add_((gradient * gradient - second) * to_second)
-        along = size * scales.rate * first + size_along_gradient * scales.rate * gradient
-        parameters.sub_(along / (second.sqrt() + eps))
+        exp_avg, exp_avg_sq = state["exp_avg"], state["exp_avg_sq"]
+        one_minus_beta1, one_minus_beta2, step_size, eps, decay, gradient_step_size = coefficients
+        gradient = gradient + decay * scales.weight_decay * parameters
+        exp_avg.add_((gradient - exp_avg) * one_minus_beta1)
+        exp_avg_sq.add_((gradient * gradient - exp_avg_sq) * one_minus_beta2)
+        along_average = step_size * scales.learning_rate * exp_avg
+        along_gradient = gradient_step_size * scales.learning_rate * gradient
+        parameters.sub_((along_average + along_gradient) / (exp_avg_sq.sqrt() + eps))
 
 
 class RMSprop:
-    """Gradients over their root mean square (Hinton, 2012) as `torch.optim.RMSprop`."""
+    """`torch.optim.RMSprop`: gradients divided by their root mean square (Hinton, 2012).
 
-    moments = 2
+    The coefficients are learning rate, 1-α, ε, momentum and weight decay.
+    """
+
+    state_names: tuple[str, ...] = ("square_avg", "momentum_buffer")
 
     def __init__(
         self,
@@ -193,22 +223,27 @@ class RMSprop:
     def update(
         parameters: torch.Tensor,
         gradient: torch.Tensor,
-        moments: Sequence[torch.Tensor],
-        numbers: torch.Tensor,
-        scales: Scales,
+        state: Mapping[str, torch.Tensor],
+        coefficients: torch.Tensor,
+        scales: ParameterScales,
     ) -> None:
-        square, velocity = moments
-        lr, to_square, eps, momentum, decay = numbers
-        gradient = gradient + decay * scales.decay * parameters
-        square.add_((gradient * gradient - square) * to_square)
-        velocity.mul_(momentum).add_(gradient / (square.sqrt() + eps))
-        parameters.sub_(lr * scales.rate * velocity)
+        square_avg, momentum_buffer = state["square_avg"], state["momentum_buffer"]
+        lr, one_minus_alpha, eps, momentum, decay = coefficients
+        gradient = gradient + decay * scales.weight_decay * parameters
+        square_avg.add_((gradient * gradient - square_avg) * one_minus_alpha)
+        momentum_buffer.mul_(momentum).add_(gradient / (square_avg.sqrt() + eps))
+        parameters.sub_(lr * scales.learning_rate * momentum_buffer)
 
 
 class SGD:
-    """Gradient descent with momentum and Nesterov's variant as `torch.optim.SGD`."""
+    """`torch.optim.SGD`: gradient descent with momentum, optionally Nesterov's.
 
-    moments = 1
+    The step goes along a·gradient + b·momentum_buffer, where (a, b) is (0, 1) for momentum and
+    (1, μ) for Nesterov's momentum. The coefficients are learning rate, momentum μ, weight decay,
+    a and b.
+    """
+
+    state_names: tuple[str, ...] = ("momentum_buffer",)
 
     def __init__(
         self,
@@ -223,29 +258,27 @@ class SGD:
         self.nesterov = nesterov
 
     def coefficients(self, steps: np.ndarray, lr: np.ndarray) -> np.ndarray:
-        one = np.ones_like(lr)
-        # The step is along a·gradient + b·velocity: (0, 1) for momentum, (1, μ) for Nesterov.
-        ahead = (1.0, self.momentum) if self.nesterov else (0.0, 1.0)
-        constants = (self.momentum, self.weight_decay, *ahead)
-        return np.stack([lr, *(value * one for value in constants)], axis=1)
+        direction = (1.0, self.momentum) if self.nesterov else (0.0, 1.0)
+        constants = (self.momentum, self.weight_decay, *direction)
+        return np.stack([lr, *(value * np.ones_like(lr) for value in constants)], axis=1)
 
     @staticmethod
     def update(
         parameters: torch.Tensor,
         gradient: torch.Tensor,
-        moments: Sequence[torch.Tensor],
-        numbers: torch.Tensor,
-        scales: Scales,
+        state: Mapping[str, torch.Tensor],
+        coefficients: torch.Tensor,
+        scales: ParameterScales,
     ) -> None:
-        (velocity,) = moments
-        lr, momentum, decay, of_gradient, of_velocity = numbers
-        gradient = gradient + decay * scales.decay * parameters
-        velocity.mul_(momentum).add_(gradient)
-        along = of_gradient * gradient + of_velocity * velocity
-        parameters.sub_(lr * scales.rate * along)
+        momentum_buffer = state["momentum_buffer"]
+        lr, momentum, decay, along_gradient, along_momentum = coefficients
+        gradient = gradient + decay * scales.weight_decay * parameters
+        momentum_buffer.mul_(momentum).add_(gradient)
+        direction = along_gradient * gradient + along_momentum * momentum_buffer
+        parameters.sub_(lr * scales.learning_rate * direction)
 
 
-_RULES: dict[type[torch.optim.Optimizer], Callable[..., StackedOptimizer]] = {
+_STACKED_OPTIMIZERS: dict[type[torch.optim.Optimizer], Callable[..., StackedOptimizer]] = {
     torch.optim.Adam: Adam,
     torch.optim.AdamW: AdamW,
     torch.optim.NAdam: NAdam,
@@ -254,13 +287,21 @@ _RULES: dict[type[torch.optim.Optimizer], Callable[..., StackedOptimizer]] = {
 }
 
 
-def rule(cls: type[torch.optim.Optimizer], arguments: Mapping[str, Any]) -> StackedOptimizer | None:
-    """The stacked counterpart of an optimizer of `torch.optim` with these arguments.
+def stacked_optimizer(
+    cls: type[torch.optim.Optimizer], arguments: Mapping[str, Any]
+) -> StackedOptimizer | None:
+    """Return the stacked counterpart of an optimizer of `torch.optim`.
 
-    None where there is none: for another class, or an argument such as `amsgrad` that the
-    counterpart does not know. Such a trial is stepped by the class itself, alone.
+    Args:
+        cls: the class of the optimizer.
+        arguments: its keyword arguments.
+
+    Returns:
+        The counterpart, or None if the class has none or the counterpart does not support an
+        argument, such as `amsgrad`. A trial without a counterpart trains alone, with a
+        `TorchOptimizer`.
     """
-    counterpart = _RULES.get(cls)
+    counterpart = _STACKED_OPTIMIZERS.get(cls)
     if counterpart is None:
         return None
     try:
@@ -270,12 +311,16 @@ def rule(cls: type[torch.optim.Optimizer], arguments: Mapping[str, Any]) -> Stac
 
 
 class TorchOptimizer:
-    """Steps one trial's weights with optimizers of `torch.optim`.
+    """Optimizers of `torch.optim` for the weights of one trial.
+
+    Muon supports hidden layers only: AdamW optimizes all other parameters.
 
     Args:
-        cls: the class, with its arguments.
-        model: whose trainable parameters they are.
-        views: of the trial's weights, by parameter name.
+        cls: the class of the optimizer.
+        arguments: its keyword arguments, among them "lr".
+        model: the trial's model.
+        recipe: the trial's recipe.
+        views: views of the trial's trainable weights by parameter name, updated in place.
     """
 
     def __init__(
@@ -289,24 +334,25 @@ class TorchOptimizer:
         self.lr = float(arguments["lr"])
         shapes = {name: _muon_shape(view) for name, view in views.items()}
         matrices = [name for name, shape in shapes.items() if len(shape) > 1]
-        # Muon is for hidden layers: the last matrix makes the logits.
-        by_muon = set(matrices[:-1]) if cls is torch.optim.Muon else set()
-        self.shapes = {n: shapes[n] if n in by_muon else view.shape for n, view in views.items()}
+        # The last matrix computes the logits and is no hidden layer.
+        with_muon = set(matrices[:-1]) if cls is torch.optim.Muon else set()
+        self.shapes = {n: shapes[n] if n in with_muon else view.shape for n, view in views.items()}
         self.parameters = {n: nn.Parameter(v.view(self.shapes[n])) for n, v in views.items()}
         decay = arguments.get("weight_decay")
-        own: list[dict[str, Any]] = []
-        others: list[dict[str, Any]] = []
+        groups: list[dict[str, Any]] = []
+        adamw_groups: list[dict[str, Any]] = []
         for name, parameter in self.parameters.items():
             group = {"params": [parameter], "scale": lr_scale(model, name)}
             if decay is not None:
                 group["weight_decay"] = decay * decay_scale(recipe, views[name])
-            (others if cls is torch.optim.Muon and name not in by_muon else own).append(group)
-        self.optimizers = [cls(own, **arguments)] if own else []
-        if others:
-            self.optimizers.append(torch.optim.AdamW(others, lr=self.lr))
+            with_adamw = cls is torch.optim.Muon and name not in with_muon
+            (adamw_groups if with_adamw else groups).append(group)
+        self.optimizers = [cls(groups, **arguments)] if groups else []
+        if adamw_groups:
+            self.optimizers.append(torch.optim.AdamW(adamw_groups, lr=self.lr))
 
     def step(self, gradients: dict[str, torch.Tensor], lr: float) -> None:
-        """One step at a learning rate, along gradients by parameter name."""
+        """Take one step with gradients by parameter name and a learning rate."""
         for name, gradient in gradients.items():
             self.parameters[name].grad = gradient.view(self.shapes[name])
         for optimizer in self.optimizers:
@@ -316,5 +362,5 @@ class TorchOptimizer:
 
 
 def _muon_shape(view: torch.Tensor) -> tuple[int, ...]:
-    """A kernel [out, in, h, w] as the matrix [out, in·h·w] that Muon wants."""
+    """Return the shape [out, in·h·w] of a kernel [out, in, h, w] as the matrix for Muon."""
     return (len(view), view[0].numel()) if view.ndim > 1 else tuple(view.shape)

@@ -1,4 +1,4 @@
-"""What a trial's training does beside plain gradient steps, and which parameters it spares."""
+"""Additions to plain gradient steps: schedule, smoothing, clipping, averaging, augmentation."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,17 +21,17 @@ CONSTANT = ConstantConfig(kind="constant")
 
 @dataclass(frozen=True)
 class Recipe:
-    """As it stands here: nothing.
+    """A trial's additions to plain gradient steps; by default there are none.
 
-    scheduler: of the learning rate.
+    scheduler: learning rate schedule.
     label_smoothing: share of the target spread over all classes (Szegedy et al., 2016), in [0, 1).
-    clip_norm: largest norm of a trial's gradient (Pascanu et al., 2013); None for no limit.
-    average: decay of a moving average of the weights, which is then what is evaluated and kept,
-        in (0, 1); None for none. It begins as a plain mean: the decay of step t is at most
-        (1 + t) / (10 + t).
-    early_stopping: None for never.
-    decay_all: weight decay acts on biases and norms too.
-    augment: of the training images; None for none.
+    clip_norm: maximum norm of a trial's gradient (Pascanu et al., 2013); None for no limit.
+    average: decay of an exponential moving average (EMA) of the weights, in (0, 1); None for no
+        average. The trial is evaluated with the average and keeps it as its weights. The decay of
+        step t is at most (1 + t) / (10 + t), so that the average begins as a plain mean.
+    early_stopping: settings of early stopping; None for never.
+    decay_all: apply weight decay to biases and norms too.
+    augment: augmentation of the training images; None for no augmentation.
     """
 
     scheduler: SchedulerConfig = CONSTANT
@@ -44,27 +44,35 @@ class Recipe:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The parts of a step that are there; trials that share a step agree in them."""
-        there = {
+        """The parts of the step in use; they are the same for all trials that share a step."""
+        in_use = {
             "smoothing": self.label_smoothing > 0,
             "clip": self.clip_norm is not None,
             "average": self.average is not None,
         }
-        return tuple(name for name, on in there.items() if on)
+        return tuple(name for name, used in in_use.items() if used)
 
     @property
-    def changes(self) -> tuple[str, ...]:
-        """What is done to the images of a batch, likewise."""
+    def augmentation_parts(self) -> tuple[str, ...]:
+        """The operations of the augmentation, likewise the same for all trials of a step."""
         return augmentation.parts(self.augment) if self.augment else ()
 
     def draws(self, seed: int, epoch: int, size: int) -> np.ndarray:
-        """Draw an epoch's augmentation, float32 [size, draws]: see `augmentation.draws`."""
-        if not self.augment or not self.changes:
+        """Draw an epoch's augmentation, float32 [size, D]; see `augmentation.draws`."""
+        if not self.augment or not self.augmentation_parts:
             return np.empty((size, 0), dtype=np.float32)
         return augmentation.draws(self.augment, seed, epoch, size)
 
-    def numbers(self, steps: np.ndarray) -> np.ndarray:
-        """Float64 [n, parts]: each part's number in the steps numbered `steps` [n], from 1."""
+    def coefficients(self, steps: np.ndarray) -> np.ndarray:
+        """Compute the coefficient of each part in each step.
+
+        Args:
+            steps: the numbers of the steps, counted from 1: float64 [n].
+
+        Returns:
+            float64 [n, parts]: the label smoothing, the maximum norm of the gradient, and one minus
+            the decay of the average, as far as `parts` lists them.
+        """
         values = {
             "smoothing": np.full(len(steps), self.label_smoothing),
             "clip": np.full(len(steps), self.clip_norm or 0.0),
@@ -74,11 +82,11 @@ class Recipe:
 
 
 @runtime_checkable
-class Transferred(Protocol):
-    """A model whose body was trained before: see `fmnist_sweep.models.pretrained`.
+class PretrainedModel(Protocol):
+    """A model with a pretrained body and a head; see `fmnist_sweep.models.pretrained`.
 
-    body_lr: factor on the learning rate of everything but the head.
-    unfreeze_after: epochs after which `unfreeze` is called; None for never.
+    body_lr: factor on the learning rate of all parameters but the head's.
+    unfreeze_after: number of epochs after which `unfreeze` is called; None for never.
     """
 
     body_lr: float
@@ -89,50 +97,53 @@ class Transferred(Protocol):
     def unfreeze(self) -> None: ...
 
 
-class Scales(NamedTuple):
-    """Factors on learning rate and weight decay: float32 [P], or 1.0 where all are the same."""
+class ParameterScales(NamedTuple):
+    """Factors on the learning rate and the weight decay of each parameter.
 
-    rate: torch.Tensor | float
-    decay: torch.Tensor | float
+    Each is float32 [P], or 1.0 if all factors are 1.
+    """
+
+    learning_rate: torch.Tensor | float
+    weight_decay: torch.Tensor | float
 
 
 def lr_scale(model: nn.Module, name: str) -> float:
-    """The factor on the learning rate of one parameter."""
-    if not isinstance(model, Transferred) or name in model.head_parameters():
+    """Return the factor on the learning rate of the named parameter."""
+    if not isinstance(model, PretrainedModel) or name in model.head_parameters():
         return 1.0
     return model.body_lr
 
 
 def decay_scale(recipe: Recipe, parameter: torch.Tensor) -> float:
-    """The factor on the weight decay of one parameter: biases and norms have one dimension."""
+    """Return the factor on a parameter's weight decay; biases and norms have one dimension."""
     return 1.0 if recipe.decay_all or parameter.ndim > 1 else 0.0
 
 
-def scales(model: nn.Module, recipe: Recipe, device: torch.device) -> Scales:
-    """The factors of a model's trainable parameters, in their order in a row of a stack."""
+def parameter_scales(model: nn.Module, recipe: Recipe, device: torch.device) -> ParameterScales:
+    """Return the factors of a model's trainable parameters, in the order of a row of weights."""
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     sizes = [p.numel() for _, p in named]
     rate = (lr_scale(model, name) for name, _ in named)
     decay = (decay_scale(recipe, parameter) for _, parameter in named)
-    return Scales(_spread(rate, sizes, device), _spread(decay, sizes, device))
+    return ParameterScales(_per_element(rate, sizes, device), _per_element(decay, sizes, device))
 
 
-def _spread(
+def _per_element(
     factors: Iterable[float], sizes: list[int], device: torch.device
 ) -> torch.Tensor | float:
-    each = torch.tensor(list(factors))
-    if bool((each == 1).all()):
+    per_parameter = torch.tensor(list(factors))
+    if bool((per_parameter == 1).all()):
         return 1.0
-    return each.repeat_interleave(torch.tensor(sizes)).to(device)
+    return per_parameter.repeat_interleave(torch.tensor(sizes)).to(device)
 
 
-def clipped(gradient: torch.Tensor, limit: torch.Tensor) -> torch.Tensor:
-    """Each row of the gradients [K, P] shortened to its limit [K], as `clip_grad_norm_` does."""
-    # In float64, where the order of the sum, which may depend on K, does not show.
+def clip_gradients(gradient: torch.Tensor, max_norm: torch.Tensor) -> torch.Tensor:
+    """Return the rows of the gradient [K, P] clipped to their norms [K], as `clip_grad_norm_`."""
+    # The order of summation may depend on K. In float64 it does not show in the result.
     norm = gradient.double().square().sum(1).sqrt()
-    return gradient * (limit / (norm + 1e-6)).clamp(max=1).float().unsqueeze(1)
+    return gradient * (max_norm / (norm + 1e-6)).clamp(max=1).float().unsqueeze(1)
 
 
-def update_ema(average: torch.Tensor, weights: torch.Tensor, share: torch.Tensor) -> None:
-    """Moves the averages [K, P] towards the weights by each row's share [K], in place."""
-    average.add_((weights - average) * share.unsqueeze(1))
+def update_ema(ema: torch.Tensor, weights: torch.Tensor, share: torch.Tensor) -> None:
+    """Move the averages [K, P] towards the weights [K, P] by a share [K], in place."""
+    ema.add_((weights - ema) * share.unsqueeze(1))

@@ -1,4 +1,4 @@
-"""Which trials are trained together, where and when: groups of a kind, refilled at every epoch."""
+"""The scheduler: assigns trials to stacks and stacks to workers, and refills stacks every epoch."""
 
 import itertools
 import logging
@@ -9,11 +9,10 @@ from dataclasses import dataclass, field, replace
 
 from fmnist_sweep.base.errors import first_line
 from fmnist_sweep.engine import stack
-from fmnist_sweep.engine import workers as lane_file
 from fmnist_sweep.engine.data import DataSplits, Images
 from fmnist_sweep.engine.stack import Outcome, Progress, StackKey
 from fmnist_sweep.engine.step import Trial
-from fmnist_sweep.engine.workers import Outcomes, Worker
+from fmnist_sweep.engine.workers import Outcomes, Worker, wait_for_event
 from fmnist_sweep.results.record import Epoch
 
 log = logging.getLogger(__name__)
@@ -21,16 +20,24 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class TrainingJob:
-    """A trial that wants to be trained.
+    """A trial to be trained, with its progress.
 
-    on_epoch: called with each finished epoch.
-    on_batches: called with the progress within an epoch, every `log_every` batches.
-    stop: set it to end the trial after the epoch that it has just finished.
-    told: the number of epochs passed to `on_epoch`.
-    kept: the epoch whose weights the trial ends with: the best one under early stopping.
+    trial: the trial.
+    data: its images.
+    batch_size: number of images in a batch.
+    compile: run the step under `torch.compile`.
+    bf16: see `FunctionalModel`.
+    log_every: number of batches between two calls of `on_batches`.
+    threads: number of CPU threads.
+    on_epoch: called with the metrics of each finished epoch.
+    on_batches: called with the progress within an epoch.
+    stop: set it to end the trial after the last finished epoch.
+    reported_epochs: number of epochs passed to `on_epoch`.
+    kept: the epoch whose weights the trial ends with; the best epoch under early stopping.
     exhausted: early stopping has ended the trial.
-    error: the error that ended the trial early.
+    error: the exception that ended the trial early.
     ended: training is over; unless there was an error, the model holds its weights, on the CPU.
+    stack_key: jobs with equal keys can be trained in the same stack.
     """
 
     trial: Trial
@@ -43,58 +50,62 @@ class TrainingJob:
     on_epoch: Callable[[Epoch], None]
     on_batches: Callable[[Progress], None]
     stop: bool = False
-    told: int = 0
+    reported_epochs: int = 0
     kept: Epoch | None = None
     exhausted: bool = False
     error: Exception | None = None
     ended: bool = False
-    kind: StackKey = field(init=False)
+    stack_key: StackKey = field(init=False)
 
     def __post_init__(self) -> None:
-        setting = self.batch_size, self.compile, self.bf16, self.log_every, self.threads
-        self.kind = stack.kind(self.trial, self.data, *setting)
+        settings = self.batch_size, self.compile, self.bf16, self.log_every, self.threads
+        self.stack_key = stack.stack_key(self.trial, self.data, *settings)
 
-    def again_alone(self) -> None:
-        """To be trained once more and by itself, from its checkpoint or from the beginning.
+    def retry_alone(self) -> None:
+        """Prepare to train the trial again by itself, from its checkpoint or from the beginning.
 
-        It has the same numbers as before; epochs that were told are not told again.
+        Training is deterministic: the metrics are the same as before, and epochs that have been
+        reported are not reported again.
         """
-        self.kind = replace(self.kind, alone="its stack has failed")
+        self.stack_key = replace(self.stack_key, why_alone="its stack has failed")
         checkpoint = self.trial.checkpoint
         if checkpoint and checkpoint.path.exists():
             checkpoint.resume = checkpoint.path
 
-    def take(self, outcome: Outcome | Exception) -> None:
-        """Record the outcome of an epoch and pass its figures on."""
+    def record_outcome(self, outcome: Outcome | Exception) -> None:
+        """Record the outcome of an epoch and report its metrics, unless they have been reported."""
         if isinstance(outcome, Exception):
             self.error = outcome
-        elif outcome.figures.epoch > self.told:
-            self.told = outcome.figures.epoch
+        elif outcome.metrics.epoch > self.reported_epochs:
+            self.reported_epochs = outcome.metrics.epoch
             self.kept = outcome.kept
             self.exhausted = outcome.exhausted
             self.stop |= outcome.exhausted
-            self.on_epoch(outcome.figures)
+            self.on_epoch(outcome.metrics)
 
-    def has_ended_with(self, outcome: Outcome | Exception) -> bool:
-        """Tell whether that was the last epoch."""
+    def ends_with(self, outcome: Outcome | Exception) -> bool:
+        """Return whether the epoch with this outcome is the last."""
         if isinstance(outcome, Exception):
             return True
-        epoch = outcome.figures.epoch
-        return epoch >= self.trial.epochs or (self.stop and epoch >= self.told)
+        epoch = outcome.metrics.epoch
+        return epoch >= self.trial.epochs or (self.stop and epoch >= self.reported_epochs)
 
 
 class Scheduler:
-    """Trains jobs on workers, those of a kind together.
+    """Trains jobs on workers; jobs with the same stack key share a stack.
 
-    A trial begins, ends and is replaced at an epoch's end. One that waits joins a stack of its
-    kind as long as that has fewer than `max_stack` trials and than its share of them, so that
-    workers at the same kind are loaded alike; a worker without a stack begins one with whoever has
-    waited longest.
+    Trials start, end and are replaced between epochs. A waiting trial joins a stack with its stack
+    key if this has fewer than `max_stack` trials and fewer than its share: the trials of a key are
+    spread evenly over the workers with this key. An idle worker begins a stack with the trial that
+    has waited longest.
 
     Args:
-        count: of workers, which are made when jobs come.
-        threads: of the CPU for all workers together; None for no limit. A trial that wants more
-            than are left waits; one that wants more than all has the machine for itself.
+        make_worker: makes a worker; called when jobs are added.
+        count: maximum number of workers.
+        max_stack: maximum number of trials in a stack.
+        threads: number of CPU threads for all workers together; None for no limit. A trial waits
+            until as many threads as it needs are free. A trial that needs more than `threads`
+            waits until no other stack is running.
     """
 
     def __init__(
@@ -109,151 +120,156 @@ class Scheduler:
         self.max_stack = max_stack
         self.threads = threads
         self.waiting: list[tuple[int, TrainingJob]] = []
-        self.at_work: dict[Worker, dict[int, TrainingJob]] = {}
-        self.taken: dict[Worker, Images] = {}
+        self.running: dict[Worker, dict[int, TrainingJob]] = {}
+        self.loaded_images: dict[Worker, Images] = {}
         self._numbers = itertools.count()
 
     def __enter__(self) -> "Scheduler":
         return self
 
     def __exit__(self, *_: object) -> None:
-        for worker in self.at_work:
+        for worker in self.running:
             worker.hang_up()
-        until = time.monotonic() + 1
-        for worker in self.at_work:
-            worker.close(max(0.0, until - time.monotonic()))
+        deadline = time.monotonic() + 1
+        for worker in self.running:
+            worker.close(max(0.0, deadline - time.monotonic()))
 
     def add(self, job: TrainingJob) -> None:
-        """Takes a job; it begins with the next step, if a worker is idle then."""
-        if len(self.at_work) < self.count:
-            self.at_work[self.make_worker()] = {}
+        """Add a job to the queue; an idle worker can start it in the next `step`."""
+        if len(self.running) < self.count:
+            self.running[self.make_worker()] = {}
         self.waiting.append((next(self._numbers), job))
 
     def step(self) -> None:
-        """Puts idle workers to work, waits for news of a worker and passes it on.
+        """Start jobs on idle workers, then wait for an event of a worker and process it.
 
-        Calls jobs' `on_epoch` and `on_batches`; those whose trial has ended have `ended` set.
+        Calls the jobs' `on_epoch` and `on_batches`, and sets `ended` of jobs that have ended.
         """
-        for worker in [worker for worker, running in self.at_work.items() if not running]:
-            with self._surviving(worker):
-                self._fill(worker)
-        busy = [worker for worker, running in self.at_work.items() if running]
+        for worker in [worker for worker, jobs in self.running.items() if not jobs]:
+            with self._contain_failure(worker):
+                self._start_epoch(worker)
+        busy = [worker for worker, jobs in self.running.items() if jobs]
         if busy:
-            self._listen(lane_file.ready(busy))
+            self._process_event(wait_for_event(busy))
 
     @contextmanager
-    def _surviving(self, worker: Worker) -> Iterator[None]:
-        """Within it what a worker raises, as when its process has died, costs that worker alone."""
+    def _contain_failure(self, worker: Worker) -> Iterator[None]:
+        """Replace the worker if the body raises, for example because its process has died."""
         try:
             yield
         except Exception as error:
-            self._survive(self.at_work.pop(worker), error)
-            self.taken.pop(worker, None)
+            self._requeue(self.running.pop(worker), error)
+            self.loaded_images.pop(worker, None)
             worker.close()
             if self.waiting:
-                self.at_work[self.make_worker()] = {}
+                self.running[self.make_worker()] = {}
 
-    def _survive(self, running: dict[int, TrainingJob], error: Exception) -> None:
-        """Of several trials one has brought the others' worker down: by itself it will again."""
-        if len(running) == 1:
-            (job,) = running.values()
+    def _requeue(self, jobs: dict[int, TrainingJob], error: Exception) -> None:
+        """Retry the jobs of a failed worker, each by itself; end a job that was by itself already.
+
+        Presumably one job has caused the failure and will fail again.
+        """
+        if len(jobs) == 1:
+            (job,) = jobs.values()
             job.error, job.ended = error, True
             return
-        log.warning("%d trials go on, each by itself: %s", len(running), first_line(error))
-        for number, job in running.items():
-            job.again_alone()
+        log.warning("%d trials go on, each by itself: %s", len(jobs), first_line(error))
+        for number, job in jobs.items():
+            job.retry_alone()
             self.waiting.append((number, job))
 
-    def _listen(self, worker: Worker) -> None:
-        running = self.at_work[worker]
+    def _process_event(self, worker: Worker) -> None:
+        jobs = self.running[worker]
         outcomes: Outcomes | None = None
 
-        def tell(told: list[Progress]) -> None:
-            for progress in told:
-                running[progress.number].on_batches(progress)
+        def report(progress_of_trials: list[Progress]) -> None:
+            for progress in progress_of_trials:
+                jobs[progress.number].on_batches(progress)
 
-        with self._surviving(worker):
-            outcomes = worker.event(tell)
+        with self._contain_failure(worker):
+            outcomes = worker.event(report)
         if outcomes is None:
             return
         for number, outcome in outcomes.items():
-            running[number].take(outcome)  # what this raises is no fault of the worker
-        with self._surviving(worker):
-            # Only now: the last repeat of a configuration may have ended all of them.
+            # Outside _contain_failure: an error of a callback is no failure of the worker.
+            jobs[number].record_outcome(outcome)
+        with self._contain_failure(worker):
+            # After all callbacks, because one trial's callback may stop the other repeats.
             for number, outcome in outcomes.items():
-                if running[number].has_ended_with(outcome):
+                if jobs[number].ends_with(outcome):
                     self._end(worker, number)
-            self._fill(worker)
+            self._start_epoch(worker)
 
     def _end(self, worker: Worker, number: int) -> None:
         tensors = worker.call("remove", number)
-        job = self.at_work[worker][number]
+        job = self.running[worker][number]
         if job.error is None:
             stack.load(job.trial.model, tensors)
-        del self.at_work[worker][number]
+        del self.running[worker][number]
         job.ended = True
 
-    def _fill(self, worker: Worker) -> None:
-        """Lets waiting trials join a worker's stack, and starts its next epoch."""
-        running = self.at_work[worker]
-        while running or self.waiting:
-            if not running and not self._has_threads_for(self.waiting[0][1]):
+    def _start_epoch(self, worker: Worker) -> None:
+        """Add waiting trials to the worker's stack or begin a stack, and start its next epoch."""
+        jobs = self.running[worker]
+        while jobs or self.waiting:
+            if not jobs and not self._has_threads_for(self.waiting[0][1]):
                 return
-            if not running:
-                # Before anything is done for it, as whatever that does to the worker is its fault.
+            if not jobs:
+                # Assigned before any call of the worker: a failure of the call is this job's fault.
                 number, first = self.waiting.pop(0)
-                running[number] = first
-                if self.taken.get(worker) is not first.data.train:
-                    self.taken[worker] = first.data.train
-                    worker.call("take", replace(first.data, test=None))
-                worker.call("open", first.kind, first.trial)
+                jobs[number] = first
+                if self.loaded_images.get(worker) is not first.data.train:
+                    self.loaded_images[worker] = first.data.train
+                    worker.call("load_data", replace(first.data, test=None))
+                worker.call("open", first.stack_key, first.trial)
                 worker.call("add", number, first.trial)
-            for number, job in self._joining(running):
+            for number, job in self._jobs_to_join(jobs):
                 self.waiting.remove((number, job))
-                running[number] = job
+                jobs[number] = job
                 worker.call("add", number, job.trial)
-            # As one that goes on from a checkpoint may be, or its repeats may have seen to.
-            for number in [n for n, one in running.items() if one.stop and not one.told]:
+            # Stopped before their first report, by their checkpoint or by their repeats' callbacks.
+            stopped = [n for n, job in jobs.items() if job.stop and not job.reported_epochs]
+            for number in stopped:
                 self._end(worker, number)
-            if running:
+            if jobs:
                 worker.begin_epoch()
                 return
 
     def _has_threads_for(self, job: TrainingJob) -> bool:
-        """Whether so many of the CPU's threads are left by stacks at work."""
-        stacks = [next(iter(running.values())) for running in self.at_work.values() if running]
+        # All jobs of a stack have the same number of threads.
+        stacks = [next(iter(jobs.values())) for jobs in self.running.values() if jobs]
         if self.threads is None or not stacks:
             return True
-        return sum(one.threads for one in stacks) + job.threads <= self.threads
+        return sum(first.threads for first in stacks) + job.threads <= self.threads
 
-    def _joining(self, running: dict[int, TrainingJob]) -> list[tuple[int, TrainingJob]]:
-        """Waiting trials of a running stack's kind, as many as it has room for."""
-        kind = next(iter(running.values())).kind
-        waiting = [(n, r) for n, r in self.waiting if r.kind == kind]
+    def _jobs_to_join(self, jobs: dict[int, TrainingJob]) -> list[tuple[int, TrainingJob]]:
+        """Return the waiting jobs that may join a running stack now."""
+        stack_key = next(iter(jobs.values())).stack_key
+        waiting = [(number, job) for number, job in self.waiting if job.stack_key == stack_key]
         if not waiting:
             return []
-        # This worker, idle ones and those at the same kind.
-        alike = [
+        # The stacks with this key, among them this worker's, and the empty ones of idle workers.
+        stacks = [
             others
-            for others in self.at_work.values()
-            if all(other.kind == kind for other in others.values())
+            for others in self.running.values()
+            if all(other.stack_key == stack_key for other in others.values())
         ]
-        total = len(waiting) + sum(map(len, alike))
-        share = -(-total // len(alike))
-        one = waiting[0][1]
-        fits = stack.most(one.trial, one.batch_size, one.data.train.pixels.device)
-        fits += len(running)
-        max_stack = 1 if kind.alone else self.max_stack
+        total = len(waiting) + sum(map(len, stacks))
+        share = -(-total // len(stacks))
+        first = waiting[0][1]
+        device = first.data.train.pixels.device
+        fits = len(jobs) + stack.max_stack_size(first.trial, first.batch_size, device)
+        max_stack = 1 if stack_key.why_alone else self.max_stack
         if fits < min(share, max_stack):
             log.info("Memory holds a stack of %d such trials", fits)
-        return waiting[: max(0, min(share, max_stack, fits) - len(running))]
+        return waiting[: max(0, min(share, max_stack, fits) - len(jobs))]
 
 
 def train(jobs: Sequence[TrainingJob]) -> None:
-    """Train jobs to their ends in this process, those of one stack key together.
+    """Train jobs in this process until all have ended.
 
     Raises:
-        Exception: the error that ended one of them early.
+        Exception: the error of the first job that was ended by an error.
     """
     with Scheduler(Worker, count=1, max_stack=max(1, len(jobs))) as scheduler:
         for job in jobs:

@@ -1,4 +1,4 @@
-"""Learning rates over a run: the factor on `optimizer.lr` in every step."""
+"""Learning rate schedules: the factor on `optimizer.lr` in each step of a run."""
 
 import math
 
@@ -19,12 +19,12 @@ from fmnist_sweep.results.record import Epoch
 
 
 class Schedule:
-    """The learning rates of one run.
+    """The learning rate schedule of one run.
 
     Args:
-        config: the kind and its numbers.
-        epochs: of the run.
-        batches: steps in an epoch.
+        config: the schedule's settings.
+        epochs: number of epochs in the run.
+        batches: number of steps in an epoch.
     """
 
     def __init__(self, config: SchedulerConfig, epochs: int, batches: int) -> None:
@@ -34,7 +34,7 @@ class Schedule:
         self._plateau = _plateau(config) if isinstance(config, PlateauConfig) else None
 
     def factors(self, epoch: int) -> np.ndarray:
-        """Float64 [batches]: the factor in each step of an epoch, which count from 1."""
+        """Return the factor in each step of an epoch, float64 [batches]; epochs count from 1."""
         if self._plateau:
             return np.full(self.batches, self._plateau.optimizer.param_groups[0]["lr"])
         if getattr(self.config, "per", "epoch") == "epoch":
@@ -45,14 +45,14 @@ class Schedule:
         return _factors(self.config, times, self.epochs * self.batches, self.batches)
 
     def epoch_ended(self, row: Epoch) -> None:
-        """Takes an epoch's figures, which a plateau follows."""
+        """Pass a finished epoch's metrics to the schedule; only plateau schedules use them."""
         if self._plateau:
             assert isinstance(self.config, PlateauConfig)
             self._plateau.step(getattr(row, self.config.metric))
 
 
 def _plateau(config: PlateauConfig) -> ReduceLROnPlateau:
-    """PyTorch's own, on an optimizer of nothing whose rate is the factor."""
+    """Return PyTorch's scheduler on a dummy optimizer whose learning rate is the factor."""
     return ReduceLROnPlateau(
         torch.optim.SGD([torch.zeros(1)], lr=1.0),
         mode="max" if config.metric.endswith("accuracy") else "min",
@@ -65,22 +65,26 @@ def _plateau(config: PlateauConfig) -> ReduceLROnPlateau:
 
 
 def _factors(config: SchedulerConfig, t: np.ndarray, length: int, epoch: int) -> np.ndarray:
-    """The factors at times t [n], in steps or epochs from 0, of a run of `length` such.
+    """Return the factors at times t [n], in steps or epochs from 0.
 
-    epoch: how many of them make an epoch.
+    Args:
+        config: the schedule's settings.
+        t: times, in steps or epochs.
+        length: duration of the run in the unit of t.
+        epoch: duration of an epoch in the unit of t.
     """
     match config:
         case CosineConfig():  # SGDR without restarts (Loshchilov & Hutter, 2017)
-            return _wave(1, config.final, t / length)
-        case WarmupCosineConfig():  # up in a straight line (Goyal et al., 2017), then a cosine
+            return _half_cosine(1, config.final, t / length)
+        case WarmupCosineConfig():  # linear warmup (Goyal et al., 2017), then cosine
             warmup = config.warmup_epochs * epoch
             up = config.start + (1 - config.start) * t / max(warmup, 1)
-            down = _wave(1, config.final, (t - warmup) / (length - warmup))
+            down = _half_cosine(1, config.final, (t - warmup) / (length - warmup))
             return np.where(t < warmup, up, down)
         case OneCycleConfig():  # Smith & Topin, 2018, as torch.optim.lr_scheduler.OneCycleLR
             top = max(config.warmup_share * length - 1, 0.0)
-            up = _wave(config.start, 1, t / max(top, 1))
-            down = _wave(1, config.final, (t - top) / max(length - 1 - top, 1))
+            up = _half_cosine(config.start, 1, t / max(top, 1))
+            down = _half_cosine(1, config.final, (t - top) / max(length - 1 - top, 1))
             return np.where(t < top, up, down)
         case StepConfig():
             return config.factor ** np.floor(t / (config.every * epoch))
@@ -89,6 +93,6 @@ def _factors(config: SchedulerConfig, t: np.ndarray, length: int, epoch: int) ->
             return np.ones_like(t)
 
 
-def _wave(start: float, end: float, share: np.ndarray) -> np.ndarray:
-    """Half a cosine wave from `start` at share 0 to `end` at share 1."""
+def _half_cosine(start: float, end: float, share: np.ndarray) -> np.ndarray:
+    """Return half a cosine wave from `start` at share 0 to `end` at share 1."""
     return end + (start - end) * (1 + np.cos(math.pi * share)) / 2

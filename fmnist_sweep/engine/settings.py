@@ -1,4 +1,4 @@
-"""Settings of training that the engine reads: schedules, early stopping, augmentation."""
+"""Training settings for the engine: schedules, early stopping, augmentation."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -66,7 +66,16 @@ _SCHEDULERS: dict[Any, type[Section]] = {
 
 
 def parse_scheduler(values: Any) -> Any:
-    """Checks against the one schema that `kind` names: its errors then speak of no other."""
+    """Check the settings of a schedule against the schema that `kind` names.
+
+    Errors then concern this schema alone, not the other schedules.
+
+    Args:
+        values: a mapping with the key "kind", or settings that have been checked already.
+
+    Raises:
+        ConfigError: no schedule has this kind, or the settings do not match its schema.
+    """
     if isinstance(values, Section):
         return values
     kind = values.get("kind") if isinstance(values, Mapping) else values

@@ -1,8 +1,8 @@
-"""A stack: trials that share a step, each at an epoch of its own, joining and leaving at any.
+"""A stack: trials that share a training step; each may join, leave and be at any epoch.
 
-The rows of a stack are trained in chunks of 8, 4, 2 or 1 (of up to 256 on a GPU). A stack of any
-size then needs four compiled steps at most, none of its rows is padding, and a chunk's weights stay
-in a CPU's cache from step to step: one of 64 costs a trial what one of 8 does.
+The rows of a stack are trained in chunks of 8, 4, 2 or 1 (on a GPU, of up to 256). A stack of any
+size then needs at most four compiled steps and no padding, and the weights of a chunk stay in a
+CPU's cache from step to step: in a chunk of 64 a trial takes as long as in a chunk of 8.
 """
 
 import copy
@@ -24,21 +24,29 @@ from fmnist_sweep.base.errors import first_line
 from fmnist_sweep.engine import checkpoint, optimizers
 from fmnist_sweep.engine.checkpoint import State
 from fmnist_sweep.engine.data import DataSplits
-from fmnist_sweep.engine.functional_model import untrained, way
+from fmnist_sweep.engine.functional_model import buffers_and_frozen, choose_execution_mode
 from fmnist_sweep.engine.layers import with_stackable_layers
-from fmnist_sweep.engine.recipe import Transferred, decay_scale, lr_scale
-from fmnist_sweep.engine.step import Chunk, Steps, Trial, TrialState
+from fmnist_sweep.engine.recipe import PretrainedModel, decay_scale, lr_scale
+from fmnist_sweep.engine.step import Chunk, StepCache, Trial, TrialState
 from fmnist_sweep.results.record import Epoch
 
 log = logging.getLogger(__name__)
 
-CHUNK = {"cpu": 8, "mps": 8, "cuda": 256}
+# Maximum number of rows in a chunk.
+CHUNK_SIZE = {"cpu": 8, "mps": 8, "cuda": 256}
+# Share of the free memory that a stack may take.
 MEMORY_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a trial stands within an epoch: running means over the batches so far."""
+    """A trial's progress within an epoch.
+
+    number: identifies the trial in its stack.
+    epoch: the epoch, counted from 1.
+    batch: number of batches trained so far in this epoch.
+    loss, accuracy: means over these batches.
+    """
 
     number: int
     epoch: int
@@ -49,16 +57,21 @@ class Progress:
 
 @dataclass(frozen=True)
 class StackKey:
-    """What trials must have in common to share a step.
+    """Everything that trials must have in common to share a step.
 
-    signature: of all structure of model, optimizer and recipe.
-    alone: why such trials are trained one after the other, though with the same compiled step;
-        None for trials of a stack.
-    threads: of the CPU that their step runs on.
+    signature: the structure of model, optimizer and recipe.
+    why_alone: the reason why such trials are trained one after the other, though with the same
+        compiled step; None for trials that can be stacked.
+    data: identity of the training images.
+    batch_size: number of images in a batch.
+    compile: run the step under `torch.compile`.
+    bf16: see `FunctionalModel`.
+    log_every: number of batches between two progress reports.
+    threads: number of CPU threads.
     """
 
     signature: Hashable
-    alone: str | None
+    why_alone: str | None
     data: int
     batch_size: int
     compile: bool
@@ -69,21 +82,22 @@ class StackKey:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished epoch of a trial.
+    """The outcome of an epoch of a trial.
 
-    kept: the epoch whose weights the trial would end with now: the best one under early stopping.
-    exhausted: early stopping ends the trial here.
+    metrics: the metrics of the epoch.
+    kept: the epoch whose weights the trial would keep if it ended now.
+    exhausted: early stopping ends the trial after this epoch.
     """
 
-    figures: Epoch
+    metrics: Epoch
     kept: Epoch
     exhausted: bool
 
 
-_unlike_any = count()
+_unique_signatures = count()
 
 
-def kind(
+def stack_key(
     trial: Trial,
     data: DataSplits,
     batch_size: int,
@@ -92,77 +106,85 @@ def kind(
     log_every: int,
     threads: int,
 ) -> StackKey:
-    """Says which trials a trial can share a step with; replaces its layers for that."""
+    """Return a trial's stack key; trials with equal keys can share a step.
+
+    Replaces the layers of the trial's model by stackable layers, see `with_stackable_layers`. The
+    other arguments are those of `StackKey`.
+    """
     with_stackable_layers(trial.model)
-    signature = _signature(trial) or next(_unlike_any)
-    alone = _why_alone(trial, data.train.pixels.device, bf16)
+    signature = _signature(trial) or next(_unique_signatures)
+    why_alone = _why_alone(trial, data.train.pixels.device, bf16)
     pixels = id(data.train.pixels)
-    return StackKey(signature, alone, pixels, batch_size, compile, bf16, log_every, threads)
+    return StackKey(signature, why_alone, pixels, batch_size, compile, bf16, log_every, threads)
 
 
 def _why_alone(trial: Trial, device: torch.device, bf16: bool) -> str | None:
-    if optimizers.rule(trial.optimizer, trial.arguments) is None:
+    if optimizers.stacked_optimizer(trial.optimizer, trial.arguments) is None:
         return f"{trial.optimizer.__name__} with these arguments has no step for several trials"
-    if isinstance(trial.model, Transferred) and trial.model.unfreeze_after is not None:
+    if isinstance(trial.model, PretrainedModel) and trial.model.unfreeze_after is not None:
         return "its network changes when it is unfrozen"
-    return way(trial.model, device, bf16)[1]
+    return choose_execution_mode(trial.model, device, bf16)[1]
 
 
 def _signature(trial: Trial) -> Hashable:
-    """All of a trial's structure: what two must agree in to differ in tensors alone."""
+    """Return a trial's structure, or None if it cannot be pickled.
+
+    Trials with equal signatures differ in the values of tensors only.
+    """
     model, recipe = trial.model, trial.recipe
-    common = set(nn.Module().__dict__)
+    module_attributes = set(nn.Module().__dict__)
     structure = [
-        (name, type(module), {k: v for k, v in vars(module).items() if k not in common})
+        (name, type(module), {k: v for k, v in vars(module).items() if k not in module_attributes})
         for name, module in model.named_modules()
     ]
     tensors = [
         (name, tuple(tensor.shape), tensor.dtype, tensor.requires_grad)
         for name, tensor in (*model.named_parameters(), *model.named_buffers())
     ]
-    scaled = [
+    scales = [
         (lr_scale(model, name), decay_scale(recipe, parameter))
         for name, parameter in model.named_parameters()
     ]
     try:
         return pickle.dumps(
-            (trial.optimizer, structure, tensors, recipe.parts, recipe.changes, scaled)
+            (trial.optimizer, structure, tensors, recipe.parts, recipe.augmentation_parts, scales)
         )
-    except Exception:  # whatever the user's own objects raise
+    except Exception:  # the user's objects may raise any exception
         return None
 
 
-def most(trial: Trial, batch_size: int, device: torch.device) -> int:
-    """How many such trials fit into half of the memory that is free now.
+def max_stack_size(trial: Trial, batch_size: int, device: torch.device) -> int:
+    """Return how many trials like this one fit into half of the memory that is free now.
 
-    A trial takes 4 bytes for each parameter, times its weights, gradient, the optimizer's
-    moments and one temporary; and 8 for each activation of a batch, kept for the gradient.
+    A trial takes 4 bytes per parameter for each of weights, gradient, one temporary and the tensors
+    of the optimizer state, and 8 bytes per activation of a batch, kept for the backward pass. The
+    result is at least 1, and `sys.maxsize` if the operating system does not report its free memory.
     """
-    rule = optimizers.rule(trial.optimizer, trial.arguments)
+    stacked_optimizer = optimizers.stacked_optimizer(trial.optimizer, trial.arguments)
     parameters = sum(p.numel() for p in trial.model.parameters())
-    copies = 3 + (rule.moments if rule else 2)
-    bytes_each = 4 * parameters * copies + 8 * batch_size * _activations(trial.model)
+    copies = 3 + (len(stacked_optimizer.state_names) if stacked_optimizer else 2)
+    bytes_per_trial = 4 * parameters * copies + 8 * batch_size * _activations(trial.model)
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
-        # What PyTorch keeps for reuse.
+        # PyTorch reserves memory that it can use again.
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     elif "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", ()):
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    else:  # macOS and Windows do not say
+    else:  # macOS and Windows
         return sys.maxsize
-    return max(1, int(MEMORY_SHARE * free / bytes_each))
+    return max(1, int(MEMORY_SHARE * free / bytes_per_trial))
 
 
 @torch.no_grad()
 def _activations(model: nn.Module) -> int:
-    """Numbers that the modules of a model put out for one image."""
+    """Return the number of values that a model's modules output for one image, and its pixels."""
     sizes: list[int] = []
 
-    def note(_: nn.Module, __: Any, output: Any) -> None:
+    def record_size(_: nn.Module, __: Any, output: Any) -> None:
         sizes.append(output.numel() if isinstance(output, torch.Tensor) else 0)
 
     leaves = [module for module in model.modules() if not list(module.children())]
-    hooks = [leaf.register_forward_hook(note) for leaf in leaves]
+    hooks = [leaf.register_forward_hook(record_size) for leaf in leaves]
     training = model.training
     try:
         model.eval()(torch.zeros(1, 1, 28, 28))
@@ -174,110 +196,132 @@ def _activations(model: nn.Module) -> int:
 
 
 class Stack:
-    """Trials of one kind in training.
+    """The trials of one stack key that a worker trains together.
 
     Args:
-        steps: of their kind.
-        chunk: the most rows of one step; a power of two.
+        step_cache: the steps of the stack key.
+        data: the trials' images.
+        batch_size: number of images in a batch.
+        log_every: number of batches between two progress reports.
+        chunk_size: maximum number of rows in a chunk; a power of two.
     """
 
     def __init__(
-        self, steps: Steps, data: DataSplits, batch_size: int, log_every: int, chunk: int
+        self,
+        step_cache: StepCache,
+        data: DataSplits,
+        batch_size: int,
+        log_every: int,
+        chunk_size: int,
     ) -> None:
-        self.steps = steps
+        self.step_cache = step_cache
         self.data = data
         self.batch_size = batch_size
         self.log_every = log_every
-        self.chunk = chunk
+        self.chunk_size = chunk_size
         self.rows: dict[int, TrialState] = {}
         self._chunks: list[Chunk] | None = None
 
     def add(self, number: int, trial: Trial) -> None:
-        """Takes a trial in, at its first epoch or where its checkpoint has it."""
+        """Add a trial, at its first epoch or at the state of the checkpoint to resume from.
+
+        Args:
+            number: identifies the trial in this stack.
+            trial: the trial.
+
+        Raises:
+            CheckpointError: training cannot resume from the checkpoint.
+            OSError: the checkpoint cannot be read.
+        """
         with_stackable_layers(trial.model)
         batches = -(-len(self.data.train) // self.batch_size)
-        self.rows[number] = row = TrialState(number, trial, self.steps, batches)
+        self.rows[number] = row = TrialState(number, trial, self.step_cache, batches)
         self._chunks = None
         if trial.checkpoint:
-            # Weights and as many numbers twice for the optimizer.
+            # The weights and about two tensors of optimizer state for each.
             trial.checkpoint.begin(3 * sum(p.nbytes for p in trial.model.parameters()))
             if trial.checkpoint.resume:
-                self._restore(row, checkpoint.read(trial.checkpoint.resume, trial.checkpoint.whose))
+                state = checkpoint.read(trial.checkpoint.resume, trial.checkpoint.configuration)
+                self._restore(row, state)
 
     def _restore(self, row: TrialState, state: State) -> None:
         model = row.trial.model
-        if isinstance(model, Transferred) and model.unfreeze_after is not None:
-            thawed = len(state["history"]) > model.unfreeze_after
-            if thawed:
-                self._thaw(row, model)
+        if isinstance(model, PretrainedModel) and model.unfreeze_after is not None:
+            was_unfrozen = len(state["history"]) > model.unfreeze_after
+            if was_unfrozen:
+                self._unfreeze(row, model)
         row.restore(state)
 
     def remove(self, number: int) -> dict[str, torch.Tensor]:
-        """Lets a trial go.
+        """Remove a trial.
 
         Returns:
-            The parameters and buffers that it keeps, by name, on the CPU; for `load`.
+            The trial's parameters and buffers by name, on the CPU, as `load` takes them: those of
+            the best epoch under early stopping, else those of the last.
         """
         row = self.rows.pop(number)
         self._chunks = None
         tensors = row.best or row.tensors()
         return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
 
-    def epoch(self, on_batches: Callable[[list[Progress]], None]) -> dict[int, Outcome | Exception]:
-        """Trains every trial for its next epoch and evaluates it.
+    def train_epoch(
+        self, on_batches: Callable[[list[Progress]], None]
+    ) -> dict[int, Outcome | Exception]:
+        """Train and evaluate all trials for one epoch.
 
         Args:
-            on_batches: told where the trials of a chunk stand, every `log_every` batches.
+            on_batches: called with the progress of a chunk's trials every `log_every` batches.
 
         Returns:
-            By number, the finished epoch, or what kept that trial from finishing it. An epoch's
-            seconds are the trial's share of the chunk's.
+            For the number of each trial the outcome of the epoch, or the exception that stopped
+            the trial. An epoch's seconds are the chunk's divided by the number of its trials.
         """
-        self._unfreeze()
+        self._unfreeze_due_trials()
         if self._chunks is None:
-            self._chunks = self._cut_to_fit()
+            self._chunks = self._make_fitting_chunks()
         outcomes: dict[int, Outcome | Exception] = {}
         for chunk in self._chunks:
             chunk.begin_epoch()
             self._finish_epoch(chunk, on_batches, outcomes, time.perf_counter())
         return outcomes
 
-    def _unfreeze(self) -> None:
-        """Begins anew, its optimizer too, with a trial whose whole network trains from now on."""
+    def _unfreeze_due_trials(self) -> None:
         for row in self.rows.values():
             model = row.trial.model
-            if isinstance(model, Transferred) and model.unfreeze_after == row.epoch:
-                self._thaw(row, model)
+            if isinstance(model, PretrainedModel) and model.unfreeze_after == row.epoch:
+                self._unfreeze(row, model)
                 self._chunks = None
 
-    def _thaw(self, row: TrialState, model: Transferred) -> None:
-        # The step of other trials of this kind holds on to the frozen one.
-        thawed = copy.deepcopy(model)
-        assert isinstance(thawed, nn.Module)
-        load(thawed, row.tensors())
-        thawed.unfreeze()
-        row.trial = replace(row.trial, model=thawed)
-        self.steps = Steps(row.trial, self.steps.compile, self.steps.bf16, self.steps.device)
-        row.begin(self.steps)
+    def _unfreeze(self, row: TrialState, model: PretrainedModel) -> None:
+        """Train a trial's whole network from now on, with a new step and a new optimizer."""
+        # A copy: the step cache of other trials with this stack key refers to the frozen model.
+        unfrozen = copy.deepcopy(model)
+        assert isinstance(unfrozen, nn.Module)
+        load(unfrozen, row.tensors())
+        unfrozen.unfreeze()
+        row.trial = replace(row.trial, model=unfrozen)
+        old = self.step_cache
+        self.step_cache = StepCache(row.trial, old.compile, old.bf16, old.device)
+        row.begin(self.step_cache)
 
-    def _cut_to_fit(self) -> list[Chunk]:
+    def _make_fitting_chunks(self) -> list[Chunk]:
         while True:
             try:
-                return self._cut()
+                return self._make_chunks()
             except torch.OutOfMemoryError as error:
-                if self.chunk == 1:
+                size, line = self.chunk_size, first_line(error)
+                if size == 1:
                     raise
-                line = first_line(error)
-                log.warning("%d trials do not fit into memory, trying halves: %s", self.chunk, line)
-                self.chunk //= 2
+                log.warning("%d trials do not fit into memory, trying halves: %s", size, line)
+                self.chunk_size //= 2
 
-    def _cut(self) -> list[Chunk]:
+    def _make_chunks(self) -> list[Chunk]:
         rows, chunks = list(self.rows.values()), []
         while rows:
-            size = self.chunk
+            size = self.chunk_size
             while size > len(rows):
                 size //= 2
-            chunks.append(Chunk(rows[:size], self.steps, self.data.train, self.batch_size))
+            chunks.append(Chunk(rows[:size], self.step_cache, self.data.train, self.batch_size))
             del rows[:size]
         return chunks
 
@@ -288,26 +332,26 @@ class Stack:
         outcomes: dict[int, Outcome | Exception],
         began: float,
     ) -> None:
-        """Trains a chunk to its epoch's end; where that fails, its halves, down to one trial."""
+        """Finish a chunk's epoch; after a failure continue with its halves, down to one trial."""
         try:
             while chunk.batch < chunk.batches:
                 chunk.run(min(self.log_every, chunk.batches - chunk.batch))
                 if chunk.batch % self.log_every == 0:
                     on_batches(
                         [
-                            Progress(row.number, row.epoch, chunk.batch, *figures)
-                            for row, figures in zip(chunk.rows, chunk.running())
+                            Progress(row.number, row.epoch, chunk.batch, *means)
+                            for row, means in zip(chunk.rows, chunk.running_means())
                         ]
                     )
-            trained, evaluated = chunk.running(), chunk.evaluate(self.data.validation)
+            trained, evaluated = chunk.running_means(), chunk.evaluate(self.data.validation)
         except Exception as error:
-            # What failed for want of memory would hold on to what it had.
+            # Frames of the traceback would keep their tensors, and the memory may be short.
             traceback.clear_frames(error.__traceback__)
             if len(chunk.rows) == 1:
                 outcomes[chunk.rows[0].number] = error
                 return
             if isinstance(error, torch.OutOfMemoryError):
-                self.chunk = len(chunk.rows) // 2
+                self.chunk_size = len(chunk.rows) // 2
             line = first_line(error)
             log.warning("%d trials failed in one step, trying halves: %s", len(chunk.rows), line)
             self._chunks = None
@@ -316,26 +360,26 @@ class Stack:
             return
         seconds = (time.perf_counter() - began) / len(chunk.rows)
         for row, training, validation in zip(chunk.rows, trained, evaluated):
-            figures = Epoch(row.epoch, row.lr, *training, *validation, seconds=seconds)
-            row.epoch_ended(figures)
-            outcomes[row.number] = Outcome(figures, row.kept, row.is_exhausted)
+            metrics = Epoch(row.epoch, row.lr, *training, *validation, seconds=seconds)
+            row.epoch_ended(metrics)
+            outcomes[row.number] = Outcome(metrics, row.kept, row.is_exhausted)
             self._write_checkpoint(row)
 
     def _write_checkpoint(self, row: TrialState) -> None:
-        """Writes a trial's checkpoint when it is due, but for one that ends here."""
-        kept = row.trial.checkpoint
-        if kept is None or not kept.is_due or row.epoch == row.trial.epochs:
+        """Write a trial's checkpoint if it is due and the trial does not end with this epoch."""
+        target = row.trial.checkpoint
+        if target is None or not target.is_due or row.epoch == row.trial.epochs:
             return
         if row.is_exhausted:
             return
         try:
-            kept.write(row.state())
+            target.write(row.state())
         except OSError as error:
-            log.warning("%s: %s; the trial goes on without", kept.path, error.strerror)
+            log.warning("%s: %s; the trial goes on without", target.path, error.strerror)
 
 
 def load(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
-    """Puts what `Stack.remove` returned into a model of the same structure."""
+    """Copy the tensors that `Stack.remove` returned into a model of the same structure."""
     with torch.no_grad():
-        for name, mine in (*model.named_parameters(), *untrained(model).items()):
-            mine.copy_(tensors[name])
+        for name, tensor in (*model.named_parameters(), *buffers_and_frozen(model).items()):
+            tensor.copy_(tensors[name])

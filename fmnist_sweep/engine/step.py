@@ -1,10 +1,10 @@
-"""The training step over a chunk of K >= 1 trials; a trial alone is a chunk of one.
+"""The training step of a chunk of K >= 1 trials; a trial that trains alone is a chunk of one.
 
-All weights of a chunk lie in one float32 tensor [K, P], a row a trial. A step gathers each
-trial's own batch, takes the gradients with `torch.func` (vmap over the rows) and updates the
-rows in place. Everything that changes from step to step (which images, learning rates, bias
-corrections, dropout keys) is laid out on the device before an epoch begins and looked up by a
-counter that lives there too: a step takes no argument from the host and waits for nothing.
+The weights of a chunk are one float32 tensor [K, P], one row per trial. A step gathers each trial's
+own batch, computes the gradients with `torch.func` (vmap over the rows) and updates the rows in
+place. Everything that changes from step to step (image indices, learning rates, bias corrections,
+dropout keys) is put into tables on the device before an epoch begins. The step looks its entries up
+by a counter that is on the device too: it takes no argument from the host and never waits for it.
 """
 
 import copy
@@ -24,23 +24,29 @@ from fmnist_sweep.engine.compiling import compiled, skip_guards
 from fmnist_sweep.engine.cuda_graphs import can_capture, capture_cuda_graph
 from fmnist_sweep.engine.data import Images, epoch_permutation, normalise
 from fmnist_sweep.engine.early_stopping import EarlyStopping
-from fmnist_sweep.engine.functional_model import FunctionalModel, accurate, untrained
+from fmnist_sweep.engine.functional_model import (
+    FunctionalModel,
+    accumulation_dtype,
+    buffers_and_frozen,
+)
 from fmnist_sweep.engine.layers import with_stackable_layers
 from fmnist_sweep.engine.optimizers import TorchOptimizer
-from fmnist_sweep.engine.recipe import Recipe, clipped, scales, update_ema
+from fmnist_sweep.engine.recipe import Recipe, clip_gradients, parameter_scales, update_ema
 from fmnist_sweep.engine.schedules import Schedule
 from fmnist_sweep.results.record import Epoch
 
 
 @dataclass
 class Trial:
-    """One configuration to be trained.
+    """A configuration to be trained.
 
-    model: float32, on the CPU, its weights drawn from `seed`; trained in place.
-    optimizer: a class of `torch.optim`, with its arguments.
-    seed: of the batch order, the dropout masks and the augmentation.
-    recipe: what else its training does.
-    checkpoint: where its state is kept while it trains; None for nowhere.
+    model: float32, on the CPU, initialized from `seed`; trained in place.
+    optimizer: a class of `torch.optim`.
+    arguments: the optimizer's keyword arguments, among them "lr".
+    seed: determines the batch order, the dropout masks and the augmentation.
+    epochs: number of epochs.
+    recipe: additions to plain gradient steps.
+    checkpoint: where the state is saved during training; None for nowhere.
     """
 
     model: nn.Module
@@ -53,16 +59,20 @@ class Trial:
 
 
 class TrialState:
-    """One trial's state in training: a row of its chunk's tensors, and how far it has come.
+    """The state of a trial in training: weights, optimizer state, buffers and history.
 
-    Outside of a chunk the tensors are its own: weights and moments [P], buffers by name. An
-    average of the weights is the last of the moments.
+    Weights and optimizer state are tensors [P]. `optimizer_state` holds the tensors that
+    `StackedOptimizer.state_names` lists, and under "ema" the moving average of the weights if the
+    recipe has one. As long as the trial belongs to a chunk, its tensors are views of the chunk's.
 
     Args:
-        batches: in an epoch.
+        number: identifies the trial in its stack.
+        trial: the trial.
+        step_cache: the steps of the trial's stack.
+        batches: number of batches in an epoch.
     """
 
-    def __init__(self, number: int, trial: Trial, steps: "Steps", batches: int) -> None:
+    def __init__(self, number: int, trial: Trial, step_cache: "StepCache", batches: int) -> None:
         self.number = number
         self.trial = trial
         self.batches = batches
@@ -72,179 +82,189 @@ class TrialState:
         self.best: dict[str, torch.Tensor] | None = None
         self.history: list[Epoch] = []
         self.epoch = 0
-        self.begin(steps)
+        self.begin(step_cache)
 
-    def begin(self, steps: "Steps") -> None:
-        """Takes the weights of the trial's model, the optimizer at its beginning."""
-        trial = self.trial
-        self.skeleton = steps.skeleton
-        self.weights = weights = steps.skeleton.flat(trial.model).to(steps.device)
-        self.buffers = {n: t.to(steps.device) for n, t in untrained(trial.model).items()}
-        self.rule = optimizers.rule(trial.optimizer, trial.arguments)
-        moments = self.rule.moments if self.rule else 0
-        self.moments = [torch.zeros_like(weights) for _ in range(moments)]
+    def begin(self, step_cache: "StepCache") -> None:
+        """Copy the weights of the trial's model and initialize the optimizer."""
+        trial, device = self.trial, step_cache.device
+        self.functional_model = step_cache.functional_model
+        self.weights = weights = self.functional_model.flatten(trial.model).to(device)
+        self.buffers = {n: t.to(device) for n, t in buffers_and_frozen(trial.model).items()}
+        self.stacked_optimizer = optimizers.stacked_optimizer(trial.optimizer, trial.arguments)
+        names = self.stacked_optimizer.state_names if self.stacked_optimizer else ()
+        self.optimizer_state = {name: torch.zeros_like(weights) for name in names}
         if trial.recipe.average is not None:
-            self.moments.append(weights.clone())
+            self.optimizer_state["ema"] = weights.clone()
         self.torch_optimizer: TorchOptimizer | None = None
-        if self.rule is None:
-            of = trial.optimizer, trial.arguments, trial.model, trial.recipe
-            self.torch_optimizer = TorchOptimizer(*of, steps.skeleton.named(weights))
-        self.steps = 0
-        self.rates = np.zeros(self.batches)
+        if self.stacked_optimizer is None:
+            views = self.functional_model.unflatten(weights)
+            self.torch_optimizer = TorchOptimizer(
+                trial.optimizer, trial.arguments, trial.model, trial.recipe, views
+            )
+        self.steps_taken = 0
+        self.learning_rates = np.zeros(self.batches)
 
     def next_epoch(self) -> np.ndarray:
-        """Begins an epoch; the numbers of its steps, float64 [batches, numbers]."""
-        self.epoch += 1
-        self.rates = self.trial.arguments["lr"] * self.schedule.factors(self.epoch)
-        steps = self.steps + np.arange(1, self.batches + 1, dtype=float)
-        self.steps += self.batches
-        numbers = self.trial.recipe.numbers(steps)
-        if self.rule is None:
-            return numbers
-        return np.concatenate([self.rule.coefficients(steps, self.rates), numbers], axis=1)
+        """Begin an epoch and return the coefficients of its steps.
 
-    def epoch_ended(self, figures: Epoch) -> None:
-        """Takes the figures of the epoch that it has finished."""
-        if self._follow(figures):
+        Returns:
+            float64 [batches, C]: the coefficients of the stacked optimizer, if there is one,
+            followed by those of the recipe.
+        """
+        self.epoch += 1
+        self.learning_rates = self.trial.arguments["lr"] * self.schedule.factors(self.epoch)
+        steps = self.steps_taken + np.arange(1, self.batches + 1, dtype=float)
+        self.steps_taken += self.batches
+        of_recipe = self.trial.recipe.coefficients(steps)
+        if self.stacked_optimizer is None:
+            return of_recipe
+        of_optimizer = self.stacked_optimizer.coefficients(steps, self.learning_rates)
+        return np.concatenate([of_optimizer, of_recipe], axis=1)
+
+    def epoch_ended(self, metrics: Epoch) -> None:
+        """Record the metrics of the finished epoch; keep a copy of the weights if it is the best.
+
+        Copies are only kept under early stopping.
+        """
+        if self._record(metrics):
             self.best = {name: tensor.clone() for name, tensor in self.tensors().items()}
 
-    def _follow(self, figures: Epoch) -> bool:
-        """Tells those who decide by an epoch's figures; whether its weights are to be kept."""
-        self.history.append(figures)
-        self.schedule.epoch_ended(figures)
-        return self.stopping is not None and self.stopping.take(figures)
+    def _record(self, metrics: Epoch) -> bool:
+        """Update history, schedule and early stopping; return whether the epoch is the best."""
+        self.history.append(metrics)
+        self.schedule.epoch_ended(metrics)
+        return self.stopping is not None and self.stopping.take(metrics)
 
     def state(self) -> State:
-        """All that its next epoch depends on and that its trial does not say."""
-        optimizers = self.torch_optimizer.optimizers if self.torch_optimizer else []
+        """Return everything that the next epoch depends on and the trial does not determine."""
+        torch_optimizers = self.torch_optimizer.optimizers if self.torch_optimizer else []
         return {
-            "history": [astuple(figures) for figures in self.history],
+            "history": [astuple(metrics) for metrics in self.history],
             "kept_epoch": self.kept.epoch,
-            "steps": self.steps,
-            # Copies, as a view would be saved with all of its chunk.
+            "steps_taken": self.steps_taken,
+            # Cloned, because torch.save would save a view with all of its chunk.
             "weights": self.weights.clone(),
-            "moments": [moment.clone() for moment in self.moments],
+            "optimizer_state": {n: tensor.clone() for n, tensor in self.optimizer_state.items()},
             "buffers": {name: buffer.clone() for name, buffer in self.buffers.items()},
-            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+            "torch_optimizers": [optimizer.state_dict() for optimizer in torch_optimizers],
             "best": self.best,
         }
 
     def restore(self, state: State) -> None:
-        """Goes on from a state of the same trial."""
-        for figures in state["history"]:
-            self._follow(Epoch(*figures))
-        self.epoch, self.steps = len(self.history), state["steps"]
-        self.weights.copy_(state["weights"])  # in place: a torch_optimizer optimizer holds on to it
-        self.moments = [moment.to(self.weights.device) for moment in state["moments"]]
-        self.buffers = {n: t.to(self.weights.device) for n, t in state["buffers"].items()}
-        for optimizer, own in zip(
-            self.torch_optimizer.optimizers if self.torch_optimizer else [], state["optimizers"]
-        ):
-            optimizer.load_state_dict(own)
+        """Resume from a state of the same trial."""
+        for metrics in state["history"]:
+            self._record(Epoch(*metrics))
+        self.epoch, self.steps_taken = len(self.history), state["steps_taken"]
+        self.weights.copy_(state["weights"])  # in place: torch_optimizer holds views of it
+        device = self.weights.device
+        self.optimizer_state = {n: t.to(device) for n, t in state["optimizer_state"].items()}
+        self.buffers = {n: t.to(device) for n, t in state["buffers"].items()}
+        torch_optimizers = self.torch_optimizer.optimizers if self.torch_optimizer else []
+        for optimizer, optimizer_state in zip(torch_optimizers, state["torch_optimizers"]):
+            optimizer.load_state_dict(optimizer_state)
         self.best = state["best"]
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Parameters and buffers by name; the parameters' average where there is one."""
-        averaged = self.trial.recipe.average is not None
-        weights = self.moments[-1] if averaged else self.weights
-        return {**self.skeleton.named(weights), **self.buffers}
+        """Return parameters (or their moving average, if there is one) and buffers by name."""
+        weights = self.optimizer_state.get("ema", self.weights)
+        return {**self.functional_model.unflatten(weights), **self.buffers}
 
     @property
     def kept(self) -> Epoch:
-        """The epoch whose weights the trial would end with now."""
+        """The epoch whose weights the trial would keep if it ended now."""
         return self.stopping.best if self.stopping and self.stopping.best else self.history[-1]
 
     @property
     def is_exhausted(self) -> bool:
-        """Early stopping ends the trial here."""
+        """Whether early stopping ends the trial after the current epoch."""
         return self.stopping is not None and self.stopping.exhausted
 
     @property
     def lr(self) -> float:
         """The learning rate of the current epoch's last step."""
-        return float(self.rates[-1])
+        return float(self.learning_rates[-1])
 
 
 Step = Callable[..., torch.Tensor | None]
 
 
-class Steps:
-    """The step of one kind of trial, made once for each number of rows.
+class StepCache:
+    """The step functions of one stack key, compiled once per number of rows.
 
     Args:
-        trial: one of its kind; its layers are replaced by stackable ones (see `layers`).
+        trial: any trial with the stack key; its layers are replaced by `with_stackable_layers`.
         compile: run the step under `torch.compile`.
         bf16: see `FunctionalModel`.
+        device: the device of the training.
     """
 
     def __init__(self, trial: Trial, compile: bool, bf16: bool, device: torch.device) -> None:
-        self.keys = with_stackable_layers(trial.model)
-        way, _ = functional_model.way(trial.model, device, bf16)
-        self.skeleton = FunctionalModel(trial.model, way, bf16)
-        self.rule = optimizers.rule(trial.optimizer, trial.arguments)
+        self.dropout_keys = with_stackable_layers(trial.model)
+        execution_mode, _ = functional_model.choose_execution_mode(trial.model, device, bf16)
+        self.functional_model = FunctionalModel(trial.model, execution_mode, bf16)
+        self.stacked_optimizer = optimizers.stacked_optimizer(trial.optimizer, trial.arguments)
         self.recipe = trial.recipe
-        self.scales = scales(trial.model, trial.recipe, device)
-        self.compile = compile and way != "plain"
+        self.parameter_scales = parameter_scales(trial.model, trial.recipe, device)
+        self.compile = compile and execution_mode != "plain"
         self.bf16 = bf16
         self.device = device
-        # As a CUDA graph; None until it has been tried.
-        may_be = device.type == "cuda" and way != "plain" and self.rule is not None
-        self.capturable: bool | None = None if may_be else False
-        self.eager = self._step()
+        # Whether the step can be captured as a CUDA graph; None until this has been tried.
+        may_capture = execution_mode != "plain" and self.stacked_optimizer is not None
+        self.capturable: bool | None = None if device.type == "cuda" and may_capture else False
+        self.eager = self._make_step()
         self._compiled: dict[int, Step] = {}
 
-    def of(self, rows: int) -> Step:
-        """The step for chunks of so many rows."""
+    def for_rows(self, rows: int) -> Step:
+        """Return the step function for chunks with this number of rows."""
         if not self.compile:
             return self.eager
         if rows not in self._compiled:
-            self._compiled[rows] = compiled(self._step(), self.device)
+            self._compiled[rows] = compiled(self._make_step(), self.device)
         return self._compiled[rows]
 
-    def _step(self) -> Step:
-        """The step as a function of tensors alone, which is what `torch.compile` wants."""
-        gradients = self.skeleton.gradients
-        update = self.rule.update if self.rule else None
-        of_update = self.rule.moments if self.rule else 0
-        keys, parts, factors = self.keys, self.recipe.parts, self.scales
-        changes = self.recipe.changes
+    def _make_step(self) -> Step:
+        """Return a step as a function of tensors alone, as `torch.compile` requires."""
+        gradients = self.functional_model.gradients
+        update = self.stacked_optimizer.update if self.stacked_optimizer else None
+        dropout_keys, parts, scales = self.dropout_keys, self.recipe.parts, self.parameter_scales
+        augmentation_parts = self.recipe.augmentation_parts
 
         def step(
             weights: torch.Tensor,
-            moments: list[torch.Tensor],
+            optimizer_state: dict[str, torch.Tensor],
             buffers: dict[str, torch.Tensor],
             totals: torch.Tensor,
             counter: torch.Tensor,
             pixels: torch.Tensor,
             labels: torch.Tensor,
             batches: torch.Tensor,
-            numbers: torch.Tensor,
+            coefficients: torch.Tensor,
             random_keys: torch.Tensor,
-            drawn: torch.Tensor,
+            augmentation_draws: torch.Tensor,
         ) -> torch.Tensor | None:
             def current(table: torch.Tensor) -> torch.Tensor:
-                # table[counter] would wait for the device to say where the counter stands.
+                # table[counter] would wait until the host knows the counter's value.
                 return table.index_select(0, counter)[0]
 
             chosen = current(batches)
-            buffers = {**buffers, **dict.fromkeys(keys, current(random_keys))}
-            now = current(numbers)
-            of_rule = len(now) - len(parts)
-            part = dict(zip(parts, now[of_rule:]))
+            buffers = {**buffers, **dict.fromkeys(dropout_keys, current(random_keys))}
+            of_step = current(coefficients)
+            of_optimizer = len(of_step) - len(parts)
+            part = dict(zip(parts, of_step[of_optimizer:]))
             images = normalise(pixels[chosen])
-            if changes:
-                images = augmented(images, current(drawn), changes)
+            if augmentation_parts:
+                images = augmented(images, current(augmentation_draws), augmentation_parts)
             gradient, loss, correct = gradients(
                 weights, buffers, images, labels[chosen], part.get("smoothing")
             )
             if "clip" in part:
-                gradient = clipped(gradient, part["clip"])
+                gradient = clip_gradients(gradient, part["clip"])
             if update is not None:
-                coefficients = now[:of_rule].unsqueeze(-1)
-                update(weights, gradient, moments[:of_update], coefficients, factors)
+                optimizer_coefficients = of_step[:of_optimizer].unsqueeze(-1)
+                update(weights, gradient, optimizer_state, optimizer_coefficients, scales)
                 if "average" in part:
-                    update_ema(moments[-1], weights, part["average"])
-            # Last, so that a step for which memory does not suffice has not been counted.
+                    update_ema(optimizer_state["ema"], weights, part["average"])
+            # Last, so that a step that runs out of memory has not been counted.
             totals.add_(torch.stack([loss, correct]))
             counter.add_(1)
             return gradient if update is None else None
@@ -253,116 +273,131 @@ class Steps:
 
 
 class Chunk:
-    """Rows trained in one step, for one epoch or several.
+    """Trials that are trained in the same step, for one or several epochs.
 
-    While it lives the rows' tensors are views of its own: what it learns they have learned.
+    As long as a chunk is in use, the tensors of its rows are views of the chunk's tensors.
+
+    Args:
+        rows: the trials; a trial with a `torch_optimizer` must be alone.
+        step_cache: the steps of the trials' stack.
+        images: the training images.
+        batch_size: number of images in a batch; larger than `images` means a single batch.
     """
 
     def __init__(
-        self, rows: Sequence[TrialState], steps: Steps, images: Images, batch_size: int
+        self, rows: Sequence[TrialState], step_cache: StepCache, images: Images, batch_size: int
     ) -> None:
         self.rows = list(rows)
-        self.steps = steps
+        self.step_cache = step_cache
         self.images = images
         self.batch_size = min(batch_size, len(images))
         self.batches = math.ceil(len(images) / batch_size)
         self.device = images.pixels.device
-        if rows[0].torch_optimizer:  # which holds on to the very tensor, and trains alone
-            self.weights = rows[0].weights.unsqueeze(0)
-            self.moments = [moment.unsqueeze(0) for moment in rows[0].moments]
+        first = rows[0]
+        if first.torch_optimizer:  # holds views of the row's own tensor
+            self.weights = first.weights.unsqueeze(0)
+            self.optimizer_state = {n: t.unsqueeze(0) for n, t in first.optimizer_state.items()}
         else:
             self.weights = torch.stack([row.weights for row in rows])
-            self.moments = [torch.stack(each) for each in zip(*(row.moments for row in rows))]
+            self.optimizer_state = {
+                name: torch.stack([row.optimizer_state[name] for row in rows])
+                for name in first.optimizer_state
+            }
         self.buffers = {
-            name: torch.stack([row.buffers[name] for row in rows]) for name in rows[0].buffers
+            name: torch.stack([row.buffers[name] for row in rows]) for name in first.buffers
         }
-        for at, row in enumerate(rows):
-            row.weights = self.weights[at]
-            row.moments = [moment[at] for moment in self.moments]
-            row.buffers = {name: buffer[at] for name, buffer in self.buffers.items()}
-        self.totals = torch.zeros(2, len(rows), dtype=accurate(self.device), device=self.device)
+        for index, row in enumerate(rows):
+            row.weights = self.weights[index]
+            row.optimizer_state = {n: tensor[index] for n, tensor in self.optimizer_state.items()}
+            row.buffers = {name: buffer[index] for name, buffer in self.buffers.items()}
+        # Sums over the epoch's batches so far: losses [0] and correct predictions [1] of each row.
+        self.totals = torch.zeros(
+            2, len(rows), dtype=accumulation_dtype(self.device), device=self.device
+        )
         self.counter = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.batch = 0
-        self._step = steps.of(len(rows))
-        self._proven = False
+        self._step = step_cache.for_rows(len(rows))
+        self._has_stepped = False
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def begin_epoch(self) -> None:
-        """Lays out what each step of the rows' next epoch needs."""
-        table = np.stack([row.next_epoch() for row in self.rows], axis=-1)
-        # For a model that draws random numbers itself, which trains alone.
-        torch.manual_seed(_seed(self.rows[0].trial.seed, self.rows[0].epoch))
-        self._lay_out(table)
-        self._graph = None  # it reads the last epoch's tables
+        """Begin the rows' next epoch and prepare the tables of its steps."""
+        coefficients = np.stack([row.next_epoch() for row in self.rows], axis=-1)
+        # For a model that draws random numbers itself; such a model trains alone.
+        torch.manual_seed(_model_seed(self.rows[0].trial.seed, self.rows[0].epoch))
+        self._prepare_tables(coefficients)
+        self._graph = None  # reads the last epoch's tables
         self.totals.zero_()
         self.counter.zero_()
         self.batch = 0
 
-    def _lay_out(self, numbers: np.ndarray) -> None:
+    def _prepare_tables(self, coefficients: np.ndarray) -> None:
         rows, size = self.rows, len(self.images)
         orders = torch.stack([epoch_permutation(row.trial.seed, row.epoch, size) for row in rows])
-        self.batches_whole, self.batch_last = self._in_batches(orders)
-        self.numbers = torch.from_numpy(numbers).float().to(self.device)
+        self.full_batches, self.last_batch = self._split_into_batches(orders)
+        self.coefficients = torch.from_numpy(coefficients).float().to(self.device)
         keys = [_random_keys(row.trial.seed, row.epoch, self.batches) for row in rows]
         self.random_keys = torch.from_numpy(np.stack(keys, axis=1)).to(self.device)
-        drawn = [row.trial.recipe.draws(row.trial.seed, row.epoch, size) for row in rows]
-        self.drawn_whole, self.drawn_last = self._in_batches(torch.from_numpy(np.stack(drawn)))
+        draws = [row.trial.recipe.draws(row.trial.seed, row.epoch, size) for row in rows]
+        self.full_draws, self.last_draws = self._split_into_batches(
+            torch.from_numpy(np.stack(draws))
+        )
 
-    def _in_batches(self, of_images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """[K, n, ...] as whole batches [batches, K, batch, ...] and the rest [1, K, rest, ...]."""
-        whole = len(self.images) // self.batch_size
-        cut = whole * self.batch_size
-        shape = len(self.rows), whole, self.batch_size, *of_images.shape[2:]
-        batches = of_images[:, :cut].view(shape).transpose(0, 1).contiguous()
-        return batches.to(self.device), of_images[:, cut:].unsqueeze(0).to(self.device)
+    def _split_into_batches(self, per_image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Split [K, n, ...] into batches [batches, K, batch, ...] and rest [1, K, rest, ...]."""
+        full = len(self.images) // self.batch_size
+        cut = full * self.batch_size
+        shape = len(self.rows), full, self.batch_size, *per_image.shape[2:]
+        batches = per_image[:, :cut].view(shape).transpose(0, 1).contiguous()
+        return batches.to(self.device), per_image[:, cut:].unsqueeze(0).to(self.device)
 
     def run(self, batches: int) -> None:
-        """The next `batches` batches of every row."""
+        """Train all rows on the next `batches` batches."""
         end = self.batch + batches
-        whole = min(end, len(self.batches_whole))
-        if not self._proven and batches:
-            self._one_batch()
-            self._proven = True
-        if self.steps.capturable is None and self.batch < whole:
-            self.steps.capturable = can_capture(self._one_batch)
+        end_of_full = min(end, len(self.full_batches))
+        if not self._has_stepped and batches:
+            self._run_batch()
+            self._has_stepped = True
+        if self.step_cache.capturable is None and self.batch < end_of_full:
+            self.step_cache.capturable = can_capture(self._run_batch)
         with skip_guards():
-            if self.steps.capturable and self._graph is None and self.batch < whole:
-                self._graph = capture_cuda_graph(lambda: self._take_step(whole=True), self.device)
-                self.steps.capturable = self._graph is not None
+            if self.step_cache.capturable and self._graph is None and self.batch < end_of_full:
+                self._graph = capture_cuda_graph(lambda: self._take_step(full=True), self.device)
+                self.step_cache.capturable = self._graph is not None
             while self.batch < end:
-                self._one_batch()
-        if self.batch >= len(self.batches_whole):
-            self._graph = None  # its memory is wanted elsewhere
+                self._run_batch()
+        if self.batch >= len(self.full_batches):
+            self._graph = None  # frees its memory
 
-    def _one_batch(self) -> None:
-        whole = self.batch < len(self.batches_whole)
-        if whole and self._graph:
+    def _run_batch(self) -> None:
+        full = self.batch < len(self.full_batches)
+        if full and self._graph:
             self._graph.replay()
         else:
-            self._take_step(whole)
+            self._take_step(full)
         self.batch += 1
 
-    def _take_step(self, whole: bool) -> None:
-        # The last, shorter batch runs as it is: one step an epoch does not repay a compile.
-        step, batches, drawn, first = (
-            (self._step, self.batches_whole, self.drawn_whole, 0)
-            if whole
-            else (self.steps.eager, self.batch_last, self.drawn_last, len(self.batches_whole))
+    def _take_step(self, full: bool) -> None:
+        # The last, shorter batch runs eagerly: one step per epoch does not repay a compilation.
+        step, batches, draws, first = (
+            (self._step, self.full_batches, self.full_draws, 0)
+            if full
+            else (self.step_cache.eager, self.last_batch, self.last_draws, len(self.full_batches))
         )
-        if not whole:
+        if not full:
             self.counter.zero_()
         gradient = step(
             self.weights,
-            self.moments,
+            self.optimizer_state,
             self.buffers,
             self.totals,
             self.counter,
             self.images.pixels,
             self.images.labels,
             batches,
-            self.numbers[first:] if first else self.numbers,
+            self.coefficients[first:] if first else self.coefficients,
             self.random_keys[first:] if first else self.random_keys,
-            drawn,
+            draws,
         )
         if gradient is not None:
             self._step_torch_optimizer(gradient[0])
@@ -370,52 +405,54 @@ class Chunk:
     def _step_torch_optimizer(self, gradient: torch.Tensor) -> None:
         (row,) = self.rows
         assert row.torch_optimizer is not None
-        row.torch_optimizer.step(self.steps.skeleton.named(gradient), float(row.rates[self.batch]))
-        if "average" in self.steps.recipe.parts:
-            update_ema(self.moments[-1], self.weights, self.numbers[self.batch, -1])
+        row.torch_optimizer.step(
+            self.step_cache.functional_model.unflatten(gradient),
+            float(row.learning_rates[self.batch]),
+        )
+        if "ema" in self.optimizer_state:  # its coefficient is the last
+            update_ema(self.optimizer_state["ema"], self.weights, self.coefficients[self.batch, -1])
 
-    def running(self) -> list[tuple[float, float]]:
-        """Each row's mean training loss and accuracy over the epoch's batches so far."""
+    def running_means(self) -> list[tuple[float, float]]:
+        """Return each row's mean training loss and accuracy over the epoch's batches so far."""
         seen = min(self.batch * self.batch_size, len(self.images))
-        return [(loss, correct) for loss, correct in (self.totals / seen).T.tolist()]
+        return [(loss, accuracy) for loss, accuracy in (self.totals / seen).T.tolist()]
 
     def evaluate(self, images: Images) -> list[tuple[float, float]]:
-        """Each row's mean loss and accuracy on the images."""
-        averaged = "average" in self.steps.recipe.parts
-        weights = self.moments[-1] if averaged else self.weights
-        return self.steps.skeleton.evaluate(weights, self.buffers, images)
+        """Return each row's mean loss and accuracy on the images."""
+        weights = self.optimizer_state.get("ema", self.weights)
+        return self.step_cache.functional_model.evaluate(weights, self.buffers, images)
 
     def halves(self) -> list["Chunk"]:
-        """The rows in two chunks that go on where this one stands within its epoch."""
-        self._graph = None  # its memory is wanted for the halves
+        """Split the rows into two chunks that continue at the current batch of the epoch."""
+        self._graph = None  # frees its memory for the halves
         cut = len(self.rows) // 2
-        return [self._part(slice(None, cut)), self._part(slice(cut, None))]
+        return [self._with_rows(slice(None, cut)), self._with_rows(slice(cut, None))]
 
-    def _part(self, part: slice) -> "Chunk":
+    def _with_rows(self, part: slice) -> "Chunk":
         half = copy.copy(self)
         half.rows = self.rows[part]
-        # Views: there may be no memory for copies, and the rows' own tensors are such too.
+        # Views: memory may be too short for copies, and the rows' own tensors are views of these.
         half.weights = self.weights[part]
-        half.moments = [moment[part] for moment in self.moments]
+        half.optimizer_state = {n: tensor[part] for n, tensor in self.optimizer_state.items()}
         half.buffers = {name: buffer[part] for name, buffer in self.buffers.items()}
-        half.batches_whole = self.batches_whole[:, part].contiguous()
-        half.batch_last = self.batch_last[:, part].contiguous()
-        half.drawn_whole = self.drawn_whole[:, part].contiguous()
-        half.drawn_last = self.drawn_last[:, part].contiguous()
-        half.numbers = self.numbers[:, :, part].contiguous()
+        half.full_batches = self.full_batches[:, part].contiguous()
+        half.last_batch = self.last_batch[:, part].contiguous()
+        half.full_draws = self.full_draws[:, part].contiguous()
+        half.last_draws = self.last_draws[:, part].contiguous()
+        half.coefficients = self.coefficients[:, :, part].contiguous()
         half.random_keys = self.random_keys[:, part].contiguous()
         half.totals = self.totals[:, part].clone()
         half.counter = torch.full_like(self.counter, self.batch)
-        half._step = self.steps.of(len(half.rows))
-        half._proven = False
+        half._step = self.step_cache.for_rows(len(half.rows))
+        half._has_stepped = False
         return half
 
 
-def _seed(seed: int, epoch: int) -> int:
+def _model_seed(seed: int, epoch: int) -> int:
     return int(np.random.SeedSequence([seed, epoch, 2]).generate_state(1)[0])
 
 
 def _random_keys(seed: int, epoch: int, batches: int) -> np.ndarray:
-    """Int64 [batches] in [0, 2**32), from the seed and the epoch's number alone."""
+    """Return int64 [batches] in [0, 2**32), from the seed and the epoch's number alone."""
     sequence = np.random.SeedSequence([seed, epoch, 1])
     return sequence.generate_state(batches, np.uint32).astype(np.int64)

@@ -1,8 +1,9 @@
-"""Where stacks are trained: in this process, or in processes of their own, a core each.
+"""Workers, which train stacks in this process or in processes of their own, one core each.
 
-A stack trains on as many threads as one of its trials would alone. More cores are used by more
-stacks side by side, each in a process: threads of one process would wait for one another in
-Python between any two steps (two stacks of one trial ran no faster so than one after the other).
+A stack trains on as many threads as one of its trials would alone. More cores train more stacks
+side by side, each in its own process: threads of one process would wait for one another in Python
+between any two steps. (Two stacks of one trial each were no faster in two threads than one after
+the other.)
 """
 
 import os
@@ -16,48 +17,65 @@ import torch
 
 from fmnist_sweep.base import command
 from fmnist_sweep.base.errors import ConfigError, first_line
-from fmnist_sweep.base.processes import died, end_with_parent, fork_server, portable, start
+from fmnist_sweep.base.processes import (
+    enter_child_process,
+    fork_server,
+    picklable_error,
+    process_died,
+    start,
+)
 from fmnist_sweep.engine.data import DataSplits
-from fmnist_sweep.engine.stack import CHUNK, Outcome, Progress, Stack, StackKey
-from fmnist_sweep.engine.step import Steps, Trial
+from fmnist_sweep.engine.stack import CHUNK_SIZE, Outcome, Progress, Stack, StackKey
+from fmnist_sweep.engine.step import StepCache, Trial
 
-KINDS_KEPT = 16
+MAX_STEP_CACHES = 16
 
 Outcomes = dict[int, Outcome | Exception]
 
 
 class Trainer:
-    """Trains one stack after another, keeping the steps that it has compiled."""
+    """Trains one stack after another and keeps the compiled steps of recent stack keys."""
 
     def __init__(self) -> None:
-        self.steps: dict[StackKey, Steps] = {}
+        self.step_caches: dict[StackKey, StepCache] = {}
 
-    def take(self, data: DataSplits) -> None:
-        """Takes the images that later stacks train on."""
+    def load_data(self, data: DataSplits) -> None:
+        """Set the images for the stacks opened from now on."""
         self.data = data
 
-    def open(self, kind: StackKey, first: Trial) -> None:
-        """Begins a stack of trials of the kind of `first`, none of them in it yet."""
-        torch.set_num_threads(kind.threads)
+    def open(self, stack_key: StackKey, first: Trial) -> None:
+        """Begin an empty stack.
+
+        Args:
+            stack_key: the stack key of all trials to be added.
+            first: a trial with this key, from which the step is made.
+        """
+        torch.set_num_threads(stack_key.threads)
         device = self.data.train.pixels.device
-        if kind not in self.steps:
-            if len(self.steps) >= KINDS_KEPT:
-                del self.steps[next(iter(self.steps))]
-            self.steps[kind] = Steps(first, kind.compile, kind.bf16, device)
-        chunk = CHUNK[device.type]
-        self.stack = Stack(self.steps[kind], self.data, kind.batch_size, kind.log_every, chunk)
+        if stack_key not in self.step_caches:
+            if len(self.step_caches) >= MAX_STEP_CACHES:
+                del self.step_caches[next(iter(self.step_caches))]
+            step_cache = StepCache(first, stack_key.compile, stack_key.bf16, device)
+            self.step_caches[stack_key] = step_cache
+        self.stack = Stack(
+            self.step_caches[stack_key],
+            self.data,
+            stack_key.batch_size,
+            stack_key.log_every,
+            CHUNK_SIZE[device.type],
+        )
 
     def add(self, number: int, trial: Trial) -> None:
-        """See `Stack.add`."""
+        """Add a trial to the stack; see `Stack.add`."""
         self.stack.add(number, trial)
 
     def remove(self, number: int) -> dict[str, torch.Tensor]:
-        """See `Stack.remove`."""
+        """Remove a trial from the stack; see `Stack.remove`."""
         return self.stack.remove(number)
 
 
 class Worker:
-    """A trainer in this process; an epoch runs when its events are asked for."""
+    """A trainer in this process; an epoch runs within the call of `event`."""
 
     connection: Connection | None = None
 
@@ -65,35 +83,35 @@ class Worker:
         self.trainer = Trainer()
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """Calls a method of the trainer, between two epochs."""
+        """Call a method of the trainer, between two epochs."""
         return getattr(self.trainer, method)(*arguments)
 
     def begin_epoch(self) -> None:
-        """Starts the next epoch of the worker's stack."""
+        """Start the next epoch of the worker's stack."""
 
     def event(self, tell: Callable[[list[Progress]], None]) -> Outcomes | None:
-        """Waits for the epoch's next news.
+        """Wait for the next event of the epoch: progress or the end of the epoch.
 
         Args:
-            tell: told where trials stand within the epoch.
+            tell: called with the progress of trials within the epoch.
 
         Returns:
-            The epoch's outcomes once it is finished; until then None.
+            The outcomes of the epoch when it has finished, else None.
 
         Raises:
-            Exception: what ended the trainer's process, or kept its whole stack from going on.
+            Exception: the trainer's process has died, or its whole stack cannot continue.
         """
-        return self.trainer.stack.epoch(tell)
+        return self.trainer.stack.train_epoch(tell)
 
     def hang_up(self) -> None:
-        """Asks the worker to end; it does so between two epochs."""
+        """Ask the worker to end after the current epoch."""
 
     def close(self, patience: float = 1.0) -> None:
-        """Ends the worker with what it is at, after so many seconds if not by itself."""
+        """End the worker; kill its process if it has not ended after `patience` seconds."""
 
 
 class ProcessWorker(Worker):
-    """A trainer in a process of its own, which ends with this one."""
+    """A trainer in its own process, which ends with this process."""
 
     def __init__(self) -> None:
         server = fork_server(__name__)
@@ -104,16 +122,16 @@ class ProcessWorker(Worker):
 
     def call(self, method: str, *arguments: Any) -> Any:
         self._send((method, arguments))
-        kind, value = self._receive()
-        assert kind == "result"
+        message_type, value = self._receive()
+        assert message_type == "result"
         return value
 
     def begin_epoch(self) -> None:
         self._send(("epoch", ()))
 
     def event(self, tell: Callable[[list[Progress]], None]) -> Outcomes | None:
-        kind, value = self._receive()
-        if kind == "progress":
+        message_type, value = self._receive()
+        if message_type == "progress":
             tell(value)
             return None
         outcomes: Outcomes = value
@@ -130,10 +148,10 @@ class ProcessWorker(Worker):
         self.process.join()
 
     def _send(self, message: Any) -> None:
-        # Pickled here: multiprocessing would put tensors into shared memory, which may be scarce.
+        # pickle, because multiprocessing would put tensors into shared memory, which may be scarce.
         try:
             content = pickle.dumps(message)
-        except Exception as error:  # as of a lambda that the model holds
+        except Exception as error:  # for example, the model refers to a lambda function
             raise ConfigError(
                 f"its model cannot be sent to another process ({first_line(error)}); "
                 "use hydra/launcher=basic"
@@ -141,20 +159,22 @@ class ProcessWorker(Worker):
         try:
             self.connection.send_bytes(content)  # type: ignore[union-attr]
         except OSError:
-            raise died(self.process) from None
+            raise process_died(self.process) from None
 
     def _receive(self) -> Any:
         try:
-            kind, value = pickle.loads(self.connection.recv_bytes())  # type: ignore[union-attr]
+            message_type, value = pickle.loads(
+                self.connection.recv_bytes()  # type: ignore[union-attr]
+            )
         except (EOFError, OSError):
-            raise died(self.process) from None
-        if kind == "error":
+            raise process_died(self.process) from None
+        if message_type == "error":
             raise value
-        return kind, value
+        return message_type, value
 
 
-def ready(workers: Sequence[Worker]) -> Worker:
-    """Waits until one of the workers has news of its epoch."""
+def wait_for_event(workers: Sequence[Worker]) -> Worker:
+    """Wait until one of the workers has an event of its epoch, and return this worker."""
     by_connection = {
         worker.connection: worker for worker in workers if worker.connection is not None
     }
@@ -165,28 +185,28 @@ def ready(workers: Sequence[Worker]) -> Worker:
 
 
 def _serve(connection: Connection) -> None:
-    """What a worker's process does: calls and epochs, one after the other."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
-    end_with_parent()
-    command.make_forgiving()
+    """Run calls and epochs one after the other; the main function of a worker's process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent closes the connection
+    enter_child_process()
+    command.make_streams_robust()
     torch.set_flush_denormal(True)
     trainer = Trainer()
 
-    def send(kind: str, value: Any) -> None:
+    def send(message_type: str, value: Any) -> None:
         try:
-            connection.send_bytes(pickle.dumps((kind, value)))
-        except OSError:  # nobody listens any longer
+            connection.send_bytes(pickle.dumps((message_type, value)))
+        except OSError:  # the parent has closed the connection
             os._exit(0)
 
     while True:
         try:
             method, arguments = pickle.loads(connection.recv_bytes())
             if method == "epoch":
-                outcomes = trainer.stack.epoch(lambda told: send("progress", told))
-                send("epoch", {n: portable(outcome) for n, outcome in outcomes.items()})
+                outcomes = trainer.stack.train_epoch(lambda progress: send("progress", progress))
+                send("epoch", {n: picklable_error(outcome) for n, outcome in outcomes.items()})
             else:
                 send("result", getattr(trainer, method)(*arguments))
-        except EOFError:  # nobody asks any longer
+        except EOFError:  # the parent has closed the connection
             return
         except Exception as error:
-            send("error", portable(error))
+            send("error", picklable_error(error))

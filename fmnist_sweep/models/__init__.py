@@ -1,1 +1,1 @@
-"""Plain `torch.nn` modules that know nothing of this project."""
+"""Plain `torch.nn` modules, independent of the rest of this package."""

@@ -7,21 +7,20 @@ from torch import nn
 
 
 class MLP(nn.Sequential):
-    """784 -> hidden layers with ReLU -> 10 logits.
+    """Hidden layers with ReLU between 784 inputs and 10 logits.
+
+    width=128 and depth=2 mean 784-128-64-10: 109,386 parameters.
 
     Args:
         width: units of the first hidden layer, at least 2 ** (depth - 1).
-        depth: number of hidden layers; each has half the units of the one before.
-        hidden: sizes of the hidden layers in place of `width` and `depth`.
-        dropout: probability that a hidden unit is dropped in training, in [0, 1).
-        batch_norm: normalise each hidden layer over the batch, before its ReLU (Ioffe & Szegedy,
+        depth: number of hidden layers; each has half the units of the layer before.
+        hidden: sizes of the hidden layers, instead of `width` and `depth`.
+        dropout: probability in [0, 1) that a hidden unit is dropped in training.
+        batch_norm: normalise each hidden layer over the batch before its ReLU (Ioffe & Szegedy,
             2015).
 
-    `forward` takes float32 [batch, 1, 28, 28] and returns float32 logits [batch, 10].
-    width=128 and depth=2 are 784-128-64-10: 109,386 parameters.
-
     Raises:
-        ValueError: `depth` halvings leave a layer without units.
+        ValueError: `width` is too small for `depth` halvings.
     """
 
     def __init__(
@@ -49,7 +48,7 @@ class MLP(nn.Sequential):
         super().__init__(*layers, nn.Linear(sizes[-1], 10))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Float32 images [batch, 1, 28, 28] in [-1, 1] to logits [batch, 10]."""
+        """Map float32 images [batch, 1, 28, 28] in [-1, 1] to logits [batch, 10]."""
         for layer in self:
             images = layer(images)
         return images

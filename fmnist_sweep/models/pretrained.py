@@ -1,4 +1,4 @@
-"""torchvision's networks for transfer learning."""
+"""torchvision's networks for transfer learning on grey images."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -12,47 +12,53 @@ from fmnist_sweep.models import weights as files
 ARCHITECTURES = ("resnet18", "resnet50", "vgg11_bn", "vgg16_bn")
 IMAGE_SIZES = (32, 64, 224)
 
-# What the planes of a network's input are of the image in [-1, 1]: factors [P], then offsets [P].
-_AS_THEY_ARE = torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
+# A network's P input planes are affine functions of the image in [-1, 1]: their factors [P] and
+# their offsets [P].
+_IDENTITY = torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
 _MEAN, _STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 _IMAGENET = torch.stack([0.5 / _STD, (0.5 - _MEAN) / _STD])
 
 
 class Pretrained(nn.Module):
-    """A network of torchvision with ten classes, its weights drawn or taken from a file.
+    """A network of torchvision with ten classes, initialized randomly or from a file.
 
-    Only the last layer, the head, is not torchvision's. VGG keeps its two layers of 4096 units,
-    which its adaptive pooling serves at any image size, so that their weights can be had too.
+    Only the last layer, the head, differs from torchvision's network. VGG keeps its two layers of
+    4096 units, so that their weights can be loaded; VGG's adaptive pooling makes them work at any
+    image size.
 
     Args:
         architecture: resnet18, resnet50 (He et al., 2016), vgg11_bn or vgg16_bn (Simonyan &
             Zisserman, 2015, with batch norm).
-        image_size: 32, 64 or 224, the side to which images are enlarged (bilinear). These networks
-            halve it five times.
-        weights: `none`, drawn as torchvision does; `DEFAULT`, torchvision's best for ImageNet,
-            downloaded once; or the path of a state dict, of a run (its model.pt) or of torchvision.
-            A head of ten classes is taken over, any other is replaced by a fresh `nn.Linear`.
-        channels: how the one grey channel meets kernels for three. `repeat`: the image is repeated.
-            `sum`: the first kernels are summed over their input channels, which gives the same
-            function. A file of either kind serves both; a one-channel kernel is spread as thirds.
+        image_size: side to which images are enlarged bilinearly: 32, 64 or 224. The networks halve
+            it five times.
+        weights: `none` for torchvision's random initialization; `DEFAULT` for torchvision's best
+            ImageNet weights, downloaded once; or the path of a state dict, of a run (its model.pt)
+            or of torchvision. A head of ten classes is kept; any other head is replaced by a new
+            `nn.Linear`.
+        channels: how the grey image is fed to kernels for three channels. `repeat` repeats the
+            image. `sum` sums the first kernels over their input channels, which gives the same
+            function. A file saved with either setting works with both; a one-channel kernel is
+            split into three thirds.
         freeze: `none`; `all`, everything but the head; or `until:NAME`, everything that `forward`
-            runs before the layer NAME, which itself trains with all that follows. NAME is a stage
-            of a ResNet (until:layer3 freezes conv1, bn1, layer1 and layer2) or, by torchvision's
-            names, a convolution or linear layer of a VGG (until:features.11).
-        unfreeze_after: epochs after which everything trains, or None: what is frozen stays so.
+            runs before the layer NAME. NAME is a stage of a ResNet (until:layer3 freezes conv1,
+            bn1, layer1 and layer2) or, in torchvision's naming, a convolution or linear layer of a
+            VGG (until:features.11).
+        unfreeze_after: number of epochs after which the whole network trains; None keeps frozen
+            layers frozen.
         body_lr: factor in (0, 1] on the learning rate of everything but the head.
 
-    What the network sees follows its weights: ImageNet's mean and standard deviation for `DEFAULT`
-    and for torchvision's files with three channels; [-1, 1] for `none` and for one-channel files of
-    torchvision's kind; what the run had for a run's file, which says so in its buffer `planes`.
-    ImageNet's means differ from channel to channel, and padding by zeros is another grey in each:
-    `sum` then has a second, constant plane, without which it would not be the same function.
+    The weights determine how the input is normalised: with ImageNet's mean and standard deviation
+    for `DEFAULT` and for torchvision files with three channels; to [-1, 1] for `none` and for
+    one-channel files in torchvision's format; as in the run for a run's file, which stores it in
+    the buffer `planes`. ImageNet's means differ between channels, so that zero padding stands for a
+    different grey in each channel. `sum` then needs a second, constant plane to be the same
+    function.
 
-    Frozen layers have no gradients and stay in evaluation mode: batch norm keeps its statistics,
-    dropout drops nothing.
+    Frozen layers have no gradients and stay in evaluation mode: batch norm does not update its
+    statistics and dropout is off.
 
     Raises:
-        ValueError: one line with the key, its value and what is allowed.
+        ValueError: one line with the key, its value and the allowed values.
     """
 
     planes: torch.Tensor
@@ -75,43 +81,43 @@ class Pretrained(nn.Module):
         self.unfreeze_after = unfreeze_after
         self.body_lr = body_lr
         if weights == "none":
-            self.network, planes = get_model(architecture, num_classes=10), _AS_THEY_ARE
+            self.network, planes = get_model(architecture, num_classes=10), _IDENTITY
         else:
             try:
-                self.network, planes = _loaded(architecture, weights)
+                self.network, planes = _load_network(architecture, weights)
             except ValueError as error:
                 raise ValueError(f"model.weights={weights}: {error}") from None
-        self.register_buffer("planes", _planes(channels, planes))
-        _refit(self.network, planes, self.planes)
-        self._layers = _layers(self.network)
-        self._frozen = _count(self.network, self._layers, freeze)
+        self.register_buffer("planes", _input_planes(channels, planes))
+        _adapt_first_kernel(self.network, planes, self.planes)
+        self._layers = _layer_names(self.network)
+        self._frozen = _count_frozen(self.network, self._layers, freeze)
         for name in self._layers[: self._frozen]:
             self.network.get_submodule(name).requires_grad_(False)
         self.train()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Float32 images [batch, 1, 28, 28] in [-1, 1] to logits [batch, 10]."""
+        """Map float32 images [batch, 1, 28, 28] in [-1, 1] to logits [batch, 10]."""
         size = (self.image_size, self.image_size)
-        large = nn.functional.interpolate(images, size, mode="bilinear", align_corners=False)
+        enlarged = nn.functional.interpolate(images, size, mode="bilinear", align_corners=False)
         factors, offsets = self.planes[..., None, None]
-        logits: torch.Tensor = self.network(large * factors + offsets)
+        logits: torch.Tensor = self.network(enlarged * factors + offsets)
         return logits
 
     def train(self, mode: bool = True) -> "Pretrained":
-        """As of any module, but frozen layers stay in evaluation mode."""
+        """Set the training mode, except that frozen layers stay in evaluation mode."""
         super().train(mode)
         for name in self._layers[: self._frozen]:
             self.network.get_submodule(name).eval()
         return self
 
     def unfreeze(self) -> None:
-        """From now on everything trains."""
+        """Make the whole network trainable."""
         self._frozen = 0
         self.network.requires_grad_(True)
         self.train(self.training)
 
     def head_parameters(self) -> set[str]:
-        """The names, among `named_parameters()`, of the last layer's weight and bias."""
+        """Return the names of the last layer's weight and bias among `named_parameters()`."""
         head = self._layers[-1]
         return {f"network.{head}.weight", f"network.{head}.bias"}
 
@@ -122,22 +128,24 @@ def _check(key: str, value: object, allowed: Collection[object]) -> None:
         raise ValueError(f"model.{key}={value}: must be {', '.join(others)} or {last}")
 
 
-def _layers(network: nn.Module) -> list[str]:
-    """The parts of a network in the order that `forward` runs them, the head last."""
+def _layer_names(network: nn.Module) -> list[str]:
+    """Return the names of a network's layers in the order of `forward`; the head is the last."""
     names = []
     for name, child in network.named_children():
-        in_parts = name in ("features", "classifier")  # of a VGG
-        names += [f"{name}.{at}" for at, _ in child.named_children()] if in_parts else [name]
+        is_sequence = name in ("features", "classifier")  # of a VGG
+        names += (
+            [f"{name}.{index}" for index, _ in child.named_children()] if is_sequence else [name]
+        )
     return names
 
 
-def _count(network: nn.Module, layers: list[str], freeze: str) -> int:
-    """How many of the layers are frozen."""
+def _count_frozen(network: nn.Module, layers: list[str], freeze: str) -> int:
     if freeze in ("none", "all"):
         return 0 if freeze == "none" else len(layers) - 1
-    # Not the first, before which there is nothing, nor the head; norms go with what they follow.
-    kinds = nn.Conv2d | nn.Linear | nn.Sequential
-    names = [name for name in layers[1:-1] if isinstance(network.get_submodule(name), kinds)]
+    # Neither the first layer, which has no layer before it, nor the head. A norm layer is no valid
+    # NAME: it belongs to the layer before it.
+    types = nn.Conv2d | nn.Linear | nn.Sequential
+    names = [name for name in layers[1:-1] if isinstance(network.get_submodule(name), types)]
     start, _, name = str(freeze).partition(":")
     if start != "until" or name not in names:
         raise ValueError(
@@ -147,70 +155,70 @@ def _count(network: nn.Module, layers: list[str], freeze: str) -> int:
     return layers.index(name)
 
 
-def _loaded(architecture: str, weights: str) -> tuple[nn.Module, torch.Tensor]:
-    """A network with the weights of a file, and the planes that they expect.
+def _load_network(architecture: str, weights: str) -> tuple[nn.Module, torch.Tensor]:
+    """Return a network with the weights of a file, and the input planes that they expect.
 
     Raises:
-        ValueError: what is wrong with the file.
+        ValueError: the file cannot be used; the message says why.
     """
     if not weights:
         raise ValueError("must be none, DEFAULT or the path of a state dict")
-    own = weights == "DEFAULT"
-    path = files.default(architecture) if own else Path(weights).expanduser()
+    is_default = weights == "DEFAULT"
+    path = files.default(architecture) if is_default else Path(weights).expanduser()
     try:
         state = files.read(path)
     except ValueError as error:
-        raise ValueError(f"{path} {error}" if own else str(error)) from None
-    planes = _told(state)
+        raise ValueError(f"{path} {error}" if is_default else str(error)) from None
+    planes = _pop_planes(state)
     state = {name.removeprefix("network."): tensor for name, tensor in state.items()}
-    with torch.device("meta"):  # nothing is drawn that the file replaces
+    with torch.device("meta"):  # no random initialization, which the file would replace
         network = get_model(architecture, num_classes=10)
-        name, first = _first(network)
+        name, first = _first_convolution(network)
         if planes is None:
             kernel = state.get(f"{name}.weight", first.weight)
-            planes = _AS_THEY_ARE[:, :1] if kernel.shape[1:2] == (1,) else _IMAGENET
+            planes = _IDENTITY[:, :1] if kernel.shape[1:2] == (1,) else _IMAGENET
         _set_kernel(first, torch.empty(64, planes.shape[1], *first.kernel_size))
-    head = _layers(network)[-1]
+    head = _layer_names(network)[-1]
     if f"{head}.weight" not in state or state[f"{head}.weight"].shape[:1] != (10,):
         linear = nn.Linear(network.get_submodule(head).in_features, 10)
         network.set_submodule(head, linear)
         state |= {f"{head}.{name}": value for name, value in linear.state_dict().items()}
-    _load(network, state, architecture)
+    _assign_weights(network, state, architecture)
     return network, planes
 
 
-def _told(state: files.State) -> torch.Tensor | None:
-    """Takes out what a run's file says of its planes; None of torchvision's."""
+def _pop_planes(state: files.State) -> torch.Tensor | None:
+    """Remove and return the planes in a run's state dict; None for a file of torchvision's."""
     planes = state.pop("planes", None)
     if planes is not None and (planes.dim() != 2 or len(planes) != 2):
         raise ValueError(f"its planes are {list(planes.shape)}, must be [2, channels]")
     return None if planes is None else planes.float()
 
 
-def _load(network: nn.Module, state: files.State, architecture: str) -> None:
-    """Copies weights into a network whose own are on the device `meta`."""
-    own = network.state_dict()
-    for name in own:
-        if name.endswith("num_batches_tracked"):  # older files of torchvision's have none
+def _assign_weights(network: nn.Module, state: files.State, architecture: str) -> None:
+    """Assign copies of the weights to a network on the device `meta`."""
+    expected = network.state_dict()
+    for name in expected:
+        if name.endswith("num_batches_tracked"):  # missing in torchvision's older files
             state.setdefault(name, torch.tensor(0))
-    wrong = next((f"has no {name}" for name in own if name not in state), "") or next(
-        (f"has {name}, which it has not" for name in state if name not in own), ""
+    mismatch = next((f"has no {name}" for name in expected if name not in state), "") or next(
+        (f"has {name}, which it has not" for name in state if name not in expected), ""
     )
-    if wrong:
-        raise ValueError(f"is not of model.architecture={architecture}: {wrong}")
-    for name, tensor in own.items():
+    if mismatch:
+        raise ValueError(f"is not of model.architecture={architecture}: {mismatch}")
+    for name, tensor in expected.items():
         if state[name].shape != tensor.shape:
             shapes = f"{list(state[name].shape)}, must be {list(tensor.shape)}"
             raise ValueError(f"is not of model.architecture={architecture}: {name} is {shapes}")
     copies = {
         name: state[name].to(tensor.dtype, copy=True, memory_format=torch.contiguous_format)
-        for name, tensor in own.items()
+        for name, tensor in expected.items()
     }
     network.load_state_dict(copies, assign=True)
 
 
-def _first(network: nn.Module) -> tuple[str, nn.Conv2d]:
-    """The first convolution and its name."""
+def _first_convolution(network: nn.Module) -> tuple[str, nn.Conv2d]:
+    """Return the name of the first convolution, and the convolution."""
     modules = network.named_modules()
     return next((name, module) for name, module in modules if isinstance(module, nn.Conv2d))
 
@@ -220,24 +228,25 @@ def _set_kernel(first: nn.Conv2d, kernel: torch.Tensor) -> None:
     first.weight = nn.Parameter(kernel)
 
 
-def _planes(channels: str, planes: torch.Tensor) -> torch.Tensor:
-    """What `channels` makes of the planes that weights expect."""
-    alike = bool((planes == planes[:, :1]).all())
+def _input_planes(channels: str, planes: torch.Tensor) -> torch.Tensor:
+    """Return the network's input planes for `channels` and the planes that its weights expect."""
+    same = bool((planes == planes[:, :1]).all())
     if channels == "sum":
-        # The image and, where the planes differ, a constant.
-        return planes[:, :1].clone() if alike else torch.eye(2)
-    return planes[:, :1].repeat(1, 3) if alike else _IMAGENET.clone()
+        # Different planes become the image and a constant.
+        return planes[:, :1].clone() if same else torch.eye(2)
+    return planes[:, :1].repeat(1, 3) if same else _IMAGENET.clone()
 
 
-def _refit(network: nn.Module, planes: torch.Tensor, wanted: torch.Tensor) -> None:
-    """Gives the first convolution kernels [out, Q, k, k] for other planes, by least squares.
+def _adapt_first_kernel(network: nn.Module, planes: torch.Tensor, wanted: torch.Tensor) -> None:
+    """Replace the first convolution's kernel for planes [2, P] by one for planes [2, Q].
 
-    Kernels w on planes p are the same function of the image as w' on p' if p' w' = p w, where a
-    plane is its factor and its offset. Where all planes are alike this sums w, or takes thirds.
+    The kernels w on planes p and w' on planes p' are the same function of the image if p' w' = p w,
+    where a plane is its factor and its offset. w' is the least squares solution: if all planes are
+    the same, the sum of w over its channels or thirds of it.
     """
     if planes.shape == wanted.shape and torch.equal(planes, wanted):
         return
     mix = torch.linalg.pinv(wanted.double()) @ planes.double()
-    _, first = _first(network)
+    _, first = _first_convolution(network)
     kernel = torch.einsum("qp,opkl->oqkl", mix, first.weight.detach().double())
     _set_kernel(first, kernel.float())

@@ -1,4 +1,4 @@
-"""Weights in files: torchvision's own and those of a run; what is wrong with one, in a line."""
+"""Readers of weight files, of torchvision and of runs, with errors in one line."""
 
 import functools
 import pickle
@@ -12,18 +12,19 @@ from torchvision.models import get_model_weights
 
 State = dict[str, torch.Tensor]
 
-# A server that does not answer is given up after so many seconds.
+# Seconds without an answer after which a download fails.
 PATIENCE = 5.0
 
 
 def read(path: Path) -> State:
-    """Reads a state dict; nothing in the file is executed.
+    """Read a state dict without executing code from the file.
 
     Returns:
-        Tensors by name, on the CPU, shared with later readers of the same file.
+        Tensors by name, on the CPU. Later calls for the same file return the same tensors: do not
+        change them in place.
 
     Raises:
-        ValueError: no such file, a damaged one, or one with more in it than named tensors.
+        ValueError: the file does not exist, cannot be read, is damaged or is no state dict.
     """
     try:
         status = path.stat()
@@ -38,13 +39,13 @@ def read(path: Path) -> State:
         raise ValueError(f"cannot be read: {error.strerror}") from None
 
 
-# A sweep builds its model once for the check and once for each trial, mostly from one file.
+# A sweep builds its model once for the check and once per trial, usually from the same file.
 @functools.lru_cache(maxsize=2)
 def _read(path: Path, modified: int, size: int) -> State:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except pickle.UnpicklingError as error:
@@ -54,29 +55,29 @@ def _read(path: Path, modified: int, size: int) -> State:
             "holds more than tensors, and loading it would execute code of its own, which is "
             "refused; save model.state_dict() alone"
         ) from None
-    except Exception:  # what a damaged file raises depends on where the damage is
+    except Exception:  # the type depends on the place of the damage
         raise ValueError(_DAMAGED) from None
-    if not isinstance(found, dict):
-        raise ValueError(f"holds a {type(found).__name__}, not a state dict (tensors by name)")
-    for name, value in found.items():
+    if not isinstance(state, dict):
+        raise ValueError(f"holds a {type(state).__name__}, not a state dict (tensors by name)")
+    for name, value in state.items():
         if not (isinstance(name, str) and isinstance(value, torch.Tensor)):
             raise ValueError(
                 f"is not a state dict: its {name!r} is a {type(value).__name__}, not a tensor; "
                 "save model.state_dict() alone"
             )
-    return found
+    return state
 
 
 _DAMAGED = "is damaged, or not a file that torch.save has written"
 
 
 def default(architecture: str) -> Path:
-    """The file of torchvision's default weights, downloaded if it is not there.
+    """Return the path of torchvision's default weights, downloaded if the file does not exist.
 
-    It is looked for where torch.hub keeps its files, `checkpoints` in `torch.hub.get_dir()`.
+    The folder is torch.hub's, `checkpoints` in `torch.hub.get_dir()`.
 
     Raises:
-        ValueError: it cannot be downloaded; says what to put where.
+        ValueError: the download failed; the message says which file to put where.
     """
     url = get_model_weights(architecture).DEFAULT.url
     path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[-1])
@@ -86,12 +87,12 @@ def default(architecture: str) -> Path:
 
 
 def _download(url: str, path: Path) -> None:
-    waited = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(PATIENCE)  # torch.hub itself sets none
+    previous_timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE)  # torch.hub sets no timeout
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        digits = path.stem.rpartition("-")[-1]  # of its SHA-256, as torchvision names its files
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=digits)
+        sha256_prefix = path.stem.rpartition("-")[-1]  # part of torchvision's file names
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256_prefix)
     except (OSError, HTTPException, RuntimeError) as error:
         reason = " ".join(str(getattr(error, "reason", error)).split())
         raise ValueError(
@@ -99,4 +100,4 @@ def _download(url: str, path: Path) -> None:
             "or name its path as model.weights"
         ) from None
     finally:
-        socket.setdefaulttimeout(waited)
+        socket.setdefaulttimeout(previous_timeout)

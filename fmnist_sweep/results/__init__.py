@@ -1,1 +1,1 @@
-"""Reads run folders and shows them; imports no torch, and optuna in `importance` alone."""
+"""Read and show run folders. Imports no torch; only `importance` imports Optuna."""

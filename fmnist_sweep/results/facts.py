@@ -1,7 +1,7 @@
-"""What was swept, against what protocol, with what budget, on what machine: a page's first lines.
+"""The facts at the top of a sweep's page: swept keys, protocol, budget and machine.
 
-From the sweep's `multirun.yaml` and the first run's configuration and environment. Whatever is
-missing, as in folders of stock sweepers or older versions, is left out.
+Their sources are the sweep's `multirun.yaml` and the first run's configuration and environment.
+Missing facts are left out: folders of other sweepers and of older versions lack some files.
 """
 
 import math
@@ -21,24 +21,24 @@ TEST_SELECTION = (
 
 
 def settings(folder: Path) -> dict[str, Any]:
-    """The configuration that a sweep was last started with; empty where there is none."""
+    """Return the configuration with which a sweep was last started, empty if it is missing."""
     return _yaml(folder / "multirun.yaml")
 
 
 def configuration(run: Path) -> dict[str, Any]:
-    """A run's whole configuration; empty where there is none."""
+    """Return a run's whole configuration, empty if it is missing."""
     return _yaml(run / ".hydra/config.yaml")
 
 
 def choices(run: Path) -> dict[str, str]:
-    """Which option of each group a run was composed of, as `optimizer: adam`."""
+    """Return the option that a run used of each config group, such as `optimizer: adam`."""
     found = pick(_yaml(run / ".hydra/hydra.yaml"), "hydra.runtime.choices")
     pairs = found.items() if isinstance(found, Mapping) else ()
     return {str(group): str(option) for group, option in pairs if option and "/" not in str(group)}
 
 
 def pick(values: Mapping[str, Any], key: str, otherwise: Any = None) -> Any:
-    """What stands below a dotted key."""
+    """Return the value at a dotted key, or `otherwise` if the key is missing."""
     found: Any = values
     for part in key.split("."):
         found = found.get(part, otherwise) if isinstance(found, Mapping) else otherwise
@@ -46,7 +46,7 @@ def pick(values: Mapping[str, Any], key: str, otherwise: Any = None) -> Any:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, by dotted keys."""
+    """Return nested mappings as a single mapping with dotted keys."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         nested = isinstance(value, Mapping)
@@ -55,12 +55,12 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def is_selected_on_test(config: Mapping[str, Any]) -> bool:
-    """Whether a configuration validates on the test images."""
+    """Return whether a configuration validates on the test images."""
     return bool(pick(config, "data.validation") == "test")
 
 
 def facts(folder: Path, runs: Sequence[Run]) -> dict[str, dict[str, str]]:
-    """Rows by heading: Swept, DataSplits, Budget, Environment, and what a confirmation found."""
+    """Return the page's facts, by heading and name; the last heading is for a confirmation."""
     config = configuration(runs[0].folder)
     return {
         "Swept": _swept(settings(folder), runs),
@@ -101,8 +101,8 @@ def _ordered(values: list[Any]) -> list[Any]:
 
 
 def _protocol(config: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, str]:
-    goals = zip(runs[0].objective, runs[0].direction)
-    rows = {"Objective": "; ".join(f"{direction} {name}" for name, direction in goals)}
+    objectives = zip(runs[0].objective, runs[0].direction)
+    rows = {"Objective": "; ".join(f"{direction} {name}" for name, direction in objectives)}
     sizes = {run.summary["train_size"] for run in runs if run.summary.get("train_size")}
     if sizes:
         rows["Training images"] = ", ".join(f"{size:,}" for size in sorted(sizes))
@@ -128,7 +128,7 @@ def _protocol(config: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, str]:
 
 def _budget(runs: Sequence[Run]) -> dict[str, str]:
     states = Counter(run.state.lower() for run in runs)
-    # Each repeat of a trial has trained as many epochs as its history of means has.
+    # A trial's history holds means over its repeats: each repeat trained that many epochs.
     spent = {run.trial: len(run.history) * (run.summary.get("repeats") or 1) for run in runs}
     epochs = sum(spent.values())
     seconds = sum(number(run.summary.get("seconds")) or 0.0 for run in runs)
@@ -161,31 +161,31 @@ def _environment(runs: Sequence[Run]) -> dict[str, str]:
         "Commit": found[0].get("git_commit"),
         "Command": found[0].get("command"),
     }
-    kinds = {str([e.get(key) for key in ("processor", "device", "versions")]) for e in found}
-    if len(kinds) > 1:
-        rows["Note"] = f"{len(kinds)} different environments; these are the first trial's"
+    distinct = {str([e.get(key) for key in ("processor", "device", "versions")]) for e in found}
+    if len(distinct) > 1:
+        rows["Note"] = f"{len(distinct)} different environments; these are the first trial's"
     if found[0].get("git_dirty"):
         rows["Commit"] = f"{rows['Commit']}, with changes that were not committed"
     return {name: str(value) for name, value in rows.items() if value is not None}
 
 
 def _confirmed(folder: Path) -> dict[str, str]:
-    """What `confirm.json` says, where there is one."""
+    """Return the result in `confirm.json`, empty without that file."""
     try:
         found = record.read_json(folder, "confirm.json")
-        said = {"Fresh seeds": " ".join(found.get("sentences") or [])}
+        rows = {"Fresh seeds": " ".join(found.get("sentences") or [])}
         accuracy = number(pick(found, "test.accuracy.mean"))
         if accuracy is not None:
             spread = number(pick(found, "test.accuracy.std"))
             text = f"{accuracy:.2%}" + ("" if spread is None else f" ± {100 * spread:.2f} points")
-            said["Test accuracy"] = f"{text} over {pick(found, 'test.accuracy.n')} seeds"
-        return {name: text for name, text in said.items() if text}
+            rows["Test accuracy"] = f"{text} over {pick(found, 'test.accuracy.n')} seeds"
+        return {name: text for name, text in rows.items() if text}
     except (OSError, ValueError, TypeError):
         return {}
 
 
 def duration(seconds: float) -> str:
-    """`12.3 s`, `4 min 5 s`, `2 h 10 min`."""
+    """Return a duration as text: `12.3 s`, `4 min 5 s`, `2 h 10 min`."""
     if seconds < 60 or math.isinf(seconds):
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,6 +1,6 @@
-"""How much each swept key mattered: Optuna's PED-ANOVA over a study made from the runs.
+"""The importance of each swept key: Optuna's PED-ANOVA over a study made from the runs.
 
-The only file of the report that knows Optuna, and it imports it only when asked.
+No other module of `results` uses Optuna. It is imported only when `importances` needs it.
 """
 
 import warnings
@@ -11,17 +11,17 @@ from fmnist_sweep.results.series import objective
 from fmnist_sweep.results.swept import Axis, axes
 from fmnist_sweep.results.tables import Run
 
-# Of fewer complete trials the best quarter, set against all, is noise.
+# With fewer complete trials, the comparison of the best quarter with all trials is noise.
 FEWEST = 20
 BEST = 0.25
 
 
 def importances(runs: Sequence[Run]) -> dict[str, float]:
-    """Each key's share in what separates the best quarter of the complete trials from all of them.
+    """Return each key's share in what separates the best quarter of the complete trials from all.
 
     Returns:
-        Shares that add up to 1, greatest first; empty for fewer than two keys or 20 complete
-        trials, for several objectives, and where all trials are equally good. A seed is no key.
+        Shares that add up to 1, greatest first. Empty for fewer than two keys other than the seed,
+        fewer than 20 complete trials, several objectives, or trials that are all equally good.
     """
     complete = [run for run in runs if run.state == "COMPLETE" and objective(run) is not None]
     keys = [axis for axis in axes(complete) if axis.key != complete[0].seed_key]
@@ -30,7 +30,7 @@ def importances(runs: Sequence[Run]) -> dict[str, float]:
         return {}
     if len(runs[0].objective) > 1:
         return {}
-    # Half a second to import: only where there is something to say.
+    # The import takes half a second.
     import optuna
     from optuna.distributions import (
         BaseDistribution,
@@ -48,13 +48,13 @@ def importances(runs: Sequence[Run]) -> dict[str, float]:
     categories = {axis.key for axis in keys if axis.kind == "category"}
 
     def trial(run: Run) -> optuna.trial.FrozenTrial:
-        own: dict[str, Any] = {
+        params: dict[str, Any] = {
             key: str(run.params[key]) if key in categories else float(run.params[key])
             for key in known
             if key in run.params
         }
         return optuna.trial.create_trial(
-            params=own, distributions={key: known[key] for key in own}, value=objective(run)
+            params=params, distributions={key: known[key] for key in params}, value=objective(run)
         )
 
     level = optuna.logging.get_verbosity()

@@ -1,4 +1,4 @@
-"""A sweep's pictures of its keys: slices, grids and parallel coordinates."""
+"""Plots of a sweep's keys: slices, grids and parallel coordinates."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 from fmnist_sweep.base.figures import Axes, Figure, as_label, ticker
 from fmnist_sweep.results import series, swept
 from fmnist_sweep.results.metrics import Measure
-from fmnist_sweep.results.parallel import MIDDLE, TOP, Line, Upright
+from fmnist_sweep.results.parallel import MIDDLE, TOP, Line, ParallelAxis
 from fmnist_sweep.results.plot_style import BLUE, GREY, VERMILION, new_figure, scatter
 from fmnist_sweep.results.swept import Axis
 from fmnist_sweep.results.tables import Run
 
 
 def slices(runs: Sequence[Run]) -> Figure:
-    """The objective against each swept key."""
+    """Plot the objective against each swept key."""
     keys = swept.axes(runs)
     columns = min(3, len(keys))
     rows = -(-len(keys) // columns)
@@ -21,7 +21,7 @@ def slices(runs: Sequence[Run]) -> Figure:
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes, axis in zip(panels, keys):
         scatter(axes, runs, lambda run, a=axis: a.place(run.params.get(a.key)))  # type: ignore[misc]
-        _dress(axes, axis)
+        _format_axis(axes, axis)
         axes.grid(alpha=0.3)
     for axes in panels[len(keys) :]:
         axes.set_visible(False)
@@ -30,11 +30,11 @@ def slices(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-def _dress(axes: Axes, axis: Axis, which: str = "x") -> None:
-    """Scale, ticks and name of an axis that shows a swept key."""
-    target = axes.xaxis if which == "x" else axes.yaxis
+def _format_axis(axes: Axes, axis: Axis) -> None:
+    """Set the scale, ticks and label of an x axis that shows a swept key."""
+    target = axes.xaxis
     if axis.kind == "log":
-        (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+        axes.set_xscale("log")
     if axis.kind == "category":
         target.set_major_locator(ticker.FixedLocator(list(range(len(axis.choices)))))
         target.set_major_formatter(ticker.FuncFormatter(lambda v, _: _text(axis.choices[round(v)])))
@@ -45,7 +45,7 @@ def _dress(axes: Axes, axis: Axis, which: str = "x") -> None:
         target.set_major_formatter(ticker.FuncFormatter(lambda v, _: _text(v)))
     elif axis.kind != "log":
         target.set_major_locator(ticker.MaxNLocator(4))
-    axes.set(**{f"{which}label": as_label(axis.key)})
+    axes.set_xlabel(as_label(axis.key))
 
 
 def _text(value: Any) -> str:
@@ -54,7 +54,7 @@ def _text(value: Any) -> str:
 
 
 def grid(runs: Sequence[Run]) -> Figure | None:
-    """A line with error bars over one key, a heat map over two; None where there is no grid."""
+    """Plot a grid: error bars over one key, a heat map over two. None if the sweep is no grid."""
     found = swept.grid(runs)
     if found is None:
         return None
@@ -68,7 +68,7 @@ def grid(runs: Sequence[Run]) -> Figure | None:
     spread = [measure.scale * (cell.spread or 0.0) for cell in cells]
     style = "o" if keys[0].kind == "category" else "o-"
     axes.errorbar(x, y, yerr=spread if any(spread) else None, fmt=style, color=BLUE, capsize=4)
-    _dress(axes, keys[0])
+    _format_axis(axes, keys[0])
     n = max(cell.n for cell in cells)
     axes.set_ylabel(measure.label)
     axes.set_title(
@@ -108,30 +108,30 @@ def _heat(keys: Sequence[Axis], cells: Sequence[swept.Cell], measure: Measure) -
     return figure
 
 
-def parallel(uprights: Sequence[Upright], lines: Sequence[Line]) -> Figure:
-    """A line a trial over all keys, the best tenth and the better half told apart."""
-    figure = Figure(figsize=(2.2 * len(uprights) + 1.2, 4.8), dpi=110)
+def parallel(parallel_axes: Sequence[ParallelAxis], lines: Sequence[Line]) -> Figure:
+    """Plot parallel coordinates, with the best tenth and the better half of the trials marked."""
+    figure = Figure(figsize=(2.2 * len(parallel_axes) + 1.2, 4.8), dpi=110)
     axes = figure.add_axes((0.08, 0.1, 0.82, 0.76))
     axes.set_axis_off()
     axes.set_ylim(0, 1)
-    kinds: tuple[tuple[float, float, dict[str, Any], str], ...] = (
+    groups: tuple[tuple[float, float, dict[str, Any], str], ...] = (
         (MIDDLE, 1.0, {"color": GREY, "alpha": 0.5, "linewidth": 0.9}, "others"),
         (TOP, MIDDLE, {"color": BLUE, "alpha": 0.7, "linewidth": 1.1}, "better half"),
         (0.0, TOP, {"color": VERMILION, "linewidth": 1.8}, "best tenth"),
     )
-    for low, high, style, name in kinds:
+    for low, high, style, name in groups:
         axes.plot([], [], label=name, **style)
         for line in lines:
             if low <= line.rank < high:
                 places = [float("nan") if place is None else place for place in line.places]
                 axes.plot(range(len(places)), places, **style)
-    for position, upright in enumerate(uprights):
+    for position, axis in enumerate(parallel_axes):
         axes.plot([position, position], [0, 1], color="black", linewidth=1)
         axes.text(
-            position, 1.06, as_label(upright.name.replace(", ", ",\n")), ha="center", va="bottom"
+            position, 1.06, as_label(axis.name.replace(", ", ",\n")), ha="center", va="bottom"
         )
-        last = position == len(uprights) - 1
-        for place, value in upright.ticks:
+        last = position == len(parallel_axes) - 1
+        for place, value in axis.ticks:
             axes.text(
                 position + (0.04 if last else -0.04),
                 place,

@@ -1,8 +1,8 @@
-"""Keys of a configuration by what they change."""
+"""Groups of configuration keys: keys without effect on results, keys of a single run."""
 
 from collections.abc import Sequence
 
-# Keys, and sections, that change no result: runs that differ in them alone are the same run.
+# Keys and sections without effect on results: runs that differ only here are the same run.
 CHANGES_NO_RESULT = (
     "name",
     "logger",
@@ -12,16 +12,15 @@ CHANGES_NO_RESULT = (
     "trainer.checkpoint",
 )
 
-
-# Keys that belong to a run's seed or its machine and to no selection of a configuration.
+# Keys for a run's seed or its machine, which do not distinguish configurations.
 BELONGS_TO_THE_RUN = ("seed", "repeats", "trainer.device", "trainer.threads", "trainer.compile")
 
 
 def is_below(key: str, keys: Sequence[str]) -> bool:
-    """Whether a dotted key is one of some keys, or in a section that is one of them."""
-    return any(key == one or key.startswith(f"{one}.") for one in keys)
+    """Return whether a dotted key equals one of the keys or lies in a section among them."""
+    return any(key == name or key.startswith(f"{name}.") for name in keys)
 
 
 def changes_no_result(key: str, more: Sequence[str] = ()) -> bool:
-    """Whether a dotted key is one of `CHANGES_NO_RESULT`, or of `more`."""
+    """Return whether a dotted key is in or below `CHANGES_NO_RESULT` or `more`."""
     return is_below(key, (*CHANGES_NO_RESULT, *more))

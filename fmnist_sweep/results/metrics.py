@@ -1,39 +1,23 @@
-"""A quantity on an axis: what it is called, its unit, and which way is better."""
+"""The metrics: names, labels, units and directions. Add a metric here.
+
+To add a metric, put its name into `METRICS`, its label into `LABELS` and its unit into `_UNITS`.
+The name decides the rest: accuracies are shown in per cent, losses are in nats, and `direction`
+reads from the last word whether higher or lower is better.
+
+The columns of a run's history are the fields of `record.Epoch`. Add a metric of each epoch there
+and to `EPOCH_METRICS`.
+"""
 
 import re
 from dataclasses import dataclass
 
-# What a trial's summary holds that a sweep can optimise; the first ones each epoch has.
+# Metrics of each epoch.
 EPOCH_METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 
-
+# Metrics in a trial's summary, which a sweep can optimise.
 METRICS = (*EPOCH_METRICS, "best_val_accuracy", "seconds", "images_per_second", "parameters")
 
-
-# Words of metrics that are better when higher, and when lower; of others nobody knows.
-_HIGHER = ("acc", "accuracy", "auc", "auroc", "f1", "precision", "recall", "score", "reward", "r2")
-
-
-_LOWER = ("loss", "error", "err", "rmse", "mse", "mae", "perplexity", "nll", "seconds", "time")
-
-
-def direction(metric: str) -> str:
-    """Which way a metric is better, `minimize` or `maximize`, as far as its name says.
-
-    As in Optuna, lower is better where it says nothing.
-    """
-    words = re.split(r"[^a-z0-9]+", metric.lower())
-    if metric == "images_per_second" or (words[-1] in _HIGHER):
-        return "maximize"
-    return "minimize"
-
-
-def says_direction(metric: str) -> bool:
-    """Whether a metric's name says which way it is better."""
-    return re.split(r"[^a-z0-9]+", metric.lower())[-1] in (*_HIGHER, *_LOWER, "parameters")
-
-
-NAMES = {
+LABELS = {
     "train_loss": "Training loss",
     "train_accuracy": "Training accuracy",
     "val_loss": "Validation loss",
@@ -44,13 +28,35 @@ NAMES = {
     "parameters": "Parameters",
 }
 
+_UNITS = {"seconds": "s", "images_per_second": "images/s"}
+
+# Last words of metrics that are better when higher, and when lower.
+_HIGHER = ("acc", "accuracy", "auc", "auroc", "f1", "precision", "recall", "score", "reward", "r2")
+_LOWER = ("loss", "error", "err", "rmse", "mse", "mae", "perplexity", "nll", "seconds", "time")
+
+
+def direction(metric: str) -> str:
+    """Return `minimize` or `maximize`, as the metric's name suggests.
+
+    The default is `minimize`, as in Optuna.
+    """
+    last_word = re.split(r"[^a-z0-9]+", metric.lower())[-1]
+    if metric == "images_per_second" or last_word in _HIGHER:
+        return "maximize"
+    return "minimize"
+
+
+def says_direction(metric: str) -> bool:
+    """Return whether a metric's name tells its direction."""
+    if metric in METRICS:
+        return True
+    last_word = re.split(r"[^a-z0-9]+", metric.lower())[-1]
+    return last_word in (*_HIGHER, *_LOWER)
+
 
 @dataclass(frozen=True)
 class Measure:
-    """A quantity on an axis: its name, unit and which way is better.
-
-    scale: what values in files are multiplied by to be shown (accuracies become per cent).
-    """
+    """A metric with its direction, as the quantity of an axis."""
 
     name: str
     direction: str
@@ -61,18 +67,18 @@ class Measure:
 
     @property
     def scale(self) -> float:
+        """The factor from values in files to shown values: accuracies become per cent."""
         return 100.0 if self.is_accuracy else 1.0
 
     @property
     def unit(self) -> str:
         if self.is_accuracy:
             return "%"
-        units = {"seconds": "s", "images_per_second": "images/s"}
-        return units.get(self.name, "nats" if self.name.endswith("loss") else "")
+        return _UNITS.get(self.name, "nats" if self.name.endswith("loss") else "")
 
     @property
     def label(self) -> str:
-        """`Validation accuracy (%), higher is better`."""
+        """The text on an axis: `Validation accuracy (%), higher is better`."""
         unit = f" ({self.unit})" if self.unit else ""
         better = "higher" if self.direction == "maximize" else "lower"
-        return f"{NAMES.get(self.name, self.name)}{unit}, {better} is better"
+        return f"{LABELS.get(self.name, self.name)}{unit}, {better} is better"

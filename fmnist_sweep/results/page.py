@@ -1,4 +1,4 @@
-"""A sweep as one self-contained page: its data as JSON inside, drawn by the scripts beside it."""
+"""A sweep's self-contained page: the data as JSON, and the scripts of `assets` that draw it."""
 
 import html
 import json
@@ -19,11 +19,12 @@ SCRIPTS = ("plot.js", "charts.js", "table.js", "main.js")
 
 
 def page(folder: Path, runs: Sequence[Run], shares: Mapping[str, float]) -> str:
-    """The whole page; everything that came from a user is data, and no part of it is markup.
+    """Return the page as HTML. Users' text enters the page as data, never as markup.
 
     Args:
-        runs: by trial, at least one.
-        shares: `importances` of the keys.
+        folder: the sweep's folder.
+        runs: ordered by trial, at least one.
+        shares: the keys' `importances`.
     """
     source = files("fmnist_sweep.results") / "assets"
     values = json.dumps(
@@ -32,38 +33,37 @@ def page(folder: Path, runs: Sequence[Run], shares: Mapping[str, float]) -> str:
     parts = {
         "TITLE": html.escape(f"Sweep {folder.resolve().name}"),
         "STYLE": (source / "style.css").read_text(encoding="utf-8"),
-        # No text in the data can end the element that holds it.
+        # Text in the data must not close the script element.
         "DATA": values.replace("<", "\\u003c"),
         "SCRIPT": "\n".join((source / name).read_text(encoding="utf-8") for name in SCRIPTS),
     }
     text = (source / "page.html").read_text(encoding="utf-8")
-    # One pass: what is put in is not looked through again.
+    # A single pass, so that inserted text is not searched for placeholders.
     pieces = text.split("@@")
     return "".join(parts[p] if i % 2 else p for i, p in enumerate(pieces))
 
 
 def content(folder: Path, runs: Sequence[Run], shares: Mapping[str, float]) -> dict[str, Any]:
-    """Everything that the page shows, as plain values; accuracies in [0, 1] but for curves."""
+    """Return the page's data as plain values; accuracies in [0, 1], but in per cent in curves."""
     config = facts.configuration(runs[0].folder)
     best, base = series.best(runs), series.baseline(runs)
-    goals = series.measures(runs)
-    uprights, lines = parallel.lines(runs)
+    parallel_axes, lines = parallel.lines(runs)
     when = timing(runs)
     found = swept.grid(runs)
     return {
         "name": folder.resolve().name,
         "facts": facts.facts(folder, runs),
         "warning": facts.TEST_SELECTION if facts.is_selected_on_test(config) else None,
-        "goals": [
+        "objectives": [
             {
-                "name": g.name,
-                "label": g.label,
-                "scale": g.scale,
-                "unit": g.unit,
-                "maximize": g.direction == "maximize",
+                "name": measure.name,
+                "label": measure.label,
+                "scale": measure.scale,
+                "unit": measure.unit,
+                "maximize": measure.direction == "maximize",
                 "window": series.objective_window(runs, i),
             }
-            for i, g in enumerate(goals)
+            for i, measure in enumerate(series.measures(runs))
         ],
         "best": best.trial if best else None,
         "baseline": base.trial if base else None,
@@ -76,7 +76,7 @@ def content(folder: Path, runs: Sequence[Run], shares: Mapping[str, float]) -> d
         "importances_from": FEWEST if _may_have_importances(runs) else None,
         "axes": [asdict(axis) for axis in swept.axes(runs)],
         "parallel": {
-            "uprights": [asdict(upright) for upright in uprights],
+            "axes": [asdict(axis) for axis in parallel_axes],
             "lines": [{"trial": x.run.trial, "places": x.places, "rank": x.rank} for x in lines],
             "top": parallel.TOP,
             "middle": parallel.MIDDLE,
@@ -90,13 +90,13 @@ def content(folder: Path, runs: Sequence[Run], shares: Mapping[str, float]) -> d
 
 
 def _may_have_importances(runs: Sequence[Run]) -> bool:
-    """Whether more complete trials would show which keys mattered."""
+    """Return whether the sweep will have importances once enough trials are complete."""
     keys = [axis for axis in swept.axes(runs) if axis.key != runs[0].seed_key]
     return len(keys) > 1 and len(runs[0].objective) == 1
 
 
 def _rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The table's rows, best first."""
+    """Return the table's rows, best first."""
     several = bool(runs) and len(runs[0].objective) > 1
     on_front = {run.trial for run in pareto(runs)} if several else set()
     rows = []
@@ -128,9 +128,9 @@ def _rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _curves(runs: Sequence[Run], metric: str, direction: str) -> dict[str, Any]:
-    """One metric's curves: by trial, its steps and five digits of each value.
+    """Return a metric's curves: by trial, the steps, then the values with five digits.
 
-    Of steps one after the other the first is enough.
+    Consecutive steps are shortened to the first step.
     """
     curves = {}
     for run in runs:
@@ -149,7 +149,7 @@ def _curves(runs: Sequence[Run], metric: str, direction: str) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON can hold it: NaN and infinity become null, anything unknown its text."""
+    """Return a value for JSON: NaN and infinity become None, other types their text."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Parallel coordinates: each trial as a line over its keys and its objective."""
+"""Parallel coordinates: each trial is a line across its keys and its objective."""
 
 import math
 from collections.abc import Sequence
@@ -10,13 +10,16 @@ from fmnist_sweep.results import series, swept
 from fmnist_sweep.results.tables import Run
 
 MOST_TICKS = 8
-NEAREST = 0.06  # apart; ticks any closer would run together
+NEAREST = 0.06  # least distance of two ticks, as a share of the axis, at which labels are legible
 TOP, MIDDLE = 0.1, 0.5  # shares of the complete trials that are drawn as the best and the better
 
 
 @dataclass(frozen=True)
-class Upright:
-    """One upright axis: ticks as positions in [0, 1] with the value that stands there."""
+class ParallelAxis:
+    """A vertical axis.
+
+    ticks: positions in [0, 1], each with its value.
+    """
 
     name: str
     ticks: list[tuple[float, Any]]
@@ -24,9 +27,10 @@ class Upright:
 
 @dataclass(frozen=True)
 class Line:
-    """A trial: its position in [0, 1] on each upright, None where it has no value.
+    """A trial's line.
 
-    rank: share of the complete trials that are better, in [0, 1).
+    places: the position in [0, 1] on each axis, None where the trial has no value.
+    rank: the share of the complete trials that are better, in [0, 1).
     """
 
     run: Run
@@ -34,10 +38,10 @@ class Line:
     rank: float
 
 
-def lines(runs: Sequence[Run]) -> tuple[list[Upright], list[Line]]:
-    """The uprights, the objective last, and the complete trials, worst first.
+def lines(runs: Sequence[Run]) -> tuple[list[ParallelAxis], list[Line]]:
+    """Return the axes, the objective last, and the lines of the complete trials, worst first.
 
-    Empty for fewer than two swept keys: then a slice shows the same.
+    Both are empty for fewer than two swept keys, where a slice shows the same.
     """
     complete = [r for r in runs if r.state == "COMPLETE" and series.objective(r) is not None]
     keys = swept.axes(complete)
@@ -47,9 +51,9 @@ def lines(runs: Sequence[Run]) -> tuple[list[Upright], list[Line]]:
     ranges = {axis.key: _range(axis, complete) for axis in keys}
     measure = series.measures(runs)[0]
     low, high = shown
-    goal = swept.Axis(measure.label, "linear", [])
-    uprights = [Upright(axis.key, _ticks(axis, *ranges[axis.key])) for axis in keys]
-    uprights.append(Upright(measure.label, _ticks(goal, low, high)))
+    objective = swept.Axis(measure.label, "linear", [])
+    parallel_axes = [ParallelAxis(axis.key, _ticks(axis, *ranges[axis.key])) for axis in keys]
+    parallel_axes.append(ParallelAxis(measure.label, _ticks(objective, low, high)))
     sign = 1 if measure.direction == "maximize" else -1
     ordered = sorted(complete, key=lambda run: sign * (series.objective(run) or 0.0))
     found = []
@@ -60,9 +64,9 @@ def lines(runs: Sequence[Run]) -> tuple[list[Upright], list[Line]]:
         value = measure.scale * (series.objective(run) or 0.0)
         rank = 1 - (position + 1) / len(ordered)
         found.append(
-            Line(run, [*places, _place(goal, min(max(value, low), high), low, high)], rank)
+            Line(run, [*places, _place(objective, min(max(value, low), high), low, high)], rank)
         )
-    return uprights, found
+    return parallel_axes, found
 
 
 def _range(axis: swept.Axis, runs: Sequence[Run]) -> tuple[float, float]:
@@ -73,7 +77,7 @@ def _range(axis: swept.Axis, runs: Sequence[Run]) -> tuple[float, float]:
 
 
 def _place(axis: swept.Axis, value: float | None, low: float, high: float) -> float | None:
-    """Where a value stands between the ends, in [0, 1]."""
+    """Return a value's position between the ends of the axis, in [0, 1]."""
     if value is None:
         return None
     if axis.kind == "log":
@@ -86,9 +90,9 @@ def _ticks(axis: swept.Axis, low: float, high: float) -> list[tuple[float, Any]]
         values: list[Any] = axis.choices[:20]
         return [(_place(axis, i, low, high) or 0.0, v) for i, v in enumerate(values)]
     if 0 < len(axis.choices) <= MOST_TICKS:
-        named = [(_place(axis, v, low, high) or 0.0, v) for v in axis.choices]
-        if all(after[0] - before[0] > NEAREST for before, after in pairwise(named)):
-            return named
+        ticks = [(_place(axis, v, low, high) or 0.0, v) for v in axis.choices]
+        if all(after[0] - before[0] > NEAREST for before, after in pairwise(ticks)):
+            return ticks
     steps = [step / 4 for step in range(5)]
     if axis.kind == "log":
         return [(s, float(f"{low * (high / low) ** s:.2g}")) for s in steps]

@@ -1,4 +1,4 @@
-"""A sweep's pictures and page, written into its folder."""
+"""Write a sweep's pictures and page into its folder."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +12,14 @@ from fmnist_sweep.results.timing import timing
 
 
 def publish(folder: Path, runs: Sequence[Run]) -> Path:
-    """Writes `plots/*.png` and `report.html`.
+    """Write `plots/*.png` and `report.html`.
 
     Args:
-        runs: the finished ones, at least one.
+        folder: the sweep's folder.
+        runs: the finished runs, at least one.
 
     Returns:
-        The page's path.
+        The path of the page.
 
     Raises:
         OSError: the folder cannot be written.
@@ -32,7 +33,7 @@ def publish(folder: Path, runs: Sequence[Run]) -> Path:
     for name in _NAMES:
         if figure := drawn.get(name):
             write_atomically(plots / f"{name}.png", png(figure))
-        else:  # what an earlier report drew of fewer trials may no longer be so
+        else:  # an earlier report, of fewer trials, may have left an outdated picture
             (plots / f"{name}.png").unlink(missing_ok=True)
     return folder / "report.html"
 
@@ -41,16 +42,16 @@ _NAMES = ("curves", "history", "importances", "slices", "parallel", "grid", "par
 
 
 def _pictures(runs: Sequence[Run], shares: dict[str, float]) -> dict[str, Figure | None]:
-    """Those that this sweep's data is good for."""
+    """Draw the pictures for which the sweep has data; the others are None."""
     has_values = any(series.objective(run) is not None for run in runs)
     when = timing(runs)
-    uprights, lines = parallel.lines(runs)
+    axes, lines = parallel.lines(runs)
     return {
         "curves": sweep_plots.curves(runs) if any(run.history for run in runs) else None,
         "history": sweep_plots.history(runs) if has_values else None,
         "importances": sweep_plots.importances(shares) if shares else None,
         "slices": key_plots.slices(runs) if has_values and swept.axes(runs) else None,
-        "parallel": key_plots.parallel(uprights, lines) if lines else None,
+        "parallel": key_plots.parallel(axes, lines) if lines else None,
         "grid": key_plots.grid(runs),
         "pareto": sweep_plots.front(runs) if series.front(runs) else None,
         "time": sweep_plots.time(when) if when and when.parts else None,

@@ -1,4 +1,4 @@
-"""A sweep's runs, best first, and the table of them on a screen."""
+"""A sweep's runs, best first, and their table on the screen."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,9 +15,9 @@ SHOWN = 20  # rows of the table on a screen
 
 
 def ranked(runs: Sequence[Run]) -> list[Run]:
-    """Complete runs best first, then pruned and failed ones.
+    """Return the complete runs, best first, then the pruned, then the failed runs.
 
-    With several objectives the Pareto front comes first, by its first objective.
+    With several objectives the Pareto front comes first. Runs are ordered by the first objective.
     """
     order = {"COMPLETE": 0, "PRUNED": 1}
     front = {run.trial for run in pareto(runs)}
@@ -29,14 +29,14 @@ def ranked(runs: Sequence[Run]) -> list[Run]:
 
 
 def pareto(runs: Sequence[Run]) -> list[Run]:
-    """Complete runs that no other beats in one objective without losing in another."""
+    """Return the Pareto front: no other run beats these in one objective and loses in none."""
     complete = [run for run in runs if run.state == "COMPLETE"]
     points = {run.trial: _oriented(run) for run in complete}
 
     def beaten(run: Run) -> bool:
-        mine = points[run.trial]
+        point = points[run.trial]
         return any(
-            other != mine and all(theirs >= own for theirs, own in zip(other, mine))
+            other != point and all(y >= x for x, y in zip(point, other))
             for other in points.values()
         )
 
@@ -44,7 +44,7 @@ def pareto(runs: Sequence[Run]) -> list[Run]:
 
 
 def _oriented(run: Run) -> list[float]:
-    """The objectives' values, turned so that more is better."""
+    """Return the objectives' values, negated where lower is better."""
     signs = [1 if direction == "maximize" else -1 for direction in run.direction]
     return [
         sign * value if isinstance(value, int | float) else -math.inf
@@ -53,7 +53,7 @@ def _oriented(run: Run) -> list[float]:
 
 
 def console() -> Console:
-    """Standard output, on which text is text and no markup; a pipe is not folded at 80 columns."""
+    """Return standard output without markup; lines into a pipe are not wrapped at 80 columns."""
     screen = Console(markup=False, emoji=False, highlight=False)
     if not screen.is_terminal:
         screen.width = 200
@@ -61,9 +61,9 @@ def console() -> Console:
 
 
 def show(runs: Sequence[Run], screen: Console) -> None:
-    """Prints the table: best first, the default configuration's row marked.
+    """Print the table, best runs first, with the row of the default configuration marked.
 
-    A terminal that is too narrow gets fewer columns, least needed ones first left out.
+    On a narrow terminal the least needed columns are left out.
     """
     rows = ranked(runs)
     several = bool(rows) and len(rows[0].objective) > 1
@@ -89,12 +89,12 @@ def show(runs: Sequence[Run], screen: Console) -> None:
 def _columns(
     runs: Sequence[Run], shown: Sequence[Run], ranks: dict[int, int], front: set[int]
 ) -> dict[str, Callable[[Run], str]]:
-    """The table's columns by name, each with what it shows of a run."""
+    """Return the table's columns by name, each with the function that makes a run's cell."""
 
     def rank(run: Run) -> str:
         return str(ranks[run.trial]) if run.state == "COMPLETE" else "-"
 
-    def note(run: Run) -> str:
+    def marks(run: Run) -> str:
         return ", ".join(["baseline"] * run.default + ["Pareto front"] * (run.trial in front))
 
     def value(key: str) -> Callable[[Run], str]:
@@ -107,7 +107,7 @@ def _columns(
     if any(run.state != "COMPLETE" for run in shown):
         columns["state"] = lambda run: run.state.lower()
     columns |= {key: value(key) for run in runs for key in run.params}
-    if any(run.metrics for run in runs):  # of an application of its own
+    if any(run.metrics for run in runs):  # another application's training
         columns |= {name: figure(name) for name in runs[0].objective}
     else:
         columns["val acc %"] = lambda run: _mean(run, "val_accuracy", 100, 2)
@@ -116,7 +116,7 @@ def _columns(
         len(run.history) or "-"
     )
     columns["seconds"] = lambda run: _number(run.summary.get("seconds"), 1, 1)
-    columns[""] = note
+    columns[""] = marks
     return columns
 
 
@@ -124,7 +124,7 @@ _NEEDED = ("rank", "trial", "state", "val acc %")
 
 
 def _least_needed(columns: Mapping[str, Any]) -> str | None:
-    """The column that is left out next; None when only those are left that must stay."""
+    """Return the column to leave out next, or None if all the others are needed."""
     first = [name for name in ("seconds", "epochs", "val loss") if name in columns]
     keys = [name for name in columns if name not in (*_NEEDED, "")]
     return next(iter([*first, *reversed(keys)]), None)
@@ -142,7 +142,7 @@ def _table(columns: Mapping[str, Callable[[Run], str]], runs: Sequence[Run]) -> 
 
 
 def _width(table: Table, screen: Console) -> int:
-    """The width that a table would like to have."""
+    """Return a table's width without wrapping, in characters."""
     wide = screen.options.update(max_width=10_000)
     return Measurement.get(screen, wide, table).maximum
 
@@ -152,7 +152,7 @@ def _short(value: object) -> str:
 
 
 def _mean(run: Run, name: str, scale: float, digits: int) -> str:
-    """A figure, of repeats with its standard deviation."""
+    """Format a figure, with its standard deviation if the trial has repeats."""
     text = _number(run.summary.get(name), scale, digits)
     spread = _number(run.summary.get(f"{name}_std"), scale, digits)
     return text if spread == "-" else f"{text} ± {spread}"

@@ -1,14 +1,14 @@
-"""What a run leaves behind: the only reader and writer of run folders.
+"""Run folders: their files, and the functions that read and write them.
 
 .hydra/           the configuration, written by Hydra
-train.log         what was said on screen, with times
-history.csv       one row an epoch
-summary.json      one trial's final row; its presence says that the run ended
-trial.json        in a sweep: which trial of it this is, and with what values
+train.log         the lines of the screen, with times
+history.csv       one row per epoch
+summary.json      the run's final row; exists once the run has ended
+trial.json        in a sweep: the trial's number and parameters
 environment.json  versions, device, threads, git commit, command line
 results.png       loss and accuracy curves
 model.pt          a state dict for a plain `nn.Module`
-checkpoint-0.pt   while it trains, the state of its first repeat at an epoch's end
+checkpoint-0.pt   during training: the state of the first repeat at the end of an epoch
 """
 
 import csv
@@ -34,7 +34,7 @@ from fmnist_sweep.base.errors import RecordError
 from fmnist_sweep.base.files import write_atomically
 from fmnist_sweep.base.processes import cores
 
-# No honest text file of a run, a history of half a million epochs, needs more.
+# In bytes. The history of half a million epochs, the longest text file of a run, is smaller.
 LARGEST = 64 * 2**20
 
 
@@ -42,8 +42,8 @@ LARGEST = 64 * 2**20
 class Epoch:
     """One row of `history.csv`. Losses are mean cross-entropies in nats, accuracies in [0, 1].
 
-    Training figures are running means over the epoch's batches, as the weights change;
-    validation figures are of the weights at its end. `seconds` covers both.
+    Training figures are means over the epoch's batches, taken while the weights change. Validation
+    figures use the weights at the end of the epoch. `seconds` is the time of both.
     """
 
     epoch: int
@@ -56,9 +56,9 @@ class Epoch:
 
 
 def escape_csv_formula(value: Any) -> Any:
-    """A table's cell: text that a spreadsheet would run as a formula gets an apostrophe before it.
+    """Return a table cell, with an apostrophe before text that a spreadsheet would execute.
 
-    Source: OWASP, CSV injection.
+    Numbers, also as text, stay as they are. Source: OWASP, CSV injection.
     """
     if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
         return value
@@ -70,22 +70,22 @@ def escape_csv_formula(value: Any) -> Any:
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether something was trained here before."""
+    """Return whether the folder holds an earlier run."""
     return any((folder / name).exists() for name in ("history.csv", "summary.json"))
 
 
 def holds_sweep(folder: Path) -> bool:
-    """Whether a sweep has begun here, or its tables are here."""
+    """Return whether a sweep has begun in the folder or left its tables there."""
     return any((folder / name).exists() for name in ("study.json", "sweep.csv"))
 
 
 def checkpoint(folder: Path, repeat: int) -> Path:
-    """Where the state of a run's repeat is kept while it trains."""
+    """Return the path of a repeat's checkpoint, which is kept during training."""
     return folder / f"checkpoint-{repeat}.pt"
 
 
 def checkpoints(folder: Path) -> dict[int, Path]:
-    """What is kept of a run's repeats."""
+    """Return the checkpoint files in a run folder by repeat."""
     names = (
         (path, re.fullmatch(r"checkpoint-(\d{1,9}).pt", path.name)) for path in folder.iterdir()
     )
@@ -93,25 +93,25 @@ def checkpoints(folder: Path) -> dict[int, Path]:
 
 
 def is_interrupted(folder: Path) -> bool:
-    """Whether a run was trained here for a while that can go on from a checkpoint."""
+    """Return whether the folder holds an unfinished run that can resume from a checkpoint."""
     return bool(checkpoints(folder)) and not (folder / "summary.json").exists()
 
 
 def earlier_attempts(folder: Path) -> list[Path]:
-    """The folders of earlier attempts at the same run, the newest first: `7-2` and `7` of `7-3`."""
+    """Return the folders of earlier attempts at a run, newest first: `7-2` and `7` for `7-3`."""
     name = re.fullmatch(r"(.+)-(\d+)", folder.name)
     if not name or not folder.with_name(name[1]).is_dir():
         return []
     found = [(1, folder.with_name(name[1]))]
-    for one in folder.parent.glob(f"{glob.escape(name[1])}-*"):
-        number = one.name.removeprefix(f"{name[1]}-")
-        if number.isdecimal() and 1 < int(number) < int(name[2]) and one.is_dir():
-            found.append((int(number), one))
-    return [one for _, one in sorted(found, reverse=True)]
+    for attempt in folder.parent.glob(f"{glob.escape(name[1])}-*"):
+        number = attempt.name.removeprefix(f"{name[1]}-")
+        if number.isdecimal() and 1 < int(number) < int(name[2]) and attempt.is_dir():
+            found.append((int(number), attempt))
+    return [attempt for _, attempt in sorted(found, reverse=True)]
 
 
 def attempts(sweep: Path) -> dict[int, list[Path]]:
-    """A sweep's run folders by trial, in order: `3`, `3-2`, ... are the attempts at trial 3."""
+    """Return a sweep's run folders by trial. The attempts at trial 3 are `3`, `3-2`, ..."""
     found: dict[int, list[tuple[int, Path]]] = {}
     for folder in sweep.iterdir():
         name = re.fullmatch(r"(\d+)(?:-(\d+))?", folder.name)
@@ -121,11 +121,12 @@ def attempts(sweep: Path) -> dict[int, list[Path]]:
 
 
 def write_history(folder: Path, history: Sequence[Epoch | Mapping[str, float]]) -> None:
-    """Writes `history.csv`, with every digit of its numbers.
+    """Write `history.csv`, numbers with all their digits.
 
     Args:
-        history: rows of the same first column, `epoch` or `step`; a value that a row lacks is left
-            empty.
+        folder: the run folder.
+        history: rows with the same first column, `epoch` or `step`. Where a row lacks a column, the
+            cell is empty.
     """
     rows = [asdict(row) if isinstance(row, Epoch) else row for row in history]
     columns = dict.fromkeys(name for row in rows for name in row) or EPOCH_COLUMNS
@@ -137,14 +138,14 @@ def write_history(folder: Path, history: Sequence[Epoch | Mapping[str, float]]) 
 
 
 def read_history(folder: Path) -> list[dict[str, float]]:
-    """Reads `history.csv`.
+    """Read `history.csv`.
 
     Returns:
-        Its rows, with the epoch or step first, as an integer.
+        The rows. Their first item is the epoch or step, an integer; empty cells of steps are NaN.
 
     Raises:
-        OSError: there is none.
-        RecordError: it is torn, or not a history.
+        OSError: the file is missing or unreadable.
+        RecordError: the file is torn or is not a history.
     """
     try:
         reader = csv.DictReader(io.StringIO(read_text(folder / "history.csv"), newline=""))
@@ -153,11 +154,11 @@ def read_history(folder: Path) -> list[dict[str, float]]:
         if columns != EPOCH_COLUMNS and columns[:1] != ["step"]:
             raise ValueError(f"its columns are {reader.fieldnames}")
         first, *rest = columns
-        number = _number if first == "step" else float  # an epoch has all its figures
+        number = _number_or_nan if first == "step" else float  # an epoch has no empty cells
         history = [
             {first: int(row[first]), **{name: number(row[name]) for name in rest}} for row in rows
         ]
-        # Tables and pictures hold no others.
+        # The range of epochs and steps in tables and pictures.
         if wrong := [row[first] for row in history if not 0 <= row[first] < 2**31]:
             raise ValueError(f"it has {first} {wrong[0]}")
         return history
@@ -168,24 +169,26 @@ def read_history(folder: Path) -> list[dict[str, float]]:
 EPOCH_COLUMNS = [field.name for field in fields(Epoch)]
 
 
-def _number(text: str) -> float:
+def _number_or_nan(text: str) -> float:
     return float(text) if text else math.nan
 
 
-def step_of(row: Mapping[str, float]) -> int:
-    """The epoch or step of a history's row."""
+def step_number(row: Mapping[str, float]) -> int:
+    """Return the epoch or step of a row of a history."""
     return int(next(iter(row.values())))
 
 
 def finish(folder: Path, state: str, reason: str | None = None, **more: Any) -> dict[str, Any]:
-    """Writes a run's final row, or changes what the training has written.
+    """Write a run's final row, or update the row that the training has written.
 
     Args:
+        folder: the run folder.
         state: COMPLETE, PRUNED or FAILED.
-        reason: one line that says why it is not complete.
+        reason: one line that says why the run is not complete.
+        more: further columns of the row.
 
     Returns:
-        What `summary.json` then holds.
+        The content of `summary.json`.
     """
     known = summary(folder) or {}
     values = {**known, **more, "state": state, "reason": reason}
@@ -195,10 +198,10 @@ def finish(folder: Path, state: str, reason: str | None = None, **more: Any) -> 
 
 
 def summary(folder: Path) -> dict[str, Any] | None:
-    """A run's final row, or None for a run that has not ended.
+    """Read a run's final row; None if the run has not ended.
 
     Raises:
-        RecordError: the file is not a summary.
+        RecordError: `summary.json` is not a JSON object.
     """
     try:
         return read_json(folder, "summary.json")
@@ -207,17 +210,17 @@ def summary(folder: Path) -> dict[str, Any] | None:
 
 
 def write_json(folder: Path, name: str, values: Mapping[str, Any]) -> None:
-    """Writes a JSON object, keys in the order given. NaN becomes null: JSON has none."""
+    """Write a JSON object, keys in the given order. NaN, which JSON lacks, becomes null."""
     finite = {k: None if isinstance(v, float) and v != v else v for k, v in values.items()}
     write_atomically(folder / name, json.dumps(finite, indent=2, allow_nan=True) + "\n")
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """Reads a JSON object.
+    """Read a JSON object.
 
     Raises:
-        OSError: there is none.
-        RecordError: it is not a JSON object.
+        OSError: the file is missing or unreadable.
+        RecordError: the file is not a JSON object.
     """
     try:
         values = json.loads(read_text(folder / name))
@@ -229,11 +232,11 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """What is in a file.
+    """Read a text file.
 
     Raises:
-        OSError: there is none.
-        ValueError: it is not text, has no end, as a pipe has none, or is larger than any of ours.
+        OSError: the file is missing or unreadable.
+        ValueError: it is not UTF-8, no regular file (a pipe has no end) or larger than `LARGEST`.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
@@ -243,8 +246,8 @@ def read_text(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-class _Plain(yaml.SafeLoader):
-    """YAML as Hydra writes it: without aliases; a few can stand for more than memory holds."""
+class _LoaderWithoutAliases(yaml.SafeLoader):
+    """A loader that refuses aliases: Hydra writes none, and a few can expand beyond memory."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -253,14 +256,14 @@ class _Plain(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> Any:
-    """Reads a configuration or what else Hydra writes.
+    """Read a configuration or another YAML file of Hydra's.
 
     Raises:
-        OSError: there is none.
-        RecordError: it is no YAML, or has aliases.
+        OSError: the file is missing or unreadable.
+        RecordError: the file is not YAML or has aliases.
     """
     try:
-        return yaml.load(read_text(path), _Plain)
+        return yaml.load(read_text(path), _LoaderWithoutAliases)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         text = " ".join(str(error).split())
         raise RecordError(f"{path}: not YAML as Hydra writes it: {text[:200]}") from None
@@ -270,7 +273,11 @@ _PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "matplo
 
 
 def environment(**training: Any) -> dict[str, Any]:
-    """What a reader needs to judge or repeat a run; `training` adds device, threads and such."""
+    """Return the content of `environment.json`, what a reader needs to judge or repeat a run.
+
+    Args:
+        training: further items, such as device and threads; they come first.
+    """
     versions: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:
@@ -298,7 +305,7 @@ def _processor() -> str:
 
 
 def _git_state() -> dict[str, Any]:
-    """The commit of this package's checkout and whether it was dirty; nulls outside of one."""
+    """Return the commit of this package's checkout and whether it is dirty; None without one."""
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:
@@ -308,7 +315,7 @@ def _git_state() -> dict[str, Any]:
         ).stdout.strip()
 
     try:
-        # An installed copy may lie inside some other project's repository: not our commit.
+        # An installed copy may lie in another project's repository, whose commit is not ours.
         git("ls-files", "--error-unmatch", "record.py")
         return {
             "git_commit": git("rev-parse", "HEAD"),

@@ -1,4 +1,4 @@
-"""Pictures of runs, drawn with matplotlib's object interface: no global state, no display."""
+"""The picture of a run, drawn by matplotlib's object interface: no global state, no display."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,17 +6,20 @@ from typing import Any
 from fmnist_sweep.base.figures import Axes, Figure, as_label, png, ticker
 from fmnist_sweep.results.record import Epoch
 
-# Okabe and Ito's blue and vermilion: apart for colour-blind eyes and, by marker, on grey paper.
+# Okabe and Ito's blue and vermilion, safe for colour blindness; markers serve grey prints.
 TRAINING: dict[str, Any] = {"color": "#0072B2", "marker": "o"}
 VALIDATION: dict[str, Any] = {"color": "#D55E00", "marker": "s"}
 
 
 def curves(history: Sequence[Epoch], title: str) -> bytes:
-    """Draws a run's loss and accuracy over its epochs, training and validation, as a PNG.
+    """Plot a run's training and validation loss and accuracy over its epochs.
 
     Args:
         history: the finished epochs, at least one.
-        title: stands above both panels.
+        title: the title above both panels.
+
+    Returns:
+        The picture as PNG.
     """
     figure = Figure(figsize=(11, 4.4), dpi=110, layout="constrained")
     loss_axes, accuracy_axes = figure.subplots(1, 2)

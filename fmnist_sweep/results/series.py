@@ -1,4 +1,4 @@
-"""What a sweep's pictures show, as plain numbers: nothing here draws."""
+"""The numbers behind a sweep's pictures; nothing here draws."""
 
 import math
 import statistics
@@ -7,28 +7,28 @@ from typing import Any
 
 from fmnist_sweep.results.metrics import Measure, direction
 from fmnist_sweep.results.ranking import pareto, ranked
-from fmnist_sweep.results.record import step_of
+from fmnist_sweep.results.record import step_number
 from fmnist_sweep.results.tables import Run
 
 
 def measures(runs: Sequence[Run]) -> list[Measure]:
-    """What the sweep optimises."""
+    """Return the measures of the sweep's objectives."""
     return [Measure(n, d) for n, d in zip(runs[0].objective, runs[0].direction)]
 
 
 def best(runs: Sequence[Run]) -> Run | None:
-    """The first of the ranking; None where no run is complete."""
+    """Return the first run of the ranking, or None if no run is complete."""
     first = ranked(runs)[0] if runs else None
     return first if first and first.state == "COMPLETE" else None
 
 
 def baseline(runs: Sequence[Run]) -> Run | None:
-    """The run of the default configuration; of several, as when seeds were swept, the first."""
+    """Return the first run of the default configuration, or None; a seed sweep has several."""
     return next((run for run in runs if run.default), None)
 
 
 def number(value: Any) -> float | None:
-    """A finite number as a float, else None."""
+    """Return a finite number as a float, and None for everything else."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
     try:
@@ -38,14 +38,14 @@ def number(value: Any) -> float | None:
 
 
 def objective(run: Run, index: int = 0) -> float | None:
-    """The value of one of a run's objectives, where it did not fail and has a finite one."""
+    """Return the value of one of a run's objectives; None if the run failed or it is not finite."""
     if run.state == "FAILED":
         return None
     return number(run.values[index]) if index < len(run.values) else None
 
 
 def running_best(runs: Sequence[Run]) -> list[float | None]:
-    """The best complete value so far, by trial; None before the first."""
+    """Return the best value of complete trials so far, by trial; None before the first."""
     sign = 1 if runs[0].direction[0] == "maximize" else -1
     found: list[float | None] = []
     so_far: float | None = None
@@ -58,22 +58,22 @@ def running_best(runs: Sequence[Run]) -> list[float | None]:
 
 
 def front(runs: Sequence[Run]) -> list[Run]:
-    """The Pareto front of two objectives, along the first; none for a single objective."""
+    """Return the Pareto front ordered by the first objective; empty unless there are two."""
     if len(runs[0].objective) != 2:
         return []
     return sorted(pareto(runs), key=lambda run: objective(run) or 0.0)
 
 
-def window(values: Sequence[float], direction: str, *must: float) -> tuple[float, float]:
-    """An axis' range that far-off bad values do not squash.
+def window(values: Sequence[float], direction: str, *included: float) -> tuple[float, float]:
+    """Return the range of an axis, with outliers on the bad side cut off.
 
     Args:
         values: finite, at least one.
-        direction: the good end is never cut.
-        must: values that the range has to hold.
+        direction: minimize or maximize; the good end is never cut.
+        included: values that the range must contain.
 
     Returns:
-        Low and high, a twentieth wider than what is shown.
+        Low and high, each with a margin of a twentieth of the range.
     """
     ordered = sorted(values)
     low, high = ordered[0], ordered[-1]
@@ -84,21 +84,21 @@ def window(values: Sequence[float], direction: str, *must: float) -> tuple[float
             low = max(low, lower - reach)
         else:
             high = min(high, upper + reach)
-    low, high = min([low, *must]), max([high, *must])
+    low, high = min([low, *included]), max([high, *included])
     margin = (high - low) / 20 or abs(high) / 20 or 1.0
     return low - margin, high + margin
 
 
-# Of what our own training reports, in the order shown.
+# The metrics of this package's training, in the order of their plots.
 _USUAL = ("val_accuracy", "val_loss", "train_accuracy", "train_loss")
 _NO_METRICS = ("epoch", "step", "lr", "seconds")
 MOST_CURVES = 12
 
 
 def curve_metrics(runs: Sequence[Run]) -> dict[str, str]:
-    """The metrics of the runs' histories, each with its direction; at most twelve.
+    """Return at most `MOST_CURVES` metrics of the runs' histories, each with its direction.
 
-    What the sweep optimises comes first.
+    The usual metrics come first, then the sweep's objectives.
     """
     ends = (row for run in runs if run.history for row in (run.history[0], run.history[-1]))
     reported = dict.fromkeys(name for row in ends for name in row)
@@ -109,32 +109,32 @@ def curve_metrics(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def curve(run: Run, metric: str) -> tuple[list[int], list[float]]:
-    """A run's steps and a metric at each, as shown (accuracies in per cent), finite ones only."""
+    """Return a run's steps and the finite values of a metric at them, accuracies in per cent."""
     scale = Measure(metric, "").scale
-    points = [(step_of(row), scale * row.get(metric, math.nan)) for row in run.history]
-    finite = [(epoch, value) for epoch, value in points if math.isfinite(value)]
-    return [epoch for epoch, _ in finite], [value for _, value in finite]
+    points = [(step_number(row), scale * row.get(metric, math.nan)) for row in run.history]
+    finite = [(step, value) for step, value in points if math.isfinite(value)]
+    return [step for step, _ in finite], [value for _, value in finite]
 
 
 def curve_window(runs: Sequence[Run], metric: str) -> tuple[float, float] | None:
-    """The range in which a metric's curves are shown; None where there are none.
+    """Return the axis range for a metric's curves, or None without values.
 
-    The best trial and the baseline are always whole.
+    The range contains the whole curves of the best trial and of the baseline.
     """
     values = [v for run in runs if run.state != "FAILED" for v in curve(run, metric)[1]]
     if not values:
         return None
     marked = [run for run in (best(runs), baseline(runs)) if run]
-    must = [value for run in marked for value in curve(run, metric)[1]]
-    return window(values, curve_metrics(runs)[metric], *must)
+    included = [value for run in marked for value in curve(run, metric)[1]]
+    return window(values, curve_metrics(runs)[metric], *included)
 
 
 def objective_window(runs: Sequence[Run], index: int = 0) -> tuple[float, float] | None:
-    """The range in which the objective of complete and pruned runs is shown, scaled as shown."""
+    """Return the axis range for an objective, accuracies in per cent, or None without values."""
     scale = measures(runs)[index].scale
     known = [(run, objective(run, index)) for run in runs]
     values = [scale * value for _, value in known if value is not None]
     if not values:
         return None
-    must = [scale * value for run, value in known if value is not None and run.default]
-    return window(values, runs[0].direction[index], *must)
+    included = [scale * value for run, value in known if value is not None and run.default]
+    return window(values, runs[0].direction[index], *included)

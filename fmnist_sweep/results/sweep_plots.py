@@ -1,4 +1,4 @@
-"""A sweep's pictures as PNG files: thin drawing of what `series` and `timing` have worked out."""
+"""Plots of a sweep; the numbers come from `series` and `timing`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from fmnist_sweep.results.timing import Timing
 
 
 def curves(runs: Sequence[Run]) -> Figure:
-    """Validation and training curves of all runs, the best and the baseline on top."""
+    """Plot the curves of all runs, with the best run and the baseline on top."""
     metrics = series.curve_metrics(runs)
     rows = -(-len(metrics) // 2)
     figure = Figure(figsize=(11, 3.7 * rows), dpi=110, layout="constrained")
@@ -70,12 +70,12 @@ def _marked_curves(axes: Axes, runs: Sequence[Run], metric: str) -> None:
 
 
 def _sparse(points: Sequence[Any]) -> int:
-    """Every how many points a marker stands, so that they do not run together."""
+    """Return the number of points per marker, so that markers do not overlap."""
     return max(1, len(points) // 12)
 
 
 def history(runs: Sequence[Run]) -> Figure:
-    """The objective of each trial and the best so far."""
+    """Plot each trial's objective and the best so far."""
     figure, axes = new_figure()
     measure = series.measures(runs)[0]
     scatter(axes, runs, lambda run: run.trial)
@@ -100,7 +100,11 @@ def history(runs: Sequence[Run]) -> Figure:
 
 
 def importances(shares: Mapping[str, float]) -> Figure:
-    """A bar for each key."""
+    """Plot a bar for each key.
+
+    Args:
+        shares: by key, adding up to 1.
+    """
     figure, axes = new_figure(height=1.2 + 0.45 * len(shares))
     names = list(shares)[::-1]
     labels = [as_label(name) for name in names]
@@ -113,7 +117,7 @@ def importances(shares: Mapping[str, float]) -> Figure:
 
 
 def front(runs: Sequence[Run]) -> Figure:
-    """Two objectives and their Pareto front."""
+    """Plot two objectives and their Pareto front."""
     figure, axes = new_figure()
     first, second = series.measures(runs)
     scatter(axes, runs, lambda run: _scaled(run, 0, first), index=1)
@@ -141,7 +145,7 @@ def _scaled(run: Run, index: int, measure: Measure) -> float:
 
 
 def time(timing: Timing) -> Figure:
-    """Where the time went, and how many trials had ended when."""
+    """Plot the time by activity, and the number of ended trials over time."""
     figure = Figure(figsize=(11, 3.6), dpi=110, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1.2, 1])
     names = list(reversed(timing.parts))

@@ -1,4 +1,4 @@
-"""The swept keys as axes, and a grid over one or two of them."""
+"""The swept keys as axes of plots, and grids over one or two keys."""
 
 import math
 import statistics
@@ -10,8 +10,8 @@ from typing import Any
 from fmnist_sweep.results.series import number, objective
 from fmnist_sweep.results.tables import Run
 
-GRID_VALUES = 12  # more distinct values than this are a search, not a grid
-LOG_RATIO = 20  # a key whose values span more than this gets a logarithmic axis
+GRID_VALUES = 12  # a key with more distinct values was searched, not swept as a grid
+LOG_RATIO = 20  # an axis is logarithmic if its greatest value is this many times its least
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Axis:
     """A swept key as an axis.
 
     kind: linear, log or category.
-    choices: what a category may be, in order of appearance; for numbers the distinct values of a
-        grid, ascending, or none where there are too many to name each.
+    choices: a category's values in order of appearance; of a numeric key, the distinct values
+        ascending, or none if there are more than `GRID_VALUES`.
     """
 
     key: str
@@ -28,7 +28,7 @@ class Axis:
     choices: list[Any]
 
     def place(self, value: Any) -> float | None:
-        """Where a value stands on the axis: itself, or a category's position from 0."""
+        """Return a number itself, and a category's position from 0; None for any other value."""
         if self.kind == "category":
             text = str(value)
             return float(self.choices.index(text)) if text in self.choices else None
@@ -36,7 +36,7 @@ class Axis:
 
 
 def axes(runs: Sequence[Run]) -> list[Axis]:
-    """The swept keys that took more than one value in runs that reached one."""
+    """Return the swept keys with more than one value among the runs that have an objective."""
     shown = [run for run in runs if objective(run) is not None]
     keys = dict.fromkeys(key for run in shown for key in run.params)
     made = (_axis(key, [r.params[key] for r in shown if key in r.params]) for key in keys)
@@ -44,7 +44,7 @@ def axes(runs: Sequence[Run]) -> list[Axis]:
 
 
 def _axis(key: str, values: Sequence[Any]) -> tuple[Axis, int]:
-    """An axis and how many distinct values it has."""
+    """Return an axis and the number of its distinct values."""
     if any(number(value) is None for value in values):
         choices = list(dict.fromkeys(str(value) for value in values))
         return Axis(key, "category", choices), len(choices)
@@ -56,17 +56,18 @@ def _axis(key: str, values: Sequence[Any]) -> tuple[Axis, int]:
 
 
 def _is_geometric(values: Sequence[float]) -> bool:
-    """16, 32, 64: at least three values, each the same multiple of the one before."""
+    """Return whether three or more values have a constant ratio, such as 16, 32, 64."""
     ratios = [after / before for before, after in pairwise(values)]
     return 2 <= len(ratios) < GRID_VALUES and max(ratios) < 1.01 * min(ratios)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """All complete runs at one point of a grid.
+    """The complete runs at a point of a grid.
 
-    where: the point's values, by the grid's axes.
-    spread: sample standard deviation over seeds or repeats; None for a single run.
+    where: the point's places on the grid's axes.
+    spread: the sample standard deviation over seeds or repeats; None for a single run.
+    n: the number of seeds or repeats.
     """
 
     where: tuple[Any, ...]
@@ -76,9 +77,9 @@ class Cell:
 
 
 def grid(runs: Sequence[Run]) -> tuple[list[Axis], list[Cell]] | None:
-    """A grid of one or two keys with a few values each; None for anything else.
+    """Return a grid over one or two keys with a few values each, or None if the sweep is not one.
 
-    A swept seed is no axis: its runs are the repeats of a point.
+    A swept seed is not an axis: the runs of several seeds are the repeats of a point.
     """
     found = [axis for axis in axes(runs) if axis.key != runs[0].seed_key]
     if len(found) not in (1, 2) or any(not 2 <= len(a.choices) <= GRID_VALUES for a in found):
@@ -88,10 +89,10 @@ def grid(runs: Sequence[Run]) -> tuple[list[Axis], list[Cell]] | None:
         if run.state == "COMPLETE" and objective(run) is not None:
             where = tuple(axis.place(run.params.get(axis.key)) for axis in found)
             points.setdefault(where, []).append(run)
-    whole = [where for where in points if None not in where]  # a conditional key may be missing
+    whole = [where for where in points if None not in where]  # conditional keys may be missing
     cells = [_cell(where, points[where]) for where in sorted(whole)]
     full = math.prod(len(axis.choices) for axis in found)
-    # A search that happens to draw few values leaves most of the product empty.
+    # A random search that draws few distinct values leaves most points of the grid empty.
     return (found, cells) if cells and len(points) > full / 2 else None
 
 

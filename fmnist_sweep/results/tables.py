@@ -1,4 +1,4 @@
-"""A sweep's tables, made from its run folders alone: `sweep.csv` and `curves.csv`."""
+"""A sweep's tables, `sweep.csv` and `curves.csv`, made from the run folders alone."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,15 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fmnist_sweep.base.errors import ReportError
 from fmnist_sweep.base.files import write_atomically
 from fmnist_sweep.results import record
+from fmnist_sweep.results.metrics import EPOCH_METRICS
 
-METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "best_val_accuracy")
-INTEGERS = ("best_epoch", "kept_epoch", "epochs", "seed", "repeats")
-# Of our own training; a table of another application's runs has none of them.
-OWN = (*METRICS, "best_epoch", "kept_epoch", "images_per_second")
-TAIL = (
-    *METRICS,
-    "best_epoch",
-    "kept_epoch",
+INTEGER_COLUMNS = ("best_epoch", "kept_epoch", "epochs", "seed", "repeats")
+# Only in tables of this package's own training, not of another application's.
+QUALITY_COLUMNS = (*EPOCH_METRICS, "best_val_accuracy", "best_epoch", "kept_epoch")
+TRAINING_COLUMNS = (*QUALITY_COLUMNS, "images_per_second")
+LAST_COLUMNS = (
+    *QUALITY_COLUMNS,
     "epochs",
     "seconds",
     "images_per_second",
@@ -28,14 +27,13 @@ TAIL = (
     "reason",
 )
 
-
-# What a table's column of integers can hold, and a float without overflow.
+# Integers that fit a table's Int64 column and convert to a float without overflow.
 _Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 _Value = bool | _Whole | float | str | None
 
 
-class _Note(BaseModel):
-    """What must be in `trial.json`, which may be somebody else's."""
+class _TrialFile(BaseModel):
+    """The required content of `trial.json`, which another program may have written."""
 
     model_config = ConfigDict(strict=True)
 
@@ -46,8 +44,8 @@ class _Note(BaseModel):
     seed_key: str | None = "seed"
 
 
-class _Row(BaseModel):
-    """What must be in `summary.json`; numbers that it has not are missing."""
+class _SummaryFile(BaseModel):
+    """The required content of `summary.json`; numbers may be absent."""
 
     model_config = ConfigDict(strict=True, extra="allow")
     __pydantic_extra__: dict[str, _Value]
@@ -78,11 +76,11 @@ class Run:
     """A finished run of a sweep.
 
     state: COMPLETE, PRUNED or FAILED.
-    params: the swept keys' values.
-    default: whether these are what the keys have without the sweep.
-    objective: names of the columns that the sweep optimises, and with them `direction`.
-    seed_key: the key in which runs of one configuration differ, if there is one.
-    metrics: the last values of what an application of its own has reported or returned, by name.
+    params: the values of the swept keys.
+    default: whether the values are the keys' defaults.
+    objective, direction: the columns that the sweep optimises, and for each minimize or maximize.
+    seed_key: the key in which runs of the same configuration differ, or None.
+    metrics: the last values that another application's training reported or returned, by name.
     """
 
     trial: int
@@ -99,30 +97,30 @@ class Run:
 
     @property
     def values(self) -> list[Any]:
-        """The objectives' values; a failed or pruned run's may be None."""
+        """The values of the objectives; they may be None in a failed or pruned run."""
         return [self.figure(name) for name in self.objective]
 
     def figure(self, name: str) -> Any:
-        """A figure of the final row; None where it has none of that name."""
+        """Return a figure of the final row, or None if the row lacks it."""
         return self.summary.get(name, self.metrics.get(name))
 
     @property
     def label(self) -> str:
-        """The swept values as a line."""
+        """The swept values in one line."""
         return " ".join(f"{key}={value}" for key, value in self.params.items())
 
 
 def step_name(runs: Sequence[Run]) -> str:
-    """What the runs' histories count: `epoch` or `step`."""
+    """Return what the runs' histories count: `epoch` or `step`."""
     first = next((run.history[0] for run in runs if run.history), {"epoch": 0})
     return next(iter(first))
 
 
 class Sweep:
-    """The finished runs of a sweep folder; each is read once.
+    """The finished runs of a sweep folder, each read only once.
 
     Raises:
-        ReportError: the folder is not there.
+        ReportError: the folder does not exist.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -132,13 +130,13 @@ class Sweep:
             raise ReportError(f"{folder}: no such folder")
 
     def update(self) -> list[Run]:
-        """Reads runs that have finished since the last time.
+        """Read the runs that have finished since the last call.
 
         Returns:
-            The new ones, by trial.
+            The new runs, by trial.
 
         Raises:
-            ReportError: a file of theirs is torn.
+            ReportError: a file of a run is missing, torn or invalid.
         """
         new = []
         for trial, folders in record.attempts(self.folder).items():
@@ -155,17 +153,19 @@ class Sweep:
                     new.append(run)
                     break
         if any(not (run.folder / "trial.json").exists() for run in new):
-            self.runs = _without_shared(self.runs)
+            self.runs = _drop_constant_params(self.runs)
         return new
 
     def sweep_table(self) -> pd.DataFrame:
-        """One row a trial, by trial; accuracies in [0, 1], losses in nats, times in seconds."""
+        """Return one row per trial, by trial; accuracies in [0, 1], losses in nats, times in s."""
         runs = [self.runs[trial] for trial in sorted(self.runs)]
         keys = dict.fromkeys(key for run in runs for key in run.params)
         names = dict.fromkeys(name for run in runs for name in _objective_columns(run))
         metrics = dict.fromkeys(name for run in runs for name in run.metrics)
-        is_own = not metrics or any(name in run.summary for run in runs for name in OWN)
-        tail = [name for name in TAIL if is_own or name not in OWN]
+        is_own = not metrics or any(
+            name in run.summary for run in runs for name in TRAINING_COLUMNS
+        )
+        tail = [name for name in LAST_COLUMNS if is_own or name not in TRAINING_COLUMNS]
         rows = [
             {
                 **run.metrics,
@@ -182,11 +182,11 @@ class Sweep:
         columns = dict.fromkeys(["trial", "state", *keys, *names, *metrics, *tail])
         table = pd.DataFrame(rows, columns=list(columns))
         return table.astype(
-            {name: "Int64" for name in INTEGERS if name in table and name not in keys}
+            {name: "Int64" for name in INTEGER_COLUMNS if name in table and name not in keys}
         )
 
     def curves_table(self) -> pd.DataFrame:
-        """One row a trial and epoch, by trial."""
+        """Return one row per trial and epoch or step, by trial."""
         rows = [
             {"trial": trial, **row}
             for trial in sorted(self.runs)
@@ -196,60 +196,60 @@ class Sweep:
         return pd.DataFrame(rows, columns=list(names) or ["trial", *record.EPOCH_COLUMNS])
 
     def write(self) -> None:
-        """Writes `sweep.csv` and `curves.csv` into the sweep's folder, with every digit."""
+        """Write `sweep.csv` and `curves.csv` into the sweep's folder, with all digits."""
         for name, table in (("sweep", self.sweep_table()), ("curves", self.curves_table())):
             write_atomically(self.folder / f"{name}.csv", as_csv(table))
 
 
 def as_csv(table: pd.DataFrame) -> str:
-    """A table as text, with every digit and without formulas."""
+    """Return a table as CSV, numbers with all their digits and text without formulas."""
     texts = table.select_dtypes(exclude="number").columns
     safe = table.assign(**{name: table[name].map(record.escape_csv_formula) for name in texts})
     return safe.rename(columns=record.escape_csv_formula).to_csv(index=False, lineterminator="\n")
 
 
 def read_run(trial: int, folder: Path) -> Run | None:
-    """Reads a run folder; None for one that has not finished.
+    """Read a run folder; None if the run has not finished.
 
     Raises:
-        OSError, ValueError: a file is missing, torn or not what it should be.
+        OSError, ValueError: a file is missing, torn or invalid.
     """
     summary = record.summary(folder)
     if summary is None:
         return None
     try:
-        note = record.read_json(folder, "trial.json")
+        trial_values = record.read_json(folder, "trial.json")
     except FileNotFoundError:
-        note = _stock_note(folder)
+        trial_values = _trial_file_of_other_sweepers(folder)
     try:
         history = record.read_history(folder)
     except FileNotFoundError:
         history = []
     try:
-        said = _Note.model_validate(note)
-        row = _Row.model_validate(summary)
+        trial_file = _TrialFile.model_validate(trial_values)
+        summary_file = _SummaryFile.model_validate(summary)
     except ValidationError as error:
         fault = error.errors()[0]
         key = " ".join(".".join(map(str, fault["loc"])).split())
         raise ValueError(f"{key}: {fault['msg'].lower()}") from None
     return Run(
         trial=trial,
-        state=row.state,
-        # A value like any other, where a table's empty cell is a key that was not there.
-        params={key: "null" if value is None else value for key, value in said.params.items()},
-        default=said.default,
-        objective=said.objective,
-        direction=said.direction,
+        state=summary_file.state,
+        # As text, since an empty cell in a table means that the trial lacks the key.
+        params={k: "null" if value is None else value for k, value in trial_file.params.items()},
+        default=trial_file.default,
+        objective=trial_file.objective,
+        direction=trial_file.direction,
         summary=summary,
-        metrics=row.metrics,
+        metrics=summary_file.metrics,
         history=history,
         folder=folder,
-        seed_key=said.seed_key,
+        seed_key=trial_file.seed_key,
     )
 
 
-def _stock_note(folder: Path) -> dict[str, Any]:
-    """What `trial.json` would say, for a run of a sweeper that writes none."""
+def _trial_file_of_other_sweepers(folder: Path) -> dict[str, Any]:
+    """Make the content of `trial.json` from the overrides, for sweepers that do not write it."""
     path = folder / ".hydra/overrides.yaml"
     lines = record.read_yaml(path) or []
     if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
@@ -264,25 +264,25 @@ def _stock_note(folder: Path) -> dict[str, Any]:
 
 
 def _typed(text: str) -> Any:
-    """An override's value; `yaml` would take 1e-4 for text."""
-    for kind in (int, float):
+    """Parse an override's value; YAML would read 1e-4 as text."""
+    for number in (int, float):
         try:
-            return kind(text)
+            return number(text)
         except ValueError:
             pass
     return {"true": True, "false": False}.get(text.lower(), text)
 
 
-def _without_shared(runs: Mapping[int, Run]) -> dict[int, Run]:
-    """Stock sweepers do not say which overrides were swept: those that differ between runs.
+def _drop_constant_params(runs: Mapping[int, Run]) -> dict[int, Run]:
+    """Keep the params that differ between runs: other sweepers do not record which they swept.
 
-    Where none does, as when a sampler drew the same choice each time, all are kept.
+    If none differs, for instance because a sampler drew the same choice each time, keep all.
     """
     values: dict[str, set[str]] = {}
     for run in runs.values():
         for key, value in run.params.items():
             values.setdefault(key, set()).add(str(value))
-    swept = {key for key, some in values.items() if len(some) > 1} or set(values)
+    swept = {key for key, distinct in values.items() if len(distinct) > 1} or set(values)
     return {
         trial: replace(run, params={k: v for k, v in run.params.items() if k in swept})
         for trial, run in runs.items()
@@ -290,9 +290,9 @@ def _without_shared(runs: Mapping[int, Run]) -> dict[int, Run]:
 
 
 def _objective_columns(run: Run) -> dict[str, Any]:
-    """`objective`, or `objective_seconds` and such where there are several.
+    """Return the column `objective`, or columns such as `objective_seconds` for several objectives.
 
-    Of repeats the values are means; their number and standard deviations stand beside them.
+    Repeats add columns for their number and standard deviations; the objectives are then means.
     """
     single = len(run.objective) == 1
     columns: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Where a sweep's time went, from when its trials started and ended."""
+"""How a sweep spent its time, from the start and end times of its trials."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fmnist_sweep.results.series import number
 from fmnist_sweep.results.tables import Run
 
-PAUSE = 60.0  # seconds between two trials from which on the sweep was not running
+PAUSE = 60.0  # seconds; in a longer gap between two trials the sweep was not running
 
 
 @dataclass(frozen=True)
@@ -14,9 +14,9 @@ class Timing:
     """A sweep's time, in seconds.
 
     wall: from the first start to the last end, without pauses.
-    parts: what the time was spent on, by name; with processes side by side they add up to more.
-    done: for each trial that ended, seconds since the first start, pauses left out, and how many
-        had then ended.
+    parts: the time by activity; with parallel processes the parts can add up to more than `wall`.
+    done: for each trial that ended, the seconds since the first start, without pauses, and the
+        number of trials ended by then.
     """
 
     wall: float
@@ -25,12 +25,12 @@ class Timing:
 
     @property
     def per_minute(self) -> float:
-        """Trials ended a minute, pauses left out."""
+        """The number of trials ended per minute, without pauses."""
         return 60 * len(self.done) / self.wall if self.wall > 0 else 0.0
 
 
 def timing(runs: Sequence[Run]) -> Timing | None:
-    """Adds up; None where the runs do not say when they ran."""
+    """Return how the runs spent their time, or None if they lack start and end times."""
     spans = []
     for run in runs:
         began, ended = number(run.summary.get("started")), number(run.summary.get("ended"))
@@ -54,7 +54,7 @@ def timing(runs: Sequence[Run]) -> Timing | None:
         reached = max(reached, ended)
         ends.append(ended - first - pauses)
     wall = reached - first - pauses
-    # Trials of one stack overlap: what is left of the time in which any of them ran.
+    # Trials of a stack overlap, so this is the rest of the time in which any trial ran.
     parts["starting and saving trials"] = max(0.0, wall - between - sum(parts.values()))
     parts["between trials"] = between
     used = {name: seconds for name, seconds in parts.items() if seconds > 0}

@@ -1,4 +1,4 @@
-"""What a sweep began with, kept in its study: going on with something else is refused."""
+"""Keep a sweep's definition in its study, and refuse to resume with another definition."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,16 +12,18 @@ from fmnist_sweep.sweep.settings import Settings
 from fmnist_sweep.sweep.space import Space
 
 ATTRIBUTE = "began_with"
-SHOWN = 3
+SHOWN = 3  # changes that the error message lists
 
 
-def agree(study: optuna.Study, space: Space, settings: Settings, free_keys: Sequence[str]) -> None:
-    """Notes in a new study what it is of; compares an old one with what it should be.
+def check_unchanged(
+    study: optuna.Study, space: Space, settings: Settings, free_keys: Sequence[str]
+) -> None:
+    """Record the sweep's definition in a new study; check it against the record of an old study.
 
     Raises:
-        ConfigError: they differ; nothing has been added to the study.
+        ConfigError: the definitions differ; nothing has been added to the study.
     """
-    now = _terms(space, settings, free_keys)
+    now = _definition(space, settings, free_keys)
     before = study.user_attrs.get(ATTRIBUTE)
     if before is None:
         if study.get_trials(deepcopy=False):
@@ -55,7 +57,7 @@ def agree(study: optuna.Study, space: Space, settings: Settings, free_keys: Sequ
 
 
 def _check_compatible(study: optuna.Study, space: Space) -> None:
-    """Refuses what Optuna cannot continue: a key's choices, or its kind, changed."""
+    """Refuse changes that Optuna cannot continue: other choices, another type of values."""
     for trial in study.get_trials(deepcopy=False):
         for key, distribution in trial.distributions.items():
             if key not in space.distributions:
@@ -69,14 +71,14 @@ def _check_compatible(study: optuna.Study, space: Space) -> None:
                 ) from None
 
 
-def _terms(space: Space, settings: Settings, free_keys: Sequence[str]) -> dict[str, Any]:
-    """Objective, directions, space and base configuration, by keys as a user knows them."""
+def _definition(space: Space, settings: Settings, free_keys: Sequence[str]) -> dict[str, Any]:
+    """Return objective, directions, space and base configuration by the user's config keys."""
     return {
         "hydra.sweeper.objective": settings.objective,
         "hydra.sweeper.direction": settings.direction,
         "hydra.sweeper.custom_search_space": settings.custom_search_space,
         "hydra.sweeper.repeats": settings.repeats,
         "sweep": "grid" if space.is_grid else "search",
-        **{key: f"[{words}]" for key, words in space.described().items()},
+        **{key: f"[{text}]" for key, text in space.descriptions().items()},
         **{key: value for key, value in space.base.items() if not is_below(key, free_keys)},
     }

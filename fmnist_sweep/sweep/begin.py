@@ -1,4 +1,4 @@
-"""The begin of a sweep: its command line checked, its folder made, its study opened."""
+"""Begin a sweep: check its command line, make its folder, open its study and run it."""
 
 import importlib.util
 import shutil
@@ -23,19 +23,17 @@ from fmnist_sweep.base.processes import cores
 from fmnist_sweep.base.schema import trusted_packages
 from fmnist_sweep.results import ranking, record
 from fmnist_sweep.results.metrics import says_direction
-from fmnist_sweep.sweep import runners
-from fmnist_sweep.sweep import settings as settings_file
-from fmnist_sweep.sweep import space as space_file
-from fmnist_sweep.sweep.database import as_it_travels, check_written, reachable
+from fmnist_sweep.sweep import database, runners
+from fmnist_sweep.sweep import settings as settings_module
 from fmnist_sweep.sweep.job import SweepJob
-from fmnist_sweep.sweep.loop import Loop, ahead
+from fmnist_sweep.sweep.loop import SweepLoop, trials_at_once
 from fmnist_sweep.sweep.settings import Settings, make_sampler
-from fmnist_sweep.sweep.share import Share
-from fmnist_sweep.sweep.space import Space
+from fmnist_sweep.sweep.share import WorkerJob
+from fmnist_sweep.sweep.space import Space, parse_space
 from fmnist_sweep.sweep.study import SweepStudy, lock
 from fmnist_sweep.sweep.task import Task, seed_of, task_of
 
-BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
 
 def sweep(
@@ -45,48 +43,53 @@ def sweep(
     context: HydraContext,
     task: TaskFunction,
 ) -> None:
-    """Runs a sweep, or what is left of it.
+    """Run a sweep, or resume it.
 
     Args:
         arguments: the command line's overrides, without those of `hydra.*`.
         values: `hydra.sweeper`.
+        config: the configuration without the swept values, with its `hydra` section.
+        context: Hydra's configuration loader and callbacks.
+        task: the application's function that Hydra runs.
 
     Raises:
-        ConfigError: a user's mistake; nothing has been begun.
+        ConfigError: the user new_folder a mistake; no trial has begun.
         SystemExit: interrupted (130 or 143), or stopped by failures (1).
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
 
-    asked = task_of(task)
+    sweep_task = task_of(task)
 
     def compose(lines: Sequence[str]) -> DictConfig:
         try:
             return context.config_loader.load_sweep_config(config, list(lines))
         except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(hydra_line(error, asked.known_keys)) from None
+            raise ConfigError(hydra_line(error, sweep_task.known_keys)) from None
 
     def is_group(key: str) -> bool:
         return bool(context.config_loader.get_group_options(key))
 
-    settings = _settings(values, config, asked)
-    settings_file.check_repeats(settings, asked, config)
+    settings = _read_settings(values, config, sweep_task)
+    settings_module.check_repeats(settings, sweep_task, config)
     seed = seed_of(config, settings.seed_key) or 0
-    for key, usual in (("sweep.subdir", "${hydra.job.num}"), ("output_subdir", ".hydra")):
-        _tell_of_what_is_not_used(config, key, usual)
-    space = space_file.read(arguments, settings, compose, is_group, asked, seed)
-    extend = _custom_space(settings, config)
-    _rehearse(settings, space)
+    for key, default in (("sweep.subdir", "${hydra.job.num}"), ("output_subdir", ".hydra")):
+        _warn_about_unused_key(config, key, default)
+    space = parse_space(arguments, settings, compose, is_group, sweep_task, seed)
+    extend = _load_custom_space(settings, config)
+    _try_sampler(settings, space)
     _check_launcher(config, settings)
     for name in settings.objective:
-        if values.get("direction") is None and not (asked.direction(name) or says_direction(name)):
+        if values.get("direction") is None and not (
+            sweep_task.direction(name) or says_direction(name)
+        ):
             print(
                 f"{name}: better when lower, as its name does not say; "
                 "hydra.sweeper.direction=maximize turns that",
                 file=sys.stderr,
             )
-    with _folder(config, settings) as folder:
+    with _sweep_folder(config, settings) as folder:
         name = config.get("name") or "/".join(folder.parts[-2:])
-        study = SweepStudy(folder, str(name), space, settings, seed, asked.free_keys)
+        study = SweepStudy(folder, str(name), space, settings, seed, sweep_task.free_keys)
     try:
         write_atomically(folder / "multirun.yaml", OmegaConf.to_yaml(config))
     except BaseException:
@@ -100,48 +103,47 @@ def sweep(
         settings.seed_key,
         settings.repeats or 1,
     )
-    share = Share(job, folder, str(name), space, settings, extend, config, context)
+    worker_job = WorkerJob(job, folder, str(name), space, settings, extend, config, context)
     try:
-        loop = _loop(study, settings, job, share, config, context, extend)
-        loop.run(is_named=_names_itself(config))
+        loop = _make_loop(study, settings, job, worker_job, config, context, extend)
+        loop.run(is_named=_has_fixed_folder(config))
     finally:
         study.close()
 
 
-def _loop(
+def _make_loop(
     study: SweepStudy,
     settings: Settings,
     job: SweepJob,
-    share: Share,
+    worker_job: WorkerJob,
     config: DictConfig,
     context: HydraContext,
     extend: Callable[[optuna.Trial], None] | None,
-) -> Loop:
-    """The loop over the runner of this sweep's launcher."""
+) -> SweepLoop:
     at_once = None
-    run: Callable[[Loop], None]
-    if config.hydra.launcher._target_ == BASIC:
+    run: Callable[[SweepLoop], None]
+    if config.hydra.launcher._target_ == BASIC_LAUNCHER:
         run = runners.BasicRunner(config, context, job).run
-        return Loop(study, settings, run, extend, ranking.console())
+        return SweepLoop(study, settings, run, extend, ranking.console())
     launcher = Plugins.instance().instantiate_launcher(
-        hydra_context=context, task_function=share if settings.shares else job, config=config
+        hydra_context=context, task_function=worker_job if settings.shares else job, config=config
     )
-    if isinstance(launcher, runners.RunsByItself):
-        at_once = ahead(settings, study.space)
+    if isinstance(launcher, runners.ProvidesRunner):
+        at_once = trials_at_once(settings, study.space)
         run = launcher.runner(cores() // study.processes()).run
     elif settings.shares:
-        run = runners.ShareRunner(launcher, settings.shares).run
+        run = runners.WorkerJobRunner(launcher, settings.shares).run
     else:
-        batch = settings.n_jobs or _side_by_side(config)
+        batch = settings.n_jobs or _parallel_jobs(config)
         run = runners.BatchRunner(launcher, batch, config, context, job).run
-    return Loop(study, settings, run, extend, ranking.console(), at_once)
+    return SweepLoop(study, settings, run, extend, ranking.console(), at_once)
 
 
-def _tell_of_what_is_not_used(config: DictConfig, key: str, usual: str) -> None:
-    """Run folders are numbered, and hold their configuration, in a place that all know."""
+def _warn_about_unused_key(config: DictConfig, key: str, default: str) -> None:
+    """Warn about a key that a sweep ignores, as its run folders have fixed names."""
     section, _, name = f"hydra.{key}".rpartition(".")
     chosen = OmegaConf.to_container(OmegaConf.select(config, section), resolve=False)
-    if isinstance(chosen, dict) and chosen.get(name) != usual:
+    if isinstance(chosen, dict) and chosen.get(name) != default:
         print(
             f"hydra.{key}={chosen.get(name)}: not used by a sweep, whose run folders are "
             "0, 1, ... with .hydra in each; hydra.sweep.dir says where they lie",
@@ -149,33 +151,33 @@ def _tell_of_what_is_not_used(config: DictConfig, key: str, usual: str) -> None:
         )
 
 
-def _settings(values: Mapping[str, Any], config: DictConfig, task: Task) -> Settings:
-    """The sweeper's own keys; their storage as jobs may be told it, without what is secret."""
-    plain = OmegaConf.to_container(OmegaConf.create(dict(values)), resolve=True)
-    written = OmegaConf.to_container(config.hydra.sweeper, resolve=False)
-    assert isinstance(plain, dict) and isinstance(written, dict)
-    settings = settings_file.read({str(key): value for key, value in plain.items()}, task)
-    check_written(written["storage"])
-    storage = as_it_travels(written["storage"], settings.storage)
+def _read_settings(values: Mapping[str, Any], config: DictConfig, task: Task) -> Settings:
+    """Check the sweeper's keys; return them with a storage URL that may be passed to jobs."""
+    resolved = OmegaConf.to_container(OmegaConf.create(dict(values)), resolve=True)
+    unresolved = OmegaConf.to_container(config.hydra.sweeper, resolve=False)
+    assert isinstance(resolved, dict) and isinstance(unresolved, dict)
+    settings = settings_module.read({str(key): value for key, value in resolved.items()}, task)
+    database.refuse_password(unresolved["storage"])
+    storage = database.portable_url(unresolved["storage"], settings.storage)
     return settings.model_copy(update={"storage": storage})
 
 
 def _check_launcher(config: DictConfig, settings: Settings) -> None:
-    """Refuses a launcher's configuration that its jobs would fail of; connects to Ray."""
+    """Refuse a launcher configuration with which every job would fail; connect to Ray."""
     target = config.hydra.launcher._target_
     cls = get_class(target)
     if check := getattr(cls, "check", None):
         check(OmegaConf.to_container(config.hydra.launcher, resolve=True))
     if ".hydra_submitit_launcher." in target:
-        _look_for_submitit(is_slurm=target.endswith(".SlurmLauncher"))
-    if settings.shares and (target == BASIC or issubclass(cls, runners.RunsByItself)):
+        _require_submitit(is_slurm=target.endswith(".SlurmLauncher"))
+    if settings.shares and (target == BASIC_LAUNCHER or issubclass(cls, runners.ProvidesRunner)):
         raise ConfigError(
             f"hydra.sweeper.shares={settings.shares}: needs a launcher that starts processes: "
             "hydra/launcher=joblib, ray, submitit_local or submitit_slurm"
         )
 
 
-def _look_for_submitit(is_slurm: bool) -> None:
+def _require_submitit(is_slurm: bool) -> None:
     if importlib.util.find_spec("submitit") is None:
         raise ConfigError(
             "hydra/launcher: submitit needs the extra slurm: pip install 'fmnist-sweep[slurm]'"
@@ -187,8 +189,10 @@ def _look_for_submitit(is_slurm: bool) -> None:
         )
 
 
-def _custom_space(settings: Settings, config: DictConfig) -> Callable[[optuna.Trial], None] | None:
-    """The user's function that adds conditional keys."""
+def _load_custom_space(
+    settings: Settings, config: DictConfig
+) -> Callable[[optuna.Trial], None] | None:
+    """Return the user's function that adds conditional parameters, if there is one."""
     target = settings.custom_search_space
     if target is None:
         return None
@@ -204,11 +208,11 @@ def _custom_space(settings: Settings, config: DictConfig) -> Callable[[optuna.Tr
     return lambda trial: function(config, trial)
 
 
-def _rehearse(settings: Settings, space: Space) -> None:
-    """Lets the sampler suggest two trials of a study in memory.
+def _try_sampler(settings: Settings, space: Space) -> None:
+    """Let the sampler suggest two trials of a study in memory.
 
     Raises:
-        ConfigError: it cannot work with this space or these directions.
+        ConfigError: the sampler does not support the space or the directions.
     """
     sampler = make_sampler(settings, 0, 0)
     if space.is_grid:
@@ -226,20 +230,21 @@ def _rehearse(settings: Settings, space: Space) -> None:
 
 
 @contextmanager
-def _folder(config: DictConfig, settings: Settings) -> Iterator[Path]:
-    """The sweep's folder: a new one, unless a name or the user says which.
+def _sweep_folder(config: DictConfig, settings: Settings) -> Iterator[Path]:
+    """Yield the sweep's folder: a named or chosen folder if there is one, else a new folder.
 
-    A folder made here is taken away again if the study cannot be opened in it.
+    Remove a new folder again if the study cannot be opened in it.
     """
     if settings.storage:
-        reachable(settings.storage)
+        database.connect(settings.storage)
     folder = Path(config.hydra.sweep.dir).absolute()
-    made = None
+    new_folder = None
     try:
-        if _is_chosen(config) or _names_itself(config):
+        is_chosen = any(o.startswith("hydra.sweep.dir=") for o in config.hydra.overrides.hydra)
+        if is_chosen or _has_fixed_folder(config):
             try:
                 folder.mkdir(parents=True)
-                made = folder
+                new_folder = folder
             except FileExistsError:
                 if not folder.is_dir():
                     raise
@@ -252,37 +257,32 @@ def _folder(config: DictConfig, settings: Settings) -> Iterator[Path]:
                         f"hydra.sweep.dir={folder}: holds a run; name another folder"
                     ) from None
         else:
-            folder = made = make_unique_dir(folder)
+            folder = new_folder = make_unique_dir(folder)
         yield folder
     except BaseException as error:
-        if made:
-            _take_away(made)
+        if new_folder:
+            _remove_unused_folder(new_folder)
         if isinstance(error, OSError):
             raise ConfigError(f"hydra.sweep.dir={folder}: {error.strerror}") from None
         raise
 
 
-def _is_chosen(config: DictConfig) -> bool:
-    """Whether the command line says which folder."""
-    return any(o.startswith("hydra.sweep.dir=") for o in config.hydra.overrides.hydra)
+def _has_fixed_folder(config: DictConfig) -> bool:
+    """Return whether the same command uses the same folder again, not one named by the time."""
+    sweep = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+    assert isinstance(sweep, dict)
+    return "${now:" not in str(sweep["dir"]) or bool(config.get("name"))
 
 
-def _names_itself(config: DictConfig) -> bool:
-    """Whether the configuration names the same folder each time, and not one by the time."""
-    written = OmegaConf.to_container(config.hydra.sweep, resolve=False)
-    assert isinstance(written, dict)
-    return "${now:" not in str(written["dir"]) or bool(config.get("name"))
-
-
-def _take_away(folder: Path) -> None:
-    """Removes a folder made in vain, unless another process has begun to work in it."""
+def _remove_unused_folder(folder: Path) -> None:
+    """Remove an unused folder, unless another process has begun to work in it."""
     with suppress(OSError), lock(folder):
         if not any(folder.glob(".worker-*.lock")) and not record.attempts(folder):
             shutil.rmtree(folder)
 
 
-def _side_by_side(config: DictConfig) -> int:
-    """How many trials run at once, as far as the launcher's configuration says."""
+def _parallel_jobs(config: DictConfig) -> int:
+    """Return the launcher's `n_jobs` as a number of jobs; 1 if it has no such key."""
     jobs = OmegaConf.select(config, "hydra.launcher.n_jobs")
     if not isinstance(jobs, int) or jobs == 0:
         return 1

@@ -1,6 +1,6 @@
-"""The database of a study: opened once in a process, waited for when it does not answer.
+"""The database of a study: an SQLite file, a server, or Optuna's gRPC proxy in front of a server.
 
-An SQLite file, a server, or Optuna's gRPC proxy before one.
+Each process opens a database once, and waits for a database that does not answer.
 """
 
 import functools
@@ -24,13 +24,13 @@ from fmnist_sweep.base.errors import ConfigError, StorageUnavailable
 from fmnist_sweep.base.files import absolute_url
 
 T = TypeVar("T")
-PATIENCE = 180.0  # seconds that a locked or restarting database is waited for
-SQLITE_WAIT = 20.0  # of them, seconds that SQLite itself waits for a lock each time
+PATIENCE = 180.0  # seconds to wait for a locked or restarting database
+SQLITE_WAIT = 20.0  # seconds of each call in which SQLite itself waits for a lock
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a study is. A worker process opens it anew."""
+    """The location of a study. Each worker process opens it anew."""
 
     url: str
     name: str
@@ -40,20 +40,23 @@ _opened: dict[str, BaseStorage] = {}
 
 
 def storage(url: str) -> BaseStorage:
-    """Opens a database once in a process, creating its tables where there are none.
+    """Open a database once in a process, creating its tables if it has none.
+
+    Args:
+        url: an SQLAlchemy URL or `grpc://host:port`; interpolations are resolved here.
 
     Raises:
-        sqlalchemy.exc.SQLAlchemyError, ImportError, ConnectionError: no such server, driver or
-            file.
+        sqlalchemy.exc.SQLAlchemyError, ImportError, ConnectionError: the server, driver or file
+            does not exist.
     """
     if url not in _opened:
-        where = str(OmegaConf.create({"url": url}).url)
-        _opened[url] = _proxy(where) if where.startswith("grpc://") else _database(where)
+        resolved = str(OmegaConf.create({"url": url}).url)
+        is_proxy = resolved.startswith("grpc://")
+        _opened[url] = _open_proxy(resolved) if is_proxy else _open_database(resolved)
     return _opened[url]
 
 
-def _proxy(url: str) -> BaseStorage:
-    """Optuna's gRPC proxy, which stands before a database."""
+def _open_proxy(url: str) -> BaseStorage:
     address = urlsplit(url)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -62,22 +65,22 @@ def _proxy(url: str) -> BaseStorage:
     return opened
 
 
-def _database(url: str) -> BaseStorage:
+def _open_database(url: str) -> BaseStorage:
     is_file = url.startswith("sqlite")
     arguments = {"connect_args": {"timeout": SQLITE_WAIT}} if is_file else {"pool_pre_ping": True}
     opened = RDBStorage(url, engine_kwargs=arguments)
     if is_file:
-        # By default SQLite takes its lock at the first write: of two processes that have read the
-        # same waiting trial both would get it.
+        # By default SQLite locks at the first write: two processes that have read the same waiting
+        # trial would both get it.
         engine = opened.engine
-        sqlalchemy.event.listen(engine, "connect", _leave_transactions_to_us)
+        sqlalchemy.event.listen(engine, "connect", _disable_driver_transactions)
         sqlalchemy.event.listen(engine, "begin", _begin_immediate)
         engine.dispose()
     return opened
 
 
 def disconnect() -> None:
-    """Closes what this process has opened."""
+    """Close all databases that this process has opened."""
     for opened in _opened.values():
         opened.remove_session()
         if isinstance(opened, RDBStorage):
@@ -89,7 +92,7 @@ def disconnect() -> None:
     _opened.clear()
 
 
-def _leave_transactions_to_us(connection: Any, _: Any) -> None:
+def _disable_driver_transactions(connection: Any, _: Any) -> None:
     connection.isolation_level = None
 
 
@@ -98,33 +101,33 @@ def _begin_immediate(connection: sqlalchemy.Connection) -> None:
 
 
 def faults() -> tuple[type[Exception], ...]:
-    """What a database raises that is locked, restarts or is gone."""
+    """Return the exception types of a database that is locked, restarts or is gone."""
     grpc = sys.modules.get("grpc")
     proxied = (grpc.RpcError,) if grpc else ()
     return (StorageInternalError, sqlalchemy.exc.DBAPIError, ConnectionError, *proxied)
 
 
 def _reason(error: Exception) -> str:
-    said = error.details() if hasattr(error, "details") else error.__cause__ or error
-    return (str(said).strip().splitlines() or [type(error).__name__])[0]
+    message = error.details() if hasattr(error, "details") else error.__cause__ or error
+    return (str(message).strip().splitlines() or [type(error).__name__])[0]
 
 
 def refusal(url: str, error: Exception) -> ConfigError:
-    """What to raise where a database refuses before anything has begun."""
-    return ConfigError(f"hydra.sweeper.storage={_shown(url)}: {_reason(error)}")
+    """Return the error for a database that fails before the sweep has begun."""
+    return ConfigError(f"hydra.sweeper.storage={_without_password(url)}: {_reason(error)}")
 
 
-def reachable(url: str) -> BaseStorage:
-    """Opens a database.
+def connect(url: str) -> BaseStorage:
+    """Open a database, or explain in one line why it cannot be opened.
 
     Raises:
-        ConfigError: its server, driver, file or scheme is not there.
+        ConfigError: the server, driver, file or URL scheme does not exist.
     """
     try:
         try:
             return storage(url)
         except (StorageInternalError, sqlalchemy.exc.DBAPIError):
-            time.sleep(1)  # two processes that create the tables at once
+            time.sleep(1)  # another process may be creating the tables
             return storage(url)
     except Exception as error:
         mistakes = (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError, ConnectionError)
@@ -142,38 +145,41 @@ def reachable(url: str) -> BaseStorage:
         ) from None
 
 
-def check_written(url: str | None) -> None:
-    """Refuses a password in a storage as it is written, which every run folder would repeat.
+def refuse_password(url: str | None) -> None:
+    """Refuse a password in the unresolved storage URL: every run folder would hold a copy.
 
     Raises:
-        ConfigError: there is one.
+        ConfigError: the URL contains a password.
     """
     try:
         address = sqlalchemy.make_url(url or "")
-    except sqlalchemy.exc.ArgumentError:  # none, or an interpolation
+    except sqlalchemy.exc.ArgumentError:  # no URL, or an interpolation
         return
     if address.password or "password" in address.query:
         raise ConfigError(
-            f"hydra.sweeper.storage={_shown(str(url))}: a password here would be written into run "
-            "folders; give it as PGPASSWORD, in ~/.pgpass or a service file, or the whole address "
-            "as hydra.sweeper.storage='${oc.env:NAME}'"
+            f"hydra.sweeper.storage={_without_password(str(url))}: a password here would be "
+            "written into run folders; give it as PGPASSWORD, in ~/.pgpass or a service file, or "
+            "the whole address as hydra.sweeper.storage='${oc.env:NAME}'"
         )
 
 
-def as_it_travels(written: str | None, resolved: str | None) -> str | None:
-    """An address for other processes, some of which read it from a file.
+def portable_url(unresolved: str | None, resolved: str | None) -> str | None:
+    """Return a storage URL for other processes, some of which read it from a file.
 
-    A file is named from its root, as they may work elsewhere; what a server's address takes from
-    the environment is left out, as they have it too.
+    The path of an SQLite file becomes absolute, as the processes may run in other directories. A
+    server's URL keeps its `${oc.env:...}` interpolations: the processes have the same environment.
+
+    Args:
+        unresolved: the URL as configured, with its interpolations.
+        resolved: the URL with all interpolations replaced.
     """
     if (resolved or "").startswith("sqlite"):
         return absolute_url(str(resolved))
-    interpolated = re.findall(r"\$\{(?:oc\.env:)?", written or "")
-    return written if interpolated and set(interpolated) == {"${oc.env:"} else resolved
+    interpolated = re.findall(r"\$\{(?:oc\.env:)?", unresolved or "")
+    return unresolved if interpolated and set(interpolated) == {"${oc.env:"} else resolved
 
 
-def _shown(url: str) -> str:
-    """A URL without its password."""
+def _without_password(url: str) -> str:
     try:
         shown = sqlalchemy.make_url(url).difference_update_query(["password"])
         return shown.render_as_string(hide_password=True)
@@ -181,19 +187,20 @@ def _shown(url: str) -> str:
         return url
 
 
-_lost: set[str] = set()
+_lost: set[str] = set()  # reasons for which databases were given up
 
 
 def retry(call: Callable[[], T]) -> T:
-    """Repeats a call that may safely be repeated until the database takes it, and says so.
+    """Repeat an idempotent call until the database accepts it; print one line while waiting.
 
-    A result is good even if the database is locked or its server restarts just now.
+    The call survives a locked database and a restart of the server.
 
     Raises:
-        StorageUnavailable: it did not within `PATIENCE`; further calls are then not repeated.
+        StorageUnavailable: the database did not accept it within `PATIENCE`; later calls are then
+            tried once only.
     """
     wait, until = 0.05, time.monotonic() + PATIENCE
-    told = False
+    warned = False
     while True:
         try:
             return call()
@@ -202,8 +209,8 @@ def retry(call: Callable[[], T]) -> T:
             if _lost or time.monotonic() > until:
                 _lost.add(reason)
                 raise StorageUnavailable(f"The study's database is gone ({reason})") from None
-        if not told and time.monotonic() > until - PATIENCE + 1:
-            told = True
+        if not warned and time.monotonic() > until - PATIENCE + 1:
+            warned = True
             line = f"The study's database does not answer ({reason}); waiting up to {PATIENCE:g} s"
             print(line, file=sys.stderr, flush=True)
         time.sleep(wait)
@@ -212,13 +219,13 @@ def retry(call: Callable[[], T]) -> T:
 
 @functools.cache
 def load(address: Address) -> optuna.Study:
-    """Opens a study that exists, to be told of trials and not to be asked for any."""
+    """Open an existing study to tell it of trials; its sampler must not be asked for any."""
     sampler = optuna.samplers.RandomSampler()
     return optuna.load_study(study_name=address.name, storage=storage(address.url), sampler=sampler)
 
 
 def read_trial(address: Address, number: int) -> FrozenTrial:
-    """One trial as the database has it now, without reading all those at work beside it."""
+    """Return a trial as the database has it now, without reading the other running trials."""
     study, backend = load(address), storage(address.url)
     return backend.get_trial(
         backend.get_trial_id_from_study_id_trial_number(study._study_id, number)

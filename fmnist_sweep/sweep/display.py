@@ -1,4 +1,4 @@
-"""What a sweep says while it runs: a line a trial, and on a terminal a live one below them."""
+"""Console output of a running sweep: a line per trial; on a terminal also a live status line."""
 
 import time
 from collections import Counter
@@ -13,7 +13,7 @@ from fmnist_sweep.results.tables import Run
 
 
 class Display:
-    """Counts a sweep's trials and shows them.
+    """The trial counts of a sweep and their console output.
 
     Args:
         total: trials of the whole sweep.
@@ -33,7 +33,7 @@ class Display:
             get_renderable=lambda: Text(self.line(), no_wrap=True, overflow="ellipsis"),
             refresh_per_second=2,
             transient=True,
-            # The run's own lines go to its train.log.
+            # Each run logs to its train.log.
             redirect_stdout=False,
             redirect_stderr=False,
         )
@@ -52,11 +52,11 @@ class Display:
         self.live.stop()
 
     def started(self, trial: int) -> None:
-        """A trial was launched."""
+        """Add a launched trial to the status line."""
         self.running.add(trial)
 
     def finished(self, run: Run) -> None:
-        """A run folder was completed, by this process or another."""
+        """Print a run that this process or another has completed."""
         self.running.discard(run.trial)
         self.states[run.state] += 1
         self.finished_here += 1
@@ -76,11 +76,11 @@ class Display:
 
     @property
     def done(self) -> int:
-        """Trials that have ended."""
+        """The number of trials that have ended."""
         return self.states.total()
 
     def line(self) -> str:
-        """Where the sweep stands."""
+        """Return the status line: counts, running trials, best value and estimated time left."""
         parts = [f"{self.done} of {self.total} trials"]
         if self.running:
             parts.append("running " + ", ".join(map(str, sorted(self.running))))
@@ -91,8 +91,8 @@ class Display:
             value = self.best.values[0]
             parts.append(f"best {self.best.objective[0]} {value:.4f} (trial {self.best.trial})")
         if self.finished_here:
-            each = (time.monotonic() - self.began) / self.finished_here
-            parts.append(f"about {_duration(each * (self.total - self.done))} left")
+            seconds = (time.monotonic() - self.began) / self.finished_here
+            parts.append(f"about {_duration(seconds * (self.total - self.done))} left")
         return " | ".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""One of Hydra's jobs, in whichever process it runs."""
+"""Hydra jobs: compose and run one in any process."""
 
 import pickle
 from collections.abc import Iterable, Sequence
@@ -15,16 +15,20 @@ from omegaconf.errors import OmegaConfBaseException
 from fmnist_sweep.base.errors import ImpossibleTrial, hydra_line
 from fmnist_sweep.sweep.task import task_of
 
-Job = tuple[int, Sequence[str]]
+Job = tuple[int, Sequence[str]]  # number and overrides
 
 
 def compose(
     job: Job, config: DictConfig, context: HydraContext, known_keys: Iterable[str] = ()
 ) -> DictConfig:
-    """Composes a job's configuration, Hydra's own part included.
+    """Compose a job's configuration, including the `hydra` section.
+
+    Args:
+        job: number and overrides.
+        known_keys: keys to suggest for a misspelt key.
 
     Raises:
-        ImpossibleTrial: its overrides do not go together.
+        ImpossibleTrial: the overrides do not go together.
     """
     number, overrides = job
     try:
@@ -38,7 +42,7 @@ def compose(
 
 
 def execute(config: DictConfig, context: HydraContext, task: TaskFunction) -> JobReturn:
-    """Runs a composed job: Hydra makes its folder, its log and its callbacks around the task."""
+    """Run a composed job; Hydra creates its folder and log and calls its callbacks."""
     return run_job(
         hydra_context=context,
         task_function=task,
@@ -49,19 +53,19 @@ def execute(config: DictConfig, context: HydraContext, task: TaskFunction) -> Jo
 
 
 def failed(error: Exception) -> JobReturn:
-    """The return of a job that did not come as far as its task."""
+    """Return the result of a job that failed before its task began."""
     returned = JobReturn(status=JobStatus.FAILED)
     returned.return_value = error
     return returned
 
 
 class RemoteJob:
-    """A job that is called without arguments in another process; travels by `pickle`."""
+    """A job to be called in another process, without arguments; can be pickled."""
 
     def __init__(
         self, job: Job, config: DictConfig, context: HydraContext, task: TaskFunction
     ) -> None:
-        # The task is often a function of `__main__`, which only cloudpickle carries.
+        # The task is often a function of `__main__`, which only cloudpickle can pickle.
         self.content = cloudpickle.dumps((job, config, context, task, Singleton.get_state()))
 
     def __call__(self) -> JobReturn:

@@ -1,7 +1,7 @@
 """One trial of a sweep, in whichever process the launcher runs it.
 
-The job stands around the task that Hydra launches: when the task ends, however it ends, the run
-folder is completed and only then is the study told.
+`SweepJob` wraps the task function that Hydra runs. When the task ends, in whatever way, the job
+first completes the run folder and then tells the study.
 """
 
 import copy
@@ -30,7 +30,7 @@ from fmnist_sweep.base.errors import (
     describe,
     is_machine_fault,
 )
-from fmnist_sweep.base.processes import end_with_launcher
+from fmnist_sweep.base.processes import exit_with_launcher
 from fmnist_sweep.results import record
 from fmnist_sweep.results.record import Epoch
 from fmnist_sweep.sweep import database, study
@@ -41,16 +41,18 @@ log = logging.getLogger(__name__)
 
 
 class TakenOver(KeyboardInterrupt):
-    """Another process has taken this trial for abandoned and runs it again."""
+    """Another process considers this trial abandoned and runs it again."""
 
 
 @dataclass
 class SweepJob:
-    """A sweep's task function; travels to other processes by pickle, and they end with the sweep's.
+    """A sweep's task function.
+
+    It is pickled into other processes, which exit with the sweep's process.
 
     seed_key: the key of the seed, in which the repeats of a trial differ.
     repeats: the number of seeds that each trial is run on.
-    sweeper: the process that launches the trials.
+    sweeper: the id of the process that launches the trials.
     """
 
     task: Callable[[DictConfig], Any]
@@ -63,15 +65,15 @@ class SweepJob:
 
     @property
     def sweep_task(self) -> Task:
-        """What the sweep may ask of the application."""
+        """The `Task` of the application."""
         return task_of(self.task)
 
     def __call__(self, config: DictConfig) -> None:
         if os.getpid() == self.sweeper:
             self._run(config)
             return
-        end_with_launcher()
-        command.make_forgiving()
+        exit_with_launcher()
+        command.make_streams_robust()
         try:
             self._run(config)
         except StopSweep as stop:  # launchers carry no interruptions
@@ -101,17 +103,17 @@ class SweepJob:
 
 
 def silence_console() -> None:
-    """Leaves a job's log in its files: on the screen the sweep has a line for each trial."""
+    """Keep a job's log off the screen, where the sweep has a line for each trial."""
     for handler in logging.getLogger().handlers:
         if type(handler) is logging.StreamHandler:
             handler.setLevel(logging.CRITICAL)
 
 
 class RunningTrial:
-    """A trial while its task runs: it keeps what is reported and asks the pruner.
+    """A trial while its task runs: records reports and asks the pruner.
 
-    Its run folder has a history of what an application reports. A task whose objectives are known
-    beforehand writes its own.
+    The run folder's history holds what an application reports. A task that declares its objectives
+    writes a history itself.
     """
 
     def __init__(self, job: SweepJob, number: int, run: Path) -> None:
@@ -153,7 +155,7 @@ class RunningTrial:
         finally:
             listener.reset(before)
             if record.summary(self.run) is not None:
-                # A job may outlive its sweep's process, and others then take its trial over.
+                # A job may outlive its sweep's process; another sweeper then reruns its trial.
                 ours = os.getpid() == self.job.sweeper
                 with nullcontext() if ours else study.lock(self.run.parent):
                     study.tell(self.job.address, self.number, self.run, self.job.objectives)
@@ -171,10 +173,10 @@ class RunningTrial:
             raise optuna.TrialPruned(f"pruned after step {step}")
 
     def goes_on_after(self, step: int, metrics: Mapping[str, float]) -> bool:
-        """Tells the study of a step and asks the pruner whether the trial should go on.
+        """Tell the study of a step; return whether the pruner lets the trial continue.
 
         Raises:
-            TakenOver: this attempt is no longer the trial's.
+            TakenOver: another attempt has replaced this one.
         """
         name = self.job.objectives[0]
         if len(self.job.objectives) > 1 or name not in metrics:
@@ -187,7 +189,7 @@ class RunningTrial:
                 raise TakenOver
             backend.set_trial_intermediate_value(trial._trial_id, step, metrics[name])
             trial = backend.get_trial(trial._trial_id)
-            # An interrupted attempt may have come further and left its values behind.
+            # An interrupted attempt may have come further and have left values of later steps.
             steps = {k: v for k, v in trial.intermediate_values.items() if k <= step}
             trial.intermediate_values = steps
             return not self.pruner.prune(database.load(self.job.address), trial)
@@ -237,7 +239,7 @@ class RunningTrial:
                 raise TrialFailed(f"{name} became {values[name]}")
 
     def _by_name(self, returned: Any) -> dict[str, float]:
-        """What a task has returned, or else reported last, by name."""
+        """Return the objectives and other returned metrics by name, else the last reported ones."""
         names, expected = self.job.objectives, " and ".join(self.job.objectives)
         reported = self._last_reported()
         if returned is None and all(name in reported for name in names):
@@ -260,7 +262,7 @@ class RunningTrial:
             raise TrialFailed(f"returned {returned!r} instead of {expected}") from None
 
     def _last_reported(self) -> dict[str, float]:
-        """The last value of each metric reported."""
+        """Return the last reported value of each metric."""
         last: dict[str, float] = {}
         for step in sorted(self.history):
             last |= self.history[step]
@@ -303,12 +305,3 @@ def _means(histories: Sequence[Mapping[int, Mapping[str, float]]]) -> list[dict[
         row = {name: statistics.fmean(one[name] for one in there if name in one) for name in names}
         rows.append({**row, "step": step, "seconds": sum(one["seconds"] for one in there)})
     return rows
-
-
-def on_epoch() -> Callable[[Epoch], bool] | None:
-    """Return what training that writes its own history calls with each finished epoch.
-
-    It returns whether the trial should go on. None outside of a sweep.
-    """
-    trial = listener.get()
-    return trial.take_epoch if isinstance(trial, RunningTrial) else None

@@ -1,4 +1,4 @@
-"""A sweep from its first trial to its tables: trials asked for, run, taken in and shown."""
+"""A sweep's main loop: ask for trials, run them, display results and write the tables."""
 
 import logging
 import sys
@@ -31,31 +31,37 @@ from fmnist_sweep.sweep.settings import Settings
 from fmnist_sweep.sweep.space import Space
 from fmnist_sweep.sweep.study import SweepStudy, tell
 
-# The tables are written after each trial unless that would take more than this share of the time.
+# The largest share of the time that is spent on writing tables.
 TABLES_SHARE = 0.05
-# Trials of a search that are asked for before the first of them has ended.
+# Trials of a search in stacks that are begun before the first of them has ended.
 AHEAD = 8
 LAUNCHERS = ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins")
 
 
-def ahead(settings: Settings, space: Space) -> int:
-    """How many trials a process that trains stacks asks for before the first of them has ended."""
+def trials_at_once(settings: Settings, space: Space) -> int:
+    """Return the number of trials that a process that trains in stacks begins at once.
+
+    A grid begins all its trials, a search `AHEAD`, unless `hydra.sweeper.n_jobs` is set.
+    """
     return settings.n_jobs or (space.n_trials if space.is_grid else AHEAD)
 
 
-class Loop:
-    """Asks for trials, hands them to a runner and counts, until the sweep has all its trials.
+class SweepLoop:
+    """The loop that passes trials to a runner until the sweep has all its trials.
+
+    It is both the `runners.JobSource` and the `runners.WorkerJobSource` of its runner.
 
     Args:
+        run_jobs: the runner's `run`.
         extend: suggests further, conditional parameters.
-        at_once: the most trials that are asked for before one of them has ended.
+        at_once: the maximum number of trials that have begun and not ended; None for no limit.
     """
 
     def __init__(
         self,
         study: SweepStudy,
         settings: Settings,
-        run_jobs: Callable[["Loop"], None],
+        run_jobs: Callable[["SweepLoop"], None],
         extend: Callable[[optuna.Trial], None] | None,
         console: Console,
         at_once: int | None = None,
@@ -75,19 +81,21 @@ class Loop:
         self.writing_took = 0.0
 
     def run(self, is_named: bool) -> None:
-        """Runs the sweep.
+        """Run the sweep.
 
         Args:
-            is_named: whether the very same command would go on with this sweep.
+            is_named: whether the same command would resume this sweep.
 
         Raises:
             SystemExit: interrupted, or stopped by failures.
         """
         folder = _relative(self.study.folder)
-        way_back = "The same command goes on" if is_named else f"hydra.sweep.dir={folder} goes on"
+        resume_hint = (
+            "The same command goes on" if is_named else f"hydra.sweep.dir={folder} goes on"
+        )
         stopped: str | None = None
         code, is_lost = 0, False
-        self._greet()
+        self._announce()
         before = list(self.table.runs.values())
         self.is_first = not before
         with Display(self.console, self.space.n_trials, before) as self.display:
@@ -107,28 +115,28 @@ class Loop:
                 code, stopped = 1, describe(fault)
                 is_lost = True
             finally:
-                if not is_lost:  # else the next start does it
-                    self._settle()
+                if not is_lost:  # otherwise the next start releases them
+                    self._release_own()
                 with suppress(OSError) if is_lost else nullcontext():
                     self.refresh(final=True)
         runs = list(self.table.runs.values())
         if runs:
             ranking.show(runs, self.console)
-        # Whoever interrupts does not want to wait for pictures.
+        # A user who interrupts does not want to wait for plots.
         if runs and code < 128 and not is_lost:
             publish(self.study.folder, runs)
         names = ("sweep.csv", "curves.csv", "report.html")
-        there = [name for name in names if (self.study.folder / name).exists()]
-        print(f"Sweep folder: {folder} ({', '.join(there)})", flush=True)
+        files = [name for name in names if (self.study.folder / name).exists()]
+        print(f"Sweep folder: {folder} ({', '.join(files)})", flush=True)
         if stopped:
             left = self.space.n_trials - len(runs)
-            print(f"{stopped}, {left} trials left. {way_back}.", file=sys.stderr)
+            print(f"{stopped}, {left} trials left. {resume_hint}.", file=sys.stderr)
             sys.exit(code)
         if runs and all(run.state == "FAILED" for run in runs):
             sys.exit(f"All {len(runs)} trials failed, the last with: {self._last_reason()}")
 
-    def work(self) -> None:
-        """Runs trials until none is left, as one of several processes and without a word."""
+    def run_as_worker(self) -> None:
+        """Run trials until none is left, as one of several processes, without messages."""
         self.table.update()
         before = list(self.table.runs.values())
         self.is_first = not before
@@ -137,83 +145,86 @@ class Loop:
                 with _quiet_launchers():
                     self.run_jobs(self)
             finally:
-                self._settle()
+                self._release_own()
                 self.refresh(final=True)
 
-    def _settle(self) -> None:
+    def _release_own(self) -> None:
         with suppress(StopSweep):
-            self.study.settle_mine()
+            self.study.release_own()
 
-    def _greet(self) -> None:
-        """Says what is about to happen, after settling what an earlier process left."""
-        again = self.study.take_over()
+    def _announce(self) -> None:
+        """Reclaim abandoned trials, then print what the sweep is about to do."""
+        n_requeued = self.study.reclaim_abandoned()
         self.table.update()
         folder, done = _relative(self.study.folder), len(self.table.runs)
-        kind = "Grid" if self.space.is_grid else "Search"
+        design = "Grid" if self.space.is_grid else "Search"
         total = self.space.n_trials
         if done >= total:
-            print(f"{kind} in {folder} is complete: {done} of {total} trials")
-        elif done or again:
-            rerun = f", {again} interrupted to be run again" if again else ""
-            print(f"{kind} in {folder} goes on: {done} of {total} trials done{rerun}")
+            print(f"{design} in {folder} is complete: {done} of {total} trials")
+        elif done or n_requeued:
+            rerun = f", {n_requeued} interrupted to be run again" if n_requeued else ""
+            print(f"{design} in {folder} goes on: {done} of {total} trials done{rerun}")
         else:
-            print(f"{kind} of {total} trials in {folder}")
-            if not self.space.is_grid and self.settings.baseline and not self.space.points:
+            print(f"{design} of {total} trials in {folder}")
+            if not self.space.is_grid and self.settings.baseline and not self.space.initial_points:
                 print("The default configuration lies outside of the space and is not tried first")
         sys.stdout.flush()
 
-    # What runners ask and tell: see `runners.Jobs`.
+    # The interface for runners: see `runners.JobSource` and `runners.WorkerJobSource`.
 
     def next(self) -> Job | None:
         if self.at_once is not None and len(self.begun) >= self.at_once:
             return None
-        asked = self.study.ask(self.extend)
-        if asked is None:
+        taken = self.study.ask(self.extend)
+        if taken is None:
             return None
-        trial, run = asked
+        trial, run = taken
         self.display.started(trial.number)
         self.begun[trial.number] = run
-        return trial.number, [*self.space.overrides(trial.params), *self._placed(Path(run.name))]
+        return trial.number, [
+            *self.space.overrides(trial.params),
+            *self._folder_overrides(Path(run.name)),
+        ]
 
     def ended(self, number: int, error: Exception | None) -> None:
         run = self.begun.pop(number)
-        # As when its process was killed, or its configuration cannot be composed.
+        # A killed process or a configuration that cannot be composed leaves no result.
         if record.summary(run) is None:
             error = error or ProcessDied("ended without a result")
             record.finish(run, "FAILED", describe(error))
             tell(self.study.address, number, run, self.settings.objective)
         self.refresh()
-        # Values that do not go together say nothing of those that do.
+        # Values that do not go together are no sign that other trials will fail.
         if not isinstance(error, ImpossibleTrial):
             self._count_failure(number)
 
     def has_result(self, number: int) -> bool:
         return record.summary(self.begun[number]) is not None
 
-    def was_begun(self, number: int) -> bool:
+    def has_started(self, number: int) -> bool:
         return any(path.name != "trial.json" for path in self.begun[number].iterdir())
 
-    def put_back(self, numbers: Sequence[int]) -> None:
-        self.study.put_back(numbers)
+    def requeue(self, numbers: Sequence[int]) -> None:
+        self.study.requeue(numbers)
         for number in numbers:
             del self.begun[number]
 
-    def done(self) -> int:
+    def n_ended(self) -> int:
         return len(self.table.runs)
 
     def is_complete(self) -> bool:
-        return self.done() >= self.space.n_trials
+        return self.n_ended() >= self.space.n_trials
 
-    def share(self, number: int) -> Sequence[str]:
+    def worker_overrides(self, number: int) -> Sequence[str]:
         folder = make_unique_dir(self.study.folder / "shares" / str(number))
-        return self._placed(Path("shares", folder.name))
+        return self._folder_overrides(Path("shares", folder.name))
 
-    def take_in(self) -> None:
-        self.study.take_over()
+    def reclaim_abandoned(self) -> None:
+        self.study.reclaim_abandoned()
         self.refresh()
 
-    def _placed(self, subfolder: Path) -> list[str]:
-        """Has a job leave its log and configuration in a folder within the sweep's."""
+    def _folder_overrides(self, subfolder: Path) -> list[str]:
+        """Return overrides with which a job keeps its log and configuration in a subfolder."""
         return [
             f"hydra.sweep.dir={override_text(str(self.study.folder))}",
             f"hydra.sweep.subdir={override_text(str(subfolder))}",
@@ -221,13 +232,13 @@ class Loop:
         ]
 
     def _count_failure(self, number: int) -> None:
-        most = self.settings.max_failures
+        limit = self.settings.max_failures
         failed = self.table.runs[number].state == "FAILED"
         self.failures = self.failures + 1 if failed else 0
-        if most and failed and (self.failures >= most or (self.is_first and number == 0)):
+        if limit and failed and (self.failures >= limit or (self.is_first and number == 0)):
             which = f"{self.failures} trials in a row" if self.failures > 1 else f"trial {number}"
             raise TooManyFailures(
-                f"Stopped by hydra.sweeper.max_failures={most}: {which} failed, the last with: "
+                f"Stopped by hydra.sweeper.max_failures={limit}: {which} failed, the last with: "
                 f"{self._last_reason()}"
             )
 
@@ -236,19 +247,25 @@ class Loop:
         return str(failed[-1].summary["reason"])
 
     def refresh(self, final: bool = False) -> None:
-        """Reads what has finished, shows it, and writes the tables."""
+        """Display newly finished runs and write the tables.
+
+        Writing the tables takes at most about `TABLES_SHARE` of the time.
+
+        Args:
+            final: write the tables in any case.
+        """
         with self.writing:
-            new = self._read()
+            new = self._read_finished()
             due = time.monotonic() - self.written_at >= self.writing_took / TABLES_SHARE
             if final or (new and due):
                 began = time.monotonic()
                 with self.study.lock:
-                    self._read()
+                    self._read_finished()
                     self.table.write()
                 self.written_at = time.monotonic()
                 self.writing_took = self.written_at - began
 
-    def _read(self) -> list[Run]:
+    def _read_finished(self) -> list[Run]:
         new = self.table.update()
         for run in new:
             self.display.finished(run)
@@ -256,14 +273,14 @@ class Loop:
 
 
 def _relative(folder: Path) -> Path:
-    """A path as short as it can be written."""
+    """Return a path relative to the working directory if it lies below it."""
     here = Path.cwd()
     return folder.relative_to(here) if folder.is_relative_to(here) else folder
 
 
 @contextmanager
 def _quiet_launchers() -> Iterator[None]:
-    """Launchers announce every job; the sweep has a line of its own for each."""
+    """Silence the launchers' line per job: the sweep prints its own line per trial."""
     loggers = [logging.getLogger(name) for name in LAUNCHERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,4 +1,4 @@
-"""Values as the text of Hydra's overrides, and back."""
+"""Convert values to the text of Hydra overrides, and parsed overrides to plain values."""
 
 import re
 from collections.abc import Mapping
@@ -6,24 +6,24 @@ from typing import Any
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
-# What Hydra reads as the text that it is, unless it is one of `_OTHERS`.
+# Strings that Hydra parses as themselves without quotes, except those in `_KEYWORDS`.
 _PLAIN = re.compile(r"[A-Za-z_/][\w./+-]*", re.ASCII)
-_OTHERS = {"null", "true", "false", "inf", "nan"}
+_KEYWORDS = {"null", "true", "false", "inf", "nan"}
 
 
 def override_text(value: Any) -> str:
-    """A value as an override has it after its `=`: Hydra reads it as the same value.
+    """Return a value as the right-hand side of an override, which Hydra parses to the same value.
 
     Args:
-        value: None, a bool, number or text, or lists and mappings of such. No text is an
-            interpolation.
+        value: None, a bool, number or string, or lists and mappings of these. A `${` in a string
+            is escaped, not interpolated.
     """
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        if _PLAIN.fullmatch(value) and value.lower() not in _OTHERS:
+        if _PLAIN.fullmatch(value) and value.lower() not in _KEYWORDS:
             return value
         escaped = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
         return str(QuotedString(escaped, Quote.single).with_quotes())
@@ -35,16 +35,16 @@ def override_text(value: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A parsed value without Hydra's marks of quotes."""
+    """Return a parsed value without Hydra's quote markers."""
     if isinstance(value, QuotedString):
         return value.text
     if isinstance(value, dict):
-        return {plain(key): plain(each) for key, each in value.items()}
-    return [plain(each) for each in value] if isinstance(value, list) else value
+        return {plain(key): plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list) else value
 
 
 def holds_interpolation(value: Any) -> bool:
-    """Whether a parsed value has `${` in a text, which stands for something else then."""
+    """Return whether a parsed value contains a string with an interpolation `${`."""
     if isinstance(value, dict):
         return any(map(holds_interpolation, value.values()))
     if isinstance(value, list):

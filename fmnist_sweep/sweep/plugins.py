@@ -1,6 +1,6 @@
-"""What Hydra finds of this package in every application: entry points of `hydra.plugins`.
+"""Hydra plugins that every application finds through the entry points `hydra.plugins`.
 
-Each is loaded whenever a Hydra application starts, and so is light to import.
+Every Hydra application imports this module when it starts, so it must import little.
 """
 
 from typing import Any
@@ -13,17 +13,17 @@ from omegaconf import DictConfig
 
 
 class SweepSearchPath(SearchPathPlugin):
-    """Adds `hydra/sweeper=study`, its pruners and this package's launchers to every application."""
+    """Search path plugin that adds `hydra/sweeper=study`, its pruners and the launchers."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Hydra's hook."""
+        """Add the package's configuration folder to the search path."""
         search_path.append("fmnist_sweep", "pkg://fmnist_sweep.sweep.conf")
 
 
 class StudySweeper(Sweeper):
-    """Turns a `-m` command line into a study: a grid or an Optuna search.
+    """Sweeper that runs a `-m` command line as a study: a grid or an Optuna search.
 
-    Its settings are the keys of conf/hydra/sweeper/study.yaml.
+    Settings are the keys of conf/hydra/sweeper/study.yaml.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -32,13 +32,13 @@ class StudySweeper(Sweeper):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Hydra's hook before `sweep`."""
-        self.surroundings = config, hydra_context, task_function
+        """Take what Hydra passes before `sweep`."""
+        self.hydra_setup = config, hydra_context, task_function
 
     def sweep(self, arguments: list[str]) -> None:
-        """Runs the sweep to its end; see `begin.sweep`."""
+        """Run the sweep to its end; see `begin.sweep`."""
         from fmnist_sweep.base import command
         from fmnist_sweep.sweep import begin
 
-        # Hydra would show a user's mistake with its traceback.
-        command.run(lambda: begin.sweep(arguments, self.settings, *self.surroundings))
+        # Hydra would print a traceback for a user's mistake.
+        command.run(lambda: begin.sweep(arguments, self.settings, *self.hydra_setup))

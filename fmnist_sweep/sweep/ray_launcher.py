@@ -1,7 +1,7 @@
-"""Hydra's plugin `hydra/launcher=ray`: each job is a task of a Ray cluster, or of a local Ray.
+"""Hydra plugin `hydra/launcher=ray`: run each job as a task of a Ray cluster or of a local Ray.
 
-Hydra's own plugin for Ray asks for a cloudpickle older than what joblib needs. Light to import:
-single runs load it too.
+Hydra's own Ray plugin requires a cloudpickle that is too old for joblib. Single runs import this
+module too, so it must import little.
 """
 
 import os
@@ -20,11 +20,11 @@ from fmnist_sweep.sweep.hydra_job import RemoteJob, failed
 
 
 class RayLauncher(Launcher):
-    """Runs a batch of jobs as Ray tasks.
+    """Launcher that runs a batch of jobs as Ray tasks.
 
     Args:
         init: arguments of `ray.init`.
-        remote: what each job needs of the cluster, as `ray.remote` takes it.
+        remote: resources of each job, as arguments of `ray.remote`.
     """
 
     def __init__(self, init: DictConfig, remote: DictConfig) -> None:
@@ -33,31 +33,31 @@ class RayLauncher(Launcher):
 
     @staticmethod
     def check(settings: Mapping[str, Any]) -> None:
-        """Connects to Ray before a sweep begins.
+        """Connect to Ray before a sweep begins.
 
         Raises:
-            ConfigError: there is no Ray.
+            ConfigError: Ray is not installed or cannot be reached.
         """
         connect(settings["init"])
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Hydra's hook before `launch`."""
-        self.surroundings = config, hydra_context, task_function
+        """Take what Hydra passes before `launch`."""
+        self.hydra_setup = config, hydra_context, task_function
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> list[JobReturn]:
-        """Runs a batch of jobs; of one whose process dies the others are unharmed.
+        """Run a batch of jobs. If a job's process dies, the other jobs continue.
 
         Raises:
-            ConfigError: there is no Ray.
+            ConfigError: Ray is not installed or cannot be reached.
         """
         ray = connect(self.init)
         run = ray.remote(max_retries=0, **self.remote)(RemoteJob.__call__)
         jobs = [
-            run.remote(RemoteJob((number, list(overrides)), *self.surroundings))
+            run.remote(RemoteJob((number, list(overrides)), *self.hydra_setup))
             for number, overrides in enumerate(job_overrides, initial_job_idx)
         ]
         try:
@@ -70,10 +70,13 @@ class RayLauncher(Launcher):
 
 
 def connect(arguments: Any) -> Any:
-    """Ray, connected; a local one ends with this process.
+    """Connect to Ray and return its module. A local Ray ends with this process.
+
+    Args:
+        arguments: arguments of `ray.init`.
 
     Raises:
-        ConfigError: it is not installed, or there is no cluster at the address.
+        ConfigError: Ray is not installed, or no cluster answers at the address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -83,7 +86,7 @@ def connect(arguments: Any) -> Any:
             "hydra/launcher=ray: needs the extra ray: pip install 'fmnist-sweep[ray]'"
         ) from None
     if not ray.is_initialized():
-        _look_for(arguments.get("address"))
+        _check_reachable(arguments.get("address"))
         before = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(**arguments)
@@ -94,8 +97,8 @@ def connect(arguments: Any) -> Any:
     return ray
 
 
-def _look_for(address: str | None) -> None:
-    """Ray itself would try for many minutes, and in many lines, to reach what is not there."""
+def _check_reachable(address: str | None) -> None:
+    """Refuse an unreachable address at once: Ray would retry for minutes and print many lines."""
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     if not (host and port.isdigit()):
         return

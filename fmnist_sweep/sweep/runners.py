@@ -1,11 +1,11 @@
-"""How each launcher runs a sweep's jobs: one adapter a launcher, the sweep itself knows none.
+"""Runners: one adapter per launcher, so that the sweep itself depends on no launcher.
 
-| hydra/launcher | adapter | a trial whose process dies |
+| hydra/launcher | runner | a trial whose process dies |
 |---|---|---|
-| stacked | what its `runner` returns | goes on alone, then fails |
-| basic | `BasicRunner` | has failed |
-| any other of Hydra's (joblib, submitit, ray, ...) | `BatchRunner` | goes on alone, then fails |
-| these, with `hydra.sweeper.shares` | `ShareRunner` | goes to another share |
+| stacked | the launcher's own `runner` | is run again alone, then fails |
+| basic | `BasicRunner` | fails |
+| any other (joblib, submitit, ray, ...) | `BatchRunner` | is run again alone, then fails |
+| any other, with `hydra.sweeper.shares` | `WorkerJobRunner` | is run again by another worker job |
 """
 
 import io
@@ -21,10 +21,10 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from fmnist_sweep.base.errors import (
+    Error,
     ImpossibleTrial,
     MachineFault,
     ProcessDied,
-    ReportError,
     StopSweep,
     TooManyFailures,
     describe,
@@ -37,60 +37,64 @@ from fmnist_sweep.sweep.task import task_of
 REFRESH_SECONDS = 0.5
 
 
-class Jobs(Protocol):
-    """Where a runner takes its jobs from, and what it tells of them."""
+class JobSource(Protocol):
+    """The source of a runner's jobs, and the receiver of their results."""
 
     def next(self) -> Job | None:
-        """The next job; None while there is none, for now or at all."""
+        """Return the next job; None if there is none now, though later calls may return one."""
 
     def ended(self, number: int, error: Exception | None) -> None:
-        """Takes in a job that has ended, with what kept it from its end if it says so itself.
+        """Record that a job has ended.
+
+        Args:
+            number: the trial's number.
+            error: the error that ended the job, if it reported one.
 
         Raises:
-            TooManyFailures: the sweep is to end.
+            TooManyFailures: the sweep must end.
         """
 
     def has_result(self, number: int) -> bool:
-        """Whether the trial's run folder has its final row."""
+        """Return whether the trial's run folder holds its final row."""
 
-    def was_begun(self, number: int) -> bool:
-        """Whether a job has come so far as to leave anything."""
+    def has_started(self, number: int) -> bool:
+        """Return whether the trial's job has written anything to its run folder."""
 
-    def put_back(self, numbers: Sequence[int]) -> None:
-        """Has trials run again, by whoever asks next."""
+    def requeue(self, numbers: Sequence[int]) -> None:
+        """Return trials to the queue; any process may run them again."""
 
     def refresh(self) -> None:
-        """Shows what has finished meanwhile."""
+        """Display newly finished trials."""
 
 
 class Runner(Protocol):
-    """Runs jobs until none is left."""
+    """A strategy to run a sweep's jobs until none is left."""
 
-    def run(self, jobs: Jobs) -> None:
-        """Takes jobs and tells how each ended.
+    def run(self, jobs: JobSource) -> None:
+        """Run all jobs of a source and report how each ended.
 
         Raises:
-            TooManyFailures: the launcher starts nothing, or `jobs` says so.
-            StopSweep, OSError: the machine is at fault; trials without a result run again.
+            TooManyFailures: the launcher starts nothing, or the source ends the sweep.
+            StopSweep, OSError: the machine is at fault; trials without a result will run again.
         """
 
 
 @runtime_checkable
-class RunsByItself(Protocol):
-    """A launcher that asks for jobs as others end, instead of taking them in batches."""
+class ProvidesRunner(Protocol):
+    """A launcher with its own runner, which asks for a job whenever another has ended."""
 
     def runner(self, cores: int) -> Runner:
-        """Runs a sweep's jobs on so many cores."""
+        """Return a runner that uses the given number of CPU cores."""
 
 
 def error_of(returned: JobReturn) -> Exception | None:
-    """What kept a job from its end.
+    """Return the error that ended a job, or None.
 
     Raises:
         StopSweep: the machine is at fault.
     """
     try:
-        with redirect_stderr(io.StringIO()):  # where Hydra says that there was an error
+        with redirect_stderr(io.StringIO()):  # Hydra prints a notice of the error
             _ = returned.return_value
     except Exception as error:
         if is_machine_fault(error):
@@ -100,20 +104,20 @@ def error_of(returned: JobReturn) -> Exception | None:
 
 
 class BasicRunner:
-    """One job after the other, each in a process of its own."""
+    """Runner of one job after the other, each in its own process."""
 
     def __init__(self, config: DictConfig, context: HydraContext, task: TaskFunction) -> None:
-        self.surroundings = config, context, task
+        self.hydra_setup = config, context, task
         self.preload = [task_of(task).preload, *libraries_of_main()]
 
-    def run(self, jobs: Jobs) -> None:
+    def run(self, jobs: JobSource) -> None:
         while job := jobs.next():
             error: Exception | None
             try:
-                error = error_of(call_in_process(RemoteJob(job, *self.surroundings), *self.preload))
+                error = error_of(call_in_process(RemoteJob(job, *self.hydra_setup), *self.preload))
             except MachineFault as fault:
                 raise StopSweep(str(fault)) from None
-            except Exception as raised:  # of Hydra's part, or its process has died
+            except Exception as raised:  # Hydra itself failed, or the process died
                 if is_machine_fault(raised):
                     raise
                 error = raised
@@ -121,9 +125,10 @@ class BasicRunner:
 
 
 class BatchRunner:
-    """Batches of a launcher of Hydra's, which returns when a whole batch has ended.
+    """Runner of batches with a Hydra launcher, which returns when the whole batch has ended.
 
-    A process that dies takes its batch's open trials along: they go on one by one.
+    A process that dies may end other trials of its batch. If several trials have no result, they
+    are run again one by one.
     """
 
     def __init__(
@@ -136,40 +141,42 @@ class BatchRunner:
     ) -> None:
         self.launcher = launcher
         self.at_once = at_once
-        self.surroundings = config, context, task_of(task).known_keys
+        self.compose_arguments = config, context, task_of(task).known_keys
 
-    def run(self, jobs: Jobs) -> None:
-        alone = 0
-        while batch := self._batch(jobs, 1 if alone else self.at_once):
-            alone = max(0, alone - 1)
+    def run(self, jobs: JobSource) -> None:
+        n_alone = 0  # trials still to be run alone
+        while batch := self._next_batch(jobs, 1 if n_alone else self.at_once):
+            n_alone = max(0, n_alone - 1)
             errors, reason = self._launch(batch, jobs)
             numbers = [number for number, _ in batch]
             lost = [n for n in numbers if n not in errors and not jobs.has_result(n)]
             if len(lost) > 1:
-                many = f"{len(lost)} trials go on, each by itself"
-                print(f"{describe(reason)}; {many}", file=sys.stderr)
-                jobs.put_back(lost)
-                alone += len(lost)
+                plan = f"{len(lost)} trials go on, each by itself"
+                print(f"{describe(reason)}; {plan}", file=sys.stderr)
+                jobs.requeue(lost)
+                n_alone += len(lost)
             for number in numbers:
                 if len(lost) < 2 or number not in lost:
                     jobs.ended(number, errors.get(number, reason))
 
-    def _batch(self, jobs: Jobs, most: int) -> list[Job]:
+    def _next_batch(self, jobs: JobSource, size: int) -> list[Job]:
         batch: list[Job] = []
-        while len(batch) < most and (job := jobs.next()):
-            try:  # in a job's process it would bring the whole batch down
-                compose(job, *self.surroundings)
+        while len(batch) < size and (job := jobs.next()):
+            try:  # an error in the job's process would end the whole batch
+                compose(job, *self.compose_arguments)
             except ImpossibleTrial as error:
                 jobs.ended(job[0], error)
             else:
                 batch.append(job)
         return batch
 
-    def _launch(self, batch: Sequence[Job], jobs: Jobs) -> tuple[dict[int, Exception], Exception]:
-        """Runs a batch to its end.
+    def _launch(
+        self, batch: Sequence[Job], jobs: JobSource
+    ) -> tuple[dict[int, Exception], Exception]:
+        """Run a batch to its end.
 
         Returns:
-            What went wrong with single trials, and why others may be without a result.
+            The errors by trial number, and the reason why other trials may have no result.
         """
         reason: Exception = ProcessDied("the launcher returned without it")
         returns: Sequence[JobReturn] = []
@@ -181,48 +188,48 @@ class BatchRunner:
             if is_machine_fault(error):
                 raise
             reason = error
-            if not any(jobs.was_begun(number) for number, _ in batch):
-                jobs.put_back([number for number, _ in batch])
+            if not any(jobs.has_started(number) for number, _ in batch):
+                jobs.requeue([number for number, _ in batch])
                 raise TooManyFailures(
                     f"Stopped: the launcher starts no job ({describe(error)})"
                 ) from None
-        found = {number: error_of(returned) for (number, _), returned in zip(batch, returns)}
-        return {number: error for number, error in found.items() if error}, reason
+        errors = {number: error_of(returned) for (number, _), returned in zip(batch, returns)}
+        return {number: error for number, error in errors.items() if error}, reason
 
 
-class Shares(Protocol):
-    """What `ShareRunner` asks of a sweep whose trials other processes take for themselves."""
+class WorkerJobSource(Protocol):
+    """A sweep whose trials are taken by worker jobs, as `WorkerJobRunner` needs it."""
 
-    def done(self) -> int:
-        """Trials that have ended."""
+    def n_ended(self) -> int:
+        """Return the number of trials that have ended."""
 
     def is_complete(self) -> bool:
-        """Whether the sweep has all its trials."""
+        """Return whether all trials of the sweep have ended."""
 
-    def share(self, number: int) -> Sequence[str]:
-        """The overrides of a share's job: a folder for its log."""
+    def worker_overrides(self, number: int) -> Sequence[str]:
+        """Return the overrides of a worker job: a new folder for its log."""
 
-    def take_in(self) -> None:
-        """Settles the trials of processes that are gone, and shows what has finished."""
+    def reclaim_abandoned(self) -> None:
+        """Release the trials of dead processes and display newly finished trials."""
 
     def refresh(self) -> None:
-        """Shows what has finished meanwhile."""
+        """Display newly finished trials."""
 
 
-class ShareRunner:
-    """Jobs that each take trials until none is left; started again if some have died."""
+class WorkerJobRunner:
+    """Runner of worker jobs, which are started again until the sweep is complete."""
 
     def __init__(self, launcher: Launcher, count: int) -> None:
         self.launcher = launcher
         self.count = count
 
-    def run(self, shares: Shares) -> None:
-        while not shares.is_complete():
-            done = shares.done()
-            jobs = [shares.share(number) for number in range(self.count)]
+    def run(self, source: WorkerJobSource) -> None:
+        while not source.is_complete():
+            n_ended = source.n_ended()
+            jobs = [source.worker_overrides(number) for number in range(self.count)]
             reason = "they ended without it"
             try:
-                with _refreshing(shares.refresh):
+                with _refreshing(source.refresh):
                     returns = self.launcher.launch(jobs, initial_job_idx=0)
                 for error in map(error_of, returns):
                     if isinstance(error, TooManyFailures):
@@ -230,29 +237,29 @@ class ShareRunner:
                     reason = describe(error) if error else reason
             except TooManyFailures:
                 raise
-            except Exception as error:  # as when a share's process has died
+            except Exception as error:  # for example, a worker job's process died
                 if is_machine_fault(error):
                     raise
                 reason = describe(error)
-            shares.take_in()
-            if shares.done() == done:
+            source.reclaim_abandoned()
+            if source.n_ended() == n_ended:
                 raise TooManyFailures(f"Stopped: {self.count} shares finished no trial ({reason})")
 
 
 @contextmanager
 def _refreshing(refresh: Callable[[], None] | None) -> Iterator[None]:
-    """Refreshes twice a second while a launcher is at work on a batch."""
+    """Call `refresh` twice a second while a launcher runs a batch."""
     if refresh is None:
         yield
         return
     done = threading.Event()
 
-    def work() -> None:
+    def watch() -> None:
         while not done.wait(REFRESH_SECONDS):
-            with suppress(OSError, ReportError):  # which the sweep itself meets as well
+            with suppress(OSError, Error):  # the main thread meets these errors too
                 refresh()
 
-    watcher = threading.Thread(target=work, daemon=True)
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
         yield

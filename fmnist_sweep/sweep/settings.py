@@ -1,4 +1,4 @@
-"""What a sweep may be told: `hydra.sweeper`, whose defaults stand in conf/hydra/sweeper."""
+"""The settings of a sweep, `hydra.sweeper`; conf/hydra/sweeper holds their defaults."""
 
 import warnings
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ def _listed(value: Any) -> Any:
 
 
 class Settings(Section):
-    """The keys of `hydra.sweeper`; what they mean stands in conf/hydra/sweeper/study.yaml."""
+    """The keys of `hydra.sweeper`, documented in conf/hydra/sweeper/study.yaml."""
 
     objective: Annotated[
         list[Annotated[str, Field(min_length=1)]], Field(min_length=1), BeforeValidator(_listed)
@@ -53,10 +53,10 @@ class Settings(Section):
 
 
 def read(values: Mapping[str, Any], task: Task) -> Settings:
-    """Checks `hydra.sweeper`, and fills in what the task knows of itself.
+    """Check `hydra.sweeper` and fill in the task's defaults.
 
     Raises:
-        ConfigError: one line with the key, its value and what is allowed.
+        ConfigError: one line with the key, its value and the allowed values.
     """
     given = {key: value for key, value in values.items() if key != "_target_"}
     if given.get("objective") is None:
@@ -85,10 +85,10 @@ def read(values: Mapping[str, Any], task: Task) -> Settings:
 
 
 def check_repeats(settings: Settings, task: Task, config: DictConfig) -> None:
-    """Refuse `hydra.sweeper.repeats` where there is no seed in which repeats could differ.
+    """Refuse `hydra.sweeper.repeats` if the configuration has no seed to vary.
 
     Raises:
-        ConfigError: there is none, or the application has a key of its own for repeats.
+        ConfigError: it has none, or the application has its own key for repeats.
     """
     if settings.repeats is None:
         return
@@ -115,10 +115,10 @@ def _check_pruning(settings: Settings, task: Task) -> None:
 
 
 def make_pruner(values: Mapping[str, Any]) -> optuna.pruners.BasePruner:
-    """Makes the pruner that a configuration names.
+    """Make the pruner that a configuration names.
 
     Raises:
-        ConfigError: no such pruner, or it refuses its arguments.
+        ConfigError: the pruner does not exist or refuses its arguments.
     """
     made = _make("hydra.sweeper.pruner", values, "optuna.pruners.*")
     assert isinstance(made, optuna.pruners.BasePruner)
@@ -126,22 +126,22 @@ def make_pruner(values: Mapping[str, Any]) -> optuna.pruners.BasePruner:
 
 
 def make_sampler(settings: Settings, seed: int, starts: int) -> optuna.samplers.BaseSampler:
-    """Makes the sampler that `hydra/sweeper/sampler` names.
+    """Make the sampler that `hydra/sweeper/sampler` names.
 
     Args:
-        seed: the sampler's, where it is given none of its own.
-        starts: how often the sweep was begun or resumed before. Each start draws from a stream of
-            its own: a stream drawn again from its beginning would suggest the same values again.
+        seed: the seed of a sampler that is configured without one.
+        starts: the number of times that the sweep was started before. Each start has its own random
+            stream, as a repeated stream would suggest the same values again.
 
     Raises:
-        ConfigError: no such sampler, or it refuses its arguments.
+        ConfigError: the sampler does not exist or refuses its arguments.
     """
     values = dict(settings.sampler)
-    if settings.grid_sampler:  # its points are known from the start
+    if settings.grid_sampler:  # a grid's points are known from the start
         return optuna.samplers.RandomSampler(seed)
     if values.get("seed") is None:
         values["seed"] = seed
-    # A quasi-random sequence counts its points in the study and must stay the same one.
+    # A quasi-random sequence counts its points in the study and must not change.
     if starts and not values["_target_"].endswith(".QMCSampler"):
         values["seed"] = int(np.random.SeedSequence([values["seed"], starts]).generate_state(1)[0])
     if values["_target_"] == "optuna.samplers.CmaEsSampler":

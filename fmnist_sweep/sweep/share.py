@@ -1,7 +1,7 @@
-"""A job that is a share of a sweep: it takes trials until none is left, many at once if it can.
+"""Launcher jobs that each train a share of a sweep (`hydra.sweeper.shares`).
 
-Launchers of clusters start one such job a machine instead of one job a trial, so that their
-machines gain from stacks as well.
+A launcher of a cluster starts one such job per machine instead of one job per trial. Each job takes
+trials until none is left, and trains them in stacks if the application can.
 """
 
 import math
@@ -15,9 +15,9 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from fmnist_sweep.base.errors import MachineFault, StopSweep
-from fmnist_sweep.base.processes import cores, cores_left
+from fmnist_sweep.base.processes import cores, cores_from_environment
 from fmnist_sweep.sweep.job import SweepJob, silence_console
-from fmnist_sweep.sweep.loop import Loop, ahead
+from fmnist_sweep.sweep.loop import SweepLoop, trials_at_once
 from fmnist_sweep.sweep.runners import BasicRunner
 from fmnist_sweep.sweep.settings import Settings
 from fmnist_sweep.sweep.space import Space
@@ -26,8 +26,8 @@ from fmnist_sweep.sweep.task import seed_of
 
 
 @dataclass
-class Share:
-    """The task function of such jobs; travels to other processes by pickle."""
+class WorkerJob:
+    """The task function of a job that takes trials until none is left; can be pickled."""
 
     job: SweepJob
     folder: Path
@@ -43,18 +43,18 @@ class Share:
         seed = seed_of(self.config, self.settings.seed_key) or 0
         free_keys = self.job.sweep_task.free_keys
         study = SweepStudy(self.folder, self.name, self.space, self.settings, seed, free_keys)
-        others = max(1, study.processes() - 1)  # the one that launched the shares trains nothing
+        workers = max(1, study.processes() - 1)  # the launching process trains nothing
         task = self.job.sweep_task
-        mine = cores_left() or cores() // others
-        runner = task.runner(self.config, self.context, self.job, mine) or BasicRunner(
+        own_cores = cores_from_environment() or cores() // workers
+        runner = task.runner(self.config, self.context, self.job, own_cores) or BasicRunner(
             self.config, self.context, self.job
         )
-        # No more than its part: one of few shares would take all trials of a small sweep.
-        part = math.ceil(study.space.n_trials / (self.settings.shares or 1))
-        at_once = min(ahead(self.settings, study.space), part)
+        # No more than an even share: the first job would take all trials of a small sweep.
+        even_share = math.ceil(study.space.n_trials / (self.settings.shares or 1))
+        at_once = min(trials_at_once(self.settings, study.space), even_share)
         quiet = Console(quiet=True)
         try:
-            Loop(study, self.settings, runner.run, self.extend, quiet, at_once).work()
+            SweepLoop(study, self.settings, runner.run, self.extend, quiet, at_once).run_as_worker()
         except StopSweep as stop:
             raise MachineFault(str(stop)) from None
         finally:

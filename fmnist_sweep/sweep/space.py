@@ -1,4 +1,4 @@
-"""What a sweep searches: its overrides as Optuna's distributions, every value checked first."""
+"""The space of a sweep: parse its overrides into Optuna distributions and check all values."""
 
 import itertools
 import math
@@ -30,58 +30,62 @@ from fmnist_sweep.sweep.task import Task
 
 SEARCH_TRIALS = 20
 LARGEST_GRID = 100_000
-MOST_COMBINATIONS = 50  # of swept groups, in which a value is tried
-_NOTHING = object()
+MAX_COMBINATIONS = 50  # of options of swept groups, with which a value is checked
+_MISSING = object()
 
 Compose = Callable[[Sequence[str]], DictConfig]
 
 
 @dataclass(frozen=True)
 class Space:
-    """A sweep's keys and what each may be.
+    """The keys of a sweep and the values that each key may take.
 
-    distributions: by config key. Choices that are lists, mappings or interpolations are kept as
-        they would be written on the command line.
-    written: the key as an override has it, with a `+` where it adds a key.
-    texts: by key, such choices as they would be written on the command line.
-    fixed: overrides that all trials share, with the types that they have once composed.
-    lines: the same as the command line has them.
-    points: values to be tried first, in this order: a grid's all, a search's default configuration.
-    default: what each swept key is without the sweep, where it has a value.
-    base: every other key of the configuration, by its dotted name.
+    Attributes:
+        distributions: the distribution of each swept config key. Choices that are lists, mappings
+            or interpolations are strings in override syntax.
+        key_elements: each swept key as an override spells it, with a `+` if it adds the key.
+        raw_choices: by swept key, its choices that are strings in override syntax.
+        fixed_values: by key, the composed values of the overrides that all trials share.
+        fixed_overrides: the same overrides as the command line has them.
+        initial_points: parameter values to try first, in this order: all points of a grid, the
+            default configuration of a search, all points of a search that can try them all.
+        defaults: the value of each swept key without the sweep, if it has one.
+        base: every other key of the configuration, by its dotted name.
+        n_trials: the number of trials of the sweep.
+        is_grid: whether the sweep is a grid, not a search.
     """
 
     distributions: dict[str, BaseDistribution]
-    written: dict[str, str]
-    texts: dict[str, list[str]]
-    fixed: dict[str, Any]
-    lines: list[str]
-    points: list[dict[str, Any]]
-    default: dict[str, Any]
+    key_elements: dict[str, str]
+    raw_choices: dict[str, list[str]]
+    fixed_values: dict[str, Any]
+    fixed_overrides: list[str]
+    initial_points: list[dict[str, Any]]
+    defaults: dict[str, Any]
     base: dict[str, Any]
     n_trials: int
     is_grid: bool
 
     def overrides(self, values: dict[str, Any]) -> list[str]:
-        """The command line of one trial."""
+        """Return the overrides of a trial with the given parameter values."""
         return [
-            *self.lines,
+            *self.fixed_overrides,
             *(
-                _written(self.written.get(k, k), v, self.texts.get(k, ()))
+                _assignment(self.key_elements.get(k, k), v, self.raw_choices.get(k, ()))
                 for k, v in values.items()
             ),
         ]
 
     def is_default(self, values: dict[str, Any]) -> bool:
-        """Whether a trial's values are those that its keys have without the sweep."""
-        return all(key in self.default and self.default[key] == v for key, v in values.items())
+        """Return whether the values are those of the default configuration."""
+        return all(key in self.defaults and self.defaults[key] == v for key, v in values.items())
 
-    def described(self) -> dict[str, str]:
-        """Each key's distribution in words, as messages and the study have it."""
-        return {key: _words(distribution) for key, distribution in self.distributions.items()}
+    def descriptions(self) -> dict[str, str]:
+        """Return a description of each key's distribution, for messages and for the study."""
+        return {key: _describe(distribution) for key, distribution in self.distributions.items()}
 
 
-def read(
+def parse_space(
     arguments: Sequence[str],
     settings: Settings,
     compose: Compose,
@@ -89,19 +93,21 @@ def read(
     task: Task,
     seed: int,
 ) -> Space:
-    """Reads a sweep's command line and checks every value that its keys can take.
+    """Parse a sweep's command line and check every value that its keys can take.
 
     Args:
         arguments: overrides in Hydra's syntax, without those of `hydra.*`.
-        compose: makes the whole configuration from a trial's overrides.
-        is_group: whether a key is a group of configuration files.
+        settings: the settings of the sweep, `hydra.sweeper`.
+        compose: composes the whole configuration from a trial's overrides.
+        is_group: returns whether a key is a group of configuration files.
         task: checks configurations.
-        seed: of the order in which `hydra/sweeper/sampler=grid` takes its points.
+        seed: seed of the order in which a search that can try all points, or
+            `hydra/sweeper/sampler=grid`, takes its points.
 
     Raises:
-        ConfigError: what is wrong, in a line or a few.
+        ConfigError: the user's mistake, in one line or a few.
     """
-    overrides = _overrides(arguments, settings.params)
+    overrides = _parse_overrides(arguments, settings.params)
     shared = [o for o in overrides if o.is_delete() or not o.is_sweep_override()]
     swept = [o for o in overrides if not o.is_delete() and o.is_sweep_override()]
     if not swept and not settings.custom_search_space:
@@ -112,71 +118,85 @@ def read(
             "-m sweeps nothing: give a key several values (optimizer.lr=0.001,0.01), an interval "
             "(optimizer.lr=interval(0.001,0.1)) or a search (search=mlp)"
         )
-    lines = [_line(o) for o in shared]
-    given = {_key(override): _distribution(override) for override in swept}
-    texts = {key: texts for key, (_, _, texts) in given.items()}
-    check = _Check(lines, texts, compose, task)
+    fixed_overrides = [_input_line(o) for o in shared]
+    parsed = {_key(override): _parse_values(override) for override in swept}
+    raw_choices = {key: raw for key, (_, _, raw) in parsed.items()}
+    checker = _ValueChecker(fixed_overrides, raw_choices, compose, task)
     for override in swept:
-        check.first[_key(override)] = check.line(override, _ends(given[_key(override)][0])[0])
+        first_value = _values_to_check(parsed[_key(override)][0])[0]
+        checker.first[_key(override)] = checker.assignment(override, first_value)
     for override in swept:
         key = _key(override)
         if is_group(override.key_or_group) or key.endswith("_target_"):
-            check.add_options(override, given[key][1])
-    base, is_default = check.base()
-    distributions, order, default = {}, {}, {}
+            checker.add_options(override, parsed[key][1])
+    base, is_default = checker.base()
+    distributions, order, defaults = {}, {}, {}
     for override in swept:
         key = _key(override)
-        found, order[key], _ = given[key]
-        distributions[key] = check.distribution(override, found)
-        value = _value(base, override, _NOTHING)
-        if is_default and value is not _NOTHING:
-            default[key] = value
+        distribution, order[key], _ = parsed[key]
+        distributions[key] = checker.check_distribution(override, distribution)
+        value = _composed_value(base, override, _MISSING)
+        if is_default and value is not _MISSING:
+            defaults[key] = value
     is_search = (
         settings.params
         or settings.custom_search_space
         or any(override.is_interval_sweep() for override in swept)
     )
-    alone = settings.design == "one_at_a_time"
-    is_grid = settings.grid_sampler or alone or not is_search
+    one_at_a_time = settings.design == "one_at_a_time"
+    is_grid = settings.grid_sampler or one_at_a_time or not is_search
     if is_grid:
-        values = _values(distributions, order, swept)
-        points = _one_at_a_time(values, default) if alone else _product(values)
+        values = _grid_values(distributions, order, swept)
+        points = _one_at_a_time(values, defaults) if one_at_a_time else _product(values)
         if settings.grid_sampler:
             random.Random(seed).shuffle(points)
         n_trials = min(settings.n_trials or len(points), len(points))
     else:
-        points = _first(distributions, default) if settings.baseline else []
+        points = _default_point(distributions, defaults) if settings.baseline else []
         n_trials = settings.n_trials or SEARCH_TRIALS
         if not settings.custom_search_space:
-            points, n_trials = _each_once(distributions, order, swept, points, n_trials, seed)
-    fixed = {o.key_or_group: _value(base, o, None) for o in shared if not o.is_delete()}
-    rest = {k: v for k, v in _described_base(base).items() if k not in distributions}
-    written = {_key(override): override.get_key_element() for override in swept}
+            points, n_trials = _try_each_once(distributions, order, swept, points, n_trials, seed)
+    fixed_values = {
+        o.key_or_group: _composed_value(base, o, None) for o in shared if not o.is_delete()
+    }
     return Space(
-        distributions, written, texts, fixed, lines, points, default, rest, n_trials, is_grid
+        distributions=distributions,
+        key_elements={_key(override): override.get_key_element() for override in swept},
+        raw_choices=raw_choices,
+        fixed_values=fixed_values,
+        fixed_overrides=fixed_overrides,
+        initial_points=points,
+        defaults=defaults,
+        base={k: v for k, v in _base_values(base).items() if k not in distributions},
+        n_trials=n_trials,
+        is_grid=is_grid,
     )
 
 
-def _described_base(base: DictConfig) -> dict[str, Any]:
-    """The base configuration by dotted keys; of what the time decides, how it is written."""
-    task = _task(base)
-    written = _flat(OmegaConf.to_container(task, resolve=False))
+def _base_values(base: DictConfig) -> dict[str, Any]:
+    """Return the base configuration by dotted keys, with `${now:...}` left unresolved."""
+    kept = {key: value for key, value in base.items_ex(resolve=False) if key != "hydra"}
+    config = OmegaConf.create(kept)
+    unresolved = _flatten(OmegaConf.to_container(config, resolve=False))
     try:
-        values = _flat(OmegaConf.to_container(task, resolve=True))
-    except OmegaConfBaseException:  # as of a reference to what only the sweep fills in
-        return written
-    return {k: written[k] if "${now:" in str(written.get(k)) else v for k, v in values.items()}
+        values = _flatten(OmegaConf.to_container(config, resolve=True))
+    except OmegaConfBaseException:  # for example, a reference to a key that only trials have
+        return unresolved
+    return {
+        key: unresolved[key] if "${now:" in str(unresolved.get(key)) else value
+        for key, value in values.items()
+    }
 
 
-def _overrides(arguments: Sequence[str], params: dict[str, Any]) -> list[Override]:
-    """The command line's overrides, and the search file's where the command line says nothing."""
+def _parse_overrides(arguments: Sequence[str], params: dict[str, Any]) -> list[Override]:
+    """Return the overrides of the command line, and those of `params` for other keys."""
     parser = OverridesParser.create()
     try:
-        given = [_settled(one) for one in parser.parse_overrides(list(arguments))]
-        # A search file's text is in the words of the command line; what YAML has read is a value.
-        words = {k: v if isinstance(v, str) else override_text(v) for k, v in params.items()}
-        lines = [f"{key}={text}" for key, text in words.items()]
-        searched = [_settled(one) for one in parser.parse_overrides(lines)]
+        given = [_without_single_choice(o) for o in parser.parse_overrides(list(arguments))]
+        # A string in `params` is in override syntax; anything else is a value parsed by YAML.
+        texts = {k: v if isinstance(v, str) else override_text(v) for k, v in params.items()}
+        lines = [f"{key}={text}" for key, text in texts.items()]
+        searched = [_without_single_choice(o) for o in parser.parse_overrides(lines)]
     except HydraException as error:
         raise ConfigError(hydra_line(error)) from None
     keys = [_key(override) for override in given]
@@ -186,8 +206,8 @@ def _overrides(arguments: Sequence[str], params: dict[str, Any]) -> list[Overrid
     return [*(o for o in searched if _key(o) not in keys), *given]
 
 
-def _settled(override: Override) -> Override:
-    """A choice of one value as that value: see `cli.sweep_arguments`."""
+def _without_single_choice(override: Override) -> Override:
+    """Turn a choice of a single value into that value; see `cli.sweep_arguments`."""
     if override.is_delete() or not override.is_choice_sweep():
         return override
     values = list(override.sweep_iterator(transformer=Transformer.encode))
@@ -196,26 +216,26 @@ def _settled(override: Override) -> Override:
     return OverridesParser.create().parse_override(f"{override.get_key_element()}={values[0]}")
 
 
-def _written(element: str, value: Any, texts: Sequence[str]) -> str:
-    """An override of a value, or of one that is a text of another already."""
-    return f"{element}={value if value in texts else override_text(value)}"
+def _assignment(key_element: str, value: Any, raw_choices: Sequence[str]) -> str:
+    """Return an override that sets a key to a value, or to a raw choice."""
+    return f"{key_element}={value if value in raw_choices else override_text(value)}"
 
 
 def _key(override: Override) -> str:
-    """A key's name, without the `+` or `~` that an override may put before it."""
+    """Return the key of an override without a leading `+` or `~`."""
     return override.get_key_element().lstrip("+~")
 
 
-def _line(override: Override) -> str:
+def _input_line(override: Override) -> str:
     return str(override.input_line)
 
 
-def _distribution(override: Override) -> tuple[BaseDistribution, list[Any], list[str]]:
-    """An override's values.
+def _parse_values(override: Override) -> tuple[BaseDistribution, list[Any], list[str]]:
+    """Parse the values of a swept override.
 
     Returns:
-        The values as Optuna has them, choices sorted: they are the same whatever their order. Then
-        the choices in the order given, and which of these are the text of something else.
+        The distribution, whose choices are sorted so that their order makes no difference; the
+        choices in the given order; the choices among them that are in override syntax.
     """
     try:
         if override.is_interval_sweep():
@@ -228,71 +248,83 @@ def _distribution(override: Override) -> tuple[BaseDistribution, list[Any], list
                 return distribution, [], []
             _check_size(override, distribution)
         choices: list[Any] = []
-        texts = []
-        for value in override.sweep_iterator():  # once: each time shuffle() has another order
+        raw_choices = []
+        for value in override.sweep_iterator():  # once only, as shuffle() has a new order each time
             choice = plain(value)
             if holds_interpolation(choice):
                 choice = str(Transformer.encode(value))
-                texts.append(choice)
+                raw_choices.append(choice)
             elif isinstance(choice, dict | list):
                 choice = override_text(choice)
-                texts.append(choice)
+                raw_choices.append(choice)
             choices.append(choice)
-        # The same value twice is the same trial twice.
+        # A repeated value would repeat trials.
         choices = list({repr(choice): choice for choice in choices}.values())
-        return CategoricalDistribution(sorted(choices, key=_rank)), choices, texts
+        return CategoricalDistribution(sorted(choices, key=_sort_key)), choices, raw_choices
     except (ValueError, HydraException, AssertionError) as error:
-        raise ConfigError(f"{_line(override)}: {one_line(error)}") from None
+        raise ConfigError(f"{_input_line(override)}: {one_line(error)}") from None
 
 
-def _rank(choice: Any) -> tuple[str, float, str]:
-    """Sorts choices of any types, numbers by value."""
+def _sort_key(choice: Any) -> tuple[str, float, str]:
+    """Return a sort key for choices of mixed types, numbers by value."""
     is_number = isinstance(choice, int | float)
     return type(choice).__name__, choice if is_number else 0.0, str(choice)
 
 
-class _Check:
-    """Checks values before a sweep begins, each in a configuration that a trial could have.
+class _ValueChecker:
+    """Checker of values before a sweep begins, each in a configuration that a trial could have.
 
-    A key may exist for some options of a swept group alone, as `scheduler.final` does: a value is
-    right if it is in the default configuration, or together with some options of what is swept.
+    A key may exist for some options of a swept group only, such as `scheduler.final`. A value must
+    be valid in the default configuration or with some combination of swept options.
     """
 
     def __init__(
-        self, lines: list[str], texts: dict[str, list[str]], compose: Compose, task: Task
+        self,
+        fixed_overrides: list[str],
+        raw_choices: dict[str, list[str]],
+        compose: Compose,
+        task: Task,
     ) -> None:
-        self.lines = lines
-        self.texts = texts
+        self.fixed_overrides = fixed_overrides
+        self.raw_choices = raw_choices
         self.compose = compose
         self.task = task
-        self.first: dict[str, str] = {}  # an override of each swept key
-        self.options: dict[str, list[str]] = {}
-        self.composed: dict[tuple[str, ...], DictConfig] = {}
+        self.first: dict[str, str] = {}  # by swept key, an override with its first value
+        self.options: dict[str, list[str]] = {}  # by swept group, overrides with its options
+        self.cache: dict[tuple[str, ...], DictConfig] = {}  # configurations by combination
 
     def add_options(self, override: Override, values: Sequence[Any]) -> None:
-        """Takes the options of a swept group, which decide what keys there are."""
-        self.options[_key(override)] = [self.line(override, value) for value in values]
+        """Add the options of a swept group, which decide which keys exist."""
+        self.options[_key(override)] = [self.assignment(override, value) for value in values]
 
-    def line(self, override: Override, value: Any) -> str:
-        """An override of one of a swept key's values."""
-        return _written(override.get_key_element(), value, self.texts[_key(override)])
+    def assignment(self, override: Override, value: Any) -> str:
+        """Return an override that sets a swept key to one of its values."""
+        return _assignment(override.get_key_element(), value, self.raw_choices[_key(override)])
 
-    def _combinations(self, but: str | None = None) -> list[tuple[str, ...]]:
-        """Overrides of swept groups: none, each option by itself, then together.
+    def _combinations(self, excluded: str | None = None) -> list[tuple[str, ...]]:
+        """Return the combinations of overrides to try, as tuples.
 
-        Last, as a class may want them all, the first values of all swept keys.
+        The order is: no override, each option of a swept group alone, options of all swept groups
+        together. The last combination has the first value of every swept key, as a class may need
+        all of them.
+
+        Args:
+            excluded: a key to leave out.
         """
-        options = [lines for key, lines in self.options.items() if key != but]
-        alone = [(line,) for lines in options for line in lines]
-        together = itertools.islice(itertools.product(*options), MOST_COMBINATIONS)
-        first = tuple(line for key, line in self.first.items() if key != but)
-        return list(dict.fromkeys([(), *alone, *together, first]))
+        options = [lines for key, lines in self.options.items() if key != excluded]
+        single = [(line,) for lines in options for line in lines]
+        together = itertools.islice(itertools.product(*options), MAX_COMBINATIONS)
+        first = tuple(line for key, line in self.first.items() if key != excluded)
+        return list(dict.fromkeys([(), *single, *together, first]))
 
     def base(self) -> tuple[DictConfig, bool]:
-        """The configuration without the sweep, or with the first options that the rest goes with.
+        """Compose the configuration without the sweep, or else with the first valid swept options.
 
         Returns:
-            The configuration, and whether it is the default one.
+            The configuration, and whether it is the default configuration.
+
+        Raises:
+            ConfigError: no combination is valid; the message is that of the first.
         """
         first: ConfigError | None = None
         for combination in self._combinations():
@@ -307,35 +339,38 @@ class _Check:
         raise first
 
     def _compose(self, combination: tuple[str, ...]) -> DictConfig:
-        if combination not in self.composed:
-            self.composed[combination] = self.compose([*self.lines, *combination])
-        return self.composed[combination]
+        if combination not in self.cache:
+            self.cache[combination] = self.compose([*self.fixed_overrides, *combination])
+        return self.cache[combination]
 
-    def distribution(self, override: Override, found: BaseDistribution) -> BaseDistribution:
-        """Checks a key's values, and takes whole ends of an interval as integers where it must."""
+    def check_distribution(
+        self, override: Override, distribution: BaseDistribution
+    ) -> BaseDistribution:
+        """Check a key's values; turn the interval into integers if the key rejects floats."""
         try:
-            self._value(override, _ends(found)[0])
+            self._check_value(override, _values_to_check(distribution)[0])
         except ConfigError:
-            whole = _as_integers(found)
-            if whole is None:
+            integers = _as_integers(distribution)
+            if integers is None:
                 raise
-            found = whole
-            self._value(override, _ends(found)[0])
-        for value in _ends(found)[1:]:
-            self._value(override, value)
-        return found
+            distribution = integers
+            self._check_value(override, _values_to_check(distribution)[0])
+        for value in _values_to_check(distribution)[1:]:
+            self._check_value(override, value)
+        return distribution
 
-    def _value(self, override: Override, value: Any) -> None:
-        """Checks one value.
+    def _check_value(self, override: Override, value: Any) -> None:
+        """Check a value.
 
         Raises:
-            ConfigError: it is wrong with every combination; says why in the first that has its key.
+            ConfigError: every combination rejects the value; the message is that of the first
+                combination that has the key.
         """
         no_key: ConfigError | None = None
         wrong: ConfigError | None = None
-        for combination in self._combinations(but=_key(override)):
+        for combination in self._combinations(excluded=_key(override)):
             try:
-                config = self._with(override, value, combination)
+                config = self._compose_value(override, value, combination)
             except ConfigError as error:
                 no_key = no_key or error
                 continue
@@ -345,34 +380,36 @@ class _Check:
             except ConfigError as error:
                 wrong = wrong or error
         if _key(override) in self.options and not wrong:
-            # The option exists; what it lacks is told by the trials that it makes impossible.
-            self.compose([self.line(override, value)])
+            # If the option exists, the impossible trials will report what it lacks.
+            self.compose([self.assignment(override, value)])
             return
         reason = wrong or no_key
         assert reason is not None
         raise reason
 
-    def _with(self, override: Override, value: Any, combination: tuple[str, ...]) -> DictConfig:
-        line = self.line(override, value)
+    def _compose_value(
+        self, override: Override, value: Any, combination: tuple[str, ...]
+    ) -> DictConfig:
+        line = self.assignment(override, value)
         key = _key(override)
         if key in self.options or override.package:
             return self._compose((*combination, line))
-        # Composing takes a tenth of a second: a plain key needs it once, to know that it exists.
-        known = (*combination, key)
-        if known not in self.composed:
-            self.composed[known] = self.compose([*self.lines, *combination, line])
-            return self.composed[known]
-        config = self.composed[known]
-        one = OverridesParser.create().parse_override(line)
-        try:  # in place, as its type is kept there: the key's next value takes its turn
-            OmegaConf.update(config, one.key_or_group, one.value(), force_add=True)
+        # Composing takes 0.1 s. A plain key needs it once only, to check that the key exists.
+        cache_key = (*combination, key)
+        if cache_key not in self.cache:
+            self.cache[cache_key] = self.compose([*self.fixed_overrides, *combination, line])
+            return self.cache[cache_key]
+        config = self.cache[cache_key]
+        parsed = OverridesParser.create().parse_override(line)
+        try:  # in place, which keeps the key's type; the key's next value replaces this one
+            OmegaConf.update(config, parsed.key_or_group, parsed.value(), force_add=True)
         except OmegaConfBaseException as error:
             raise ConfigError(f"{line}: {first_line(error)}") from None
         return config
 
 
-def _ends(distribution: BaseDistribution) -> list[Any]:
-    """The values to be checked: of a range its ends, as few keys have holes."""
+def _values_to_check(distribution: BaseDistribution) -> list[Any]:
+    """Return the values to check: all choices, or the ends of a range, as few keys have gaps."""
     if isinstance(distribution, IntDistribution | FloatDistribution):
         return [distribution.low, distribution.high]
     assert isinstance(distribution, CategoricalDistribution)
@@ -380,7 +417,7 @@ def _ends(distribution: BaseDistribution) -> list[Any]:
 
 
 def _as_integers(distribution: BaseDistribution) -> IntDistribution | None:
-    """`interval(5,50)`, which Hydra reads as floats, for a key that wants integers."""
+    """Return an interval such as `interval(5,50)`, which Hydra parses as floats, as integers."""
     if not isinstance(distribution, FloatDistribution) or distribution.step is not None:
         return None
     low, high = distribution.low, distribution.high
@@ -389,12 +426,12 @@ def _as_integers(distribution: BaseDistribution) -> IntDistribution | None:
     return IntDistribution(int(low), int(high), log=distribution.log)
 
 
-def _values(
+def _grid_values(
     distributions: dict[str, BaseDistribution],
     order: dict[str, list[Any]],
     swept: Sequence[Override],
 ) -> dict[str, list[Any]]:
-    """The values that each key has in a grid, in the order given."""
+    """Return the values of each key in a grid, in the given order."""
     values = {}
     for override in swept:
         key = _key(override)
@@ -404,13 +441,13 @@ def _values(
             choices = order[key] or OptunaSweeperImpl._to_grid_sampler_choices(distribution)
         except ValueError:
             raise ConfigError(
-                f"{_line(override)}: a grid needs choices, a range or int(interval(...))"
+                f"{_input_line(override)}: a grid needs choices, a range or int(interval(...))"
             ) from None
         values[key] = list(choices)
     return values
 
 
-def _each_once(
+def _try_each_once(
     distributions: dict[str, BaseDistribution],
     order: dict[str, list[Any]],
     swept: Sequence[Override],
@@ -418,15 +455,15 @@ def _each_once(
     n_trials: int,
     seed: int,
 ) -> tuple[list[dict[str, Any]], int]:
-    """A search that could try all that there is does so, where a sampler would draw points again.
+    """Let a search try each point once if it has enough trials; a sampler would repeat points.
 
     Returns:
-        The points to be tried first, and the number of trials: both as they were where the space
-        has more points than the search has trials.
+        The initial points and the number of trials; unchanged if the space has more points than the
+        search has trials.
     """
     try:
-        values = _values(distributions, order, swept)
-    except ConfigError:  # an interval, or a range without end
+        values = _grid_values(distributions, order, swept)
+    except ConfigError:  # an interval, or a range that is too long
         return points, n_trials
     if math.prod(map(len, values.values())) > n_trials:
         return points, n_trials
@@ -436,52 +473,52 @@ def _each_once(
 
 
 def _check_size(override: Override, distribution: Any) -> None:
-    """Refuses a range that is too long for a list of its values."""
+    """Refuse a range with too many values to list."""
     step = getattr(distribution, "step", None)
     if step and (distribution.high - distribution.low) / step >= LARGEST_GRID:
-        raise ConfigError(f"{_line(override)}: has more than {LARGEST_GRID:,} values")
+        raise ConfigError(f"{_input_line(override)}: has more than {LARGEST_GRID:,} values")
 
 
 def _product(values: dict[str, list[Any]]) -> list[dict[str, Any]]:
-    """All combinations, the last key changing fastest."""
+    """Return all combinations; the last key changes fastest."""
     size = math.prod(map(len, values.values()))
     if size > LARGEST_GRID:
         raise ConfigError(f"a grid of {size:,} trials is more than {LARGEST_GRID:,}")
     return [dict(zip(values, point)) for point in itertools.product(*values.values())]
 
 
-def _one_at_a_time(values: dict[str, list[Any]], default: dict[str, Any]) -> list[dict[str, Any]]:
-    """The default configuration, then each key's other values with all other keys at theirs."""
-    for key, some in values.items():
-        if key not in default or default[key] not in some:
-            known = f", {override_text(default[key])}," if key in default else ""
+def _one_at_a_time(values: dict[str, list[Any]], defaults: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the default point, then points with one key each at another value."""
+    for key, choices in values.items():
+        if key not in defaults or defaults[key] not in choices:
+            known = f", {override_text(defaults[key])}," if key in defaults else ""
             raise ConfigError(
                 f"hydra.sweeper.design=one_at_a_time: {key} must have its default{known} among "
                 "its values"
             )
-    base = {key: default[key] for key in values}
-    others = [(key, one) for key, some in values.items() for one in some if one != base[key]]
-    return [base, *({**base, key: one} for key, one in others)]
+    base = {key: defaults[key] for key in values}
+    others = [(key, v) for key, choices in values.items() for v in choices if v != base[key]]
+    return [base, *({**base, key: value} for key, value in others)]
 
 
-def _first(
-    distributions: dict[str, BaseDistribution], default: dict[str, Any]
+def _default_point(
+    distributions: dict[str, BaseDistribution], defaults: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """The default configuration, if it lies in the space."""
+    """Return the default configuration as the only point, or no point if the space excludes it."""
     for key, distribution in distributions.items():
-        if key not in default:
+        if key not in defaults:
             return []
         try:
-            inside = distribution._contains(distribution.to_internal_repr(default[key]))
+            inside = distribution._contains(distribution.to_internal_repr(defaults[key]))
         except (ValueError, TypeError):
             inside = False
         if not inside:
             return []
-    return [{key: default[key] for key in distributions}]
+    return [{key: defaults[key] for key in distributions}]
 
 
-def _value(config: DictConfig, override: Override, missing: Any) -> Any:
-    """A key's composed value as a choice has it; a group's option by its name."""
+def _composed_value(config: DictConfig, override: Override, missing: Any) -> Any:
+    """Return a key's composed value in the form of a choice; the option's name for a group."""
     choices = config.hydra.runtime.choices
     if override.key_or_group in choices:
         return choices[override.key_or_group]
@@ -491,27 +528,21 @@ def _value(config: DictConfig, override: Override, missing: Any) -> Any:
     return value
 
 
-def _task(config: DictConfig) -> DictConfig:
-    """A configuration without Hydra's own part."""
-    kept = {key: value for key, value in config.items_ex(resolve=False) if key != "hydra"}
-    return OmegaConf.create(kept)
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, by dotted keys."""
+def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Flatten nested mappings to dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            flat |= _flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat
 
 
-def _words(distribution: BaseDistribution) -> str:
+def _describe(distribution: BaseDistribution) -> str:
     if isinstance(distribution, CategoricalDistribution):
-        words = (c if isinstance(c, str) else override_text(c) for c in distribution.choices)
-        return ",".join(words)
+        texts = (c if isinstance(c, str) else override_text(c) for c in distribution.choices)
+        return ",".join(texts)
     assert isinstance(distribution, IntDistribution | FloatDistribution)
     integer = isinstance(distribution, IntDistribution)
     step = distribution.step if distribution.step not in (None, 1) else None

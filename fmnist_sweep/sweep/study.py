@@ -1,8 +1,8 @@
-"""Optuna's record of a sweep: agreed with, asked and told.
+"""The Optuna study of a sweep: open it, ask it for trials, tell it results.
 
-Several processes may work on one study, on SQLite or a server, as long as they share the sweep's
-folder. A trial belongs to the process that holds the worker's lock named in its `trial.json`; the
-operating system lets go of the lock when that process dies, however it dies.
+Several processes may work on one study, on SQLite or a server, if they share the sweep's folder. A
+trial belongs to a worker, the process whose id stands in the trial's `trial.json`. Each worker
+holds a lock file. The operating system releases the lock when the process dies in any way.
 """
 
 import json
@@ -31,41 +31,48 @@ def _url(folder: Path, settings: Settings) -> str:
     return settings.storage or sqlite_url(folder / "study.db")
 
 
-def _noted(folder: Path, name: str) -> dict[str, Any]:
-    """`study.json`: which study is this folder's; its first start writes it.
+def _identity(folder: Path, name: str) -> dict[str, Any]:
+    """Return the contents of `study.json`, which names the folder's study; write it if missing.
 
-    A server holds the studies of many folders; the id tells ours from another of that name.
+    A server holds the studies of many folders. The id tells this folder's study from another of the
+    same name.
     """
     try:
-        noted = record.read_json(folder, "study.json")
-        if not all(isinstance(noted.get(key), str) for key in ("name", "id")):
+        identity = record.read_json(folder, "study.json")
+        if not all(isinstance(identity.get(key), str) for key in ("name", "id")):
             raise ConfigError(f"{folder / 'study.json'}: torn or edited: it names no study")
-        return noted
+        return identity
     except FileNotFoundError:
-        noted = {"name": name, "id": uuid.uuid4().hex}
-        record.write_json(folder, "study.json", noted)
-        return noted
+        identity = {"name": name, "id": uuid.uuid4().hex}
+        record.write_json(folder, "study.json", identity)
+        return identity
 
 
-def _as_text(values: Mapping[str, Any]) -> str:
-    """A point by which it can be found, whatever the order of its keys."""
+def _point_key(values: Mapping[str, Any]) -> str:
+    """Return a point as a dictionary key that does not depend on the order of parameters."""
     return json.dumps(values, sort_keys=True)
 
 
 def lock(folder: Path) -> FileLock:
-    """Held by whoever changes a sweep's study or folder."""
+    """Return the lock that a process must hold to change a sweep's study or folder."""
     return FileLock(folder / ".study.lock")
 
 
 def tell(address: Address, number: int, run: Path, objectives: Sequence[str]) -> None:
-    """Tells the study how a trial ended, from its finished run folder.
+    """Tell the study how a trial ended, from its finished run folder.
 
-    Does nothing for a trial that is told already or that another attempt has taken over.
+    Do nothing if the study has the trial's result already, or if another attempt has replaced this
+    one.
+
+    Args:
+        number: the trial's number.
+        run: the run folder of this attempt.
+        objectives: names of the metrics to tell as values, in the study's order.
     """
     summary = record.summary(run)
     assert summary is not None
 
-    def once() -> None:
+    def tell_once() -> None:
         study, backend = load(address), storage(address.url)
         trial = read_trial(address, number)
         if trial.state.is_finished() or trial.user_attrs.get("run") != run.name:
@@ -83,14 +90,20 @@ def tell(address: Address, number: int, run: Path, objectives: Sequence[str]) ->
             state = TrialState.FAIL if failed else TrialState.PRUNED
             study.tell(number, state=state, skip_if_finished=True)
 
-    retry(once)
+    retry(tell_once)
 
 
 class SweepStudy:
-    """The study of one sweep folder, as the process sees it that drives the sweep.
+    """The study of a sweep's folder, as one worker uses it.
+
+    Args:
+        folder: the sweep's folder.
+        name: the name of a new study.
+        seed: the sampler's seed.
+        free_keys: keys that may change between starts.
 
     Raises:
-        ConfigError: the database cannot be opened, or its study is not the one to be continued.
+        ConfigError: the database cannot be opened, or its study has another definition.
     """
 
     def __init__(
@@ -111,28 +124,28 @@ class SweepStudy:
         self.lock = lock(folder)
         with self.lock:
             url = _url(folder, settings)
-            self._alive = LifeLock(self._worker_lock(self.worker))
+            self._life_lock = LifeLock(self._worker_lock(self.worker))
             try:
                 self.study = self._open(name, settings, seed)
-                self._untried = {_as_text(point): point for point in space.points}
-                self._looked_at = 0
+                self._untried = {_point_key(point): point for point in space.initial_points}
+                self._n_seen = 0
                 if space.is_grid:
-                    # Trials of what the grid was before a change, if any, are none of its own.
+                    # After a change of the grid, trials of the old grid do not count.
                     trials = self.study.get_trials(deepcopy=False)
-                    own = len(self._untried) - len(self._untried_after(trials))
-                    self.space = replace(space, n_trials=space.n_trials + len(trials) - own)
+                    tried = len(self._untried) - len(self._untried_points(trials))
+                    self.space = replace(space, n_trials=space.n_trials + len(trials) - tried)
             except BaseException as error:
                 self.close()
-                if isinstance(error, database.faults()):  # as when the disk fills up just now
+                if isinstance(error, database.faults()):  # for example, the disk is full
                     raise database.refusal(url, error) from None
                 raise
         self.address = Address(url, self.study.study_name)
 
     def _open(self, name: str, settings: Settings, seed: int) -> optuna.Study:
-        """Creates the study, or makes sure that it is the one to be continued."""
-        backend = database.reachable(_url(self.folder, settings))
-        noted = _noted(self.folder, name)
-        name = noted["name"]
+        """Create the study, or load it and check that it is this sweep's."""
+        backend = database.connect(_url(self.folder, settings))
+        identity = _identity(self.folder, name)
+        name = identity["name"]
         if name in optuna.get_all_study_names(backend):
             study = optuna.load_study(study_name=name, storage=backend)
         elif record.attempts(self.folder):
@@ -144,42 +157,41 @@ class SweepStudy:
             study = optuna.create_study(
                 study_name=name, storage=backend, directions=settings.direction
             )
-        if study.user_attrs.setdefault("folder", noted["id"]) != noted["id"]:
+        if study.user_attrs.setdefault("folder", identity["id"]) != identity["id"]:
             raise ConfigError(
                 f"hydra.sweeper.storage: its study {name} belongs to another folder; "
                 "name=another begins a new one"
             )
-        agreement.agree(study, self.space, settings, self.free_keys)
+        agreement.check_unchanged(study, self.space, settings, self.free_keys)
         starts = study.user_attrs.get("starts", 0)
         study.sampler = make_sampler(settings, seed, starts)
         study.set_user_attr("starts", starts + 1)
-        # Last, since from now on the study is this folder's alone.
-        study.set_user_attr("folder", noted["id"])
+        # Last, as this binds the study to the folder.
+        study.set_user_attr("folder", identity["id"])
         return study
 
     def close(self) -> None:
-        """Says that this process works on the sweep no longer."""
-        self._alive.close()
+        """Release this worker's lock and close the database."""
+        self._life_lock.close()
         database.disconnect()
 
     def trials(self) -> list[FrozenTrial]:
-        """All trials by number; not to be changed."""
+        """Return all trials by number; the caller must not change them."""
         return retry(lambda: self.study.get_trials(deepcopy=False))
 
     def ask(
         self, extend: Callable[[optuna.Trial], None] | None
     ) -> tuple[optuna.Trial, Path] | None:
-        """Takes the next trial and makes its run folder.
+        """Take the next trial and make its run folder.
 
-        Waiting trials come first, those of an interrupted sweep among them, then the space's
-        points, then what the sampler suggests, and in the end the trials of processes that have
-        died meanwhile.
+        Waiting trials come first, including those of an interrupted sweep. Then come the space's
+        initial points, the sampler's suggestions, and last the trials of processes that have died.
 
         Args:
             extend: suggests further, conditional parameters.
 
         Returns:
-            None if as many trials have been begun as the sweep is to have.
+            The trial and its run folder; None if the sweep has begun all its trials.
         """
         with self.lock:
             return retry(lambda: self._ask(extend))
@@ -189,16 +201,16 @@ class SweepStudy:
     ) -> tuple[optuna.Trial, Path] | None:
         space, trials = self.space, self.trials()
         for known in trials:
-            # Asked for by a process that stopped, or lost the database, before it could say so.
+            # Its process stopped, or lost the database, before it could note the run folder.
             if known.state == TrialState.RUNNING and "run" not in known.user_attrs:
-                self._put_back(known)
+                self._requeue(known)
                 return self._ask(extend)
         if not any(trial.state == TrialState.WAITING for trial in trials):
             if len(trials) >= space.n_trials:
-                return self._ask(extend) if self.take_over() else None
-            untried = self._untried_after(trials)
+                return self._ask(extend) if self.reclaim_abandoned() else None
+            untried = self._untried_points(trials)
             point = next(iter(untried.values()), {})
-            self.study.enqueue_trial(point, user_attrs=space.fixed)
+            self.study.enqueue_trial(point, user_attrs=space.fixed_values)
         trial = self.study.ask(space.distributions)
         if extend:
             extend(trial)
@@ -216,67 +228,77 @@ class SweepStudy:
         trial.set_user_attr("run", run.name)
         return trial, run
 
-    def _untried_after(self, trials: Sequence[FrozenTrial]) -> dict[str, dict[str, Any]]:
-        """The space's points, in their order, that none of the trials has been given."""
-        for trial in trials[self._looked_at :]:
+    def _untried_points(self, trials: Sequence[FrozenTrial]) -> dict[str, dict[str, Any]]:
+        """Return the initial points, in order, that no trial has been given yet."""
+        for trial in trials[self._n_seen :]:
             given = trial.system_attrs.get("fixed_params", trial.params)
-            self._untried.pop(_as_text(given), None)
-        self._looked_at = len(trials)
+            self._untried.pop(_point_key(given), None)
+        self._n_seen = len(trials)
         return self._untried
 
-    def put_back(self, numbers: Sequence[int]) -> None:
-        """Has trials that were begun in vain run again, by whoever asks next."""
+    def requeue(self, numbers: Sequence[int]) -> None:
+        """Return running trials to the queue; any worker may run them again."""
         with self.lock:
             for trial in self.trials():
                 if trial.number in numbers and trial.state == TrialState.RUNNING:
-                    self._put_back(trial)
+                    self._requeue(trial)
 
-    def settle_mine(self) -> None:
-        """Leaves none of this process's trials RUNNING."""
-        self._settle(lambda worker: worker in (None, self.worker))
+    def release_own(self) -> None:
+        """Release this worker's running trials, and those that no worker has claimed."""
+        self._release(lambda worker: worker in (None, self.worker))
 
-    def take_over(self) -> int:
-        """Settles the trials of processes that are gone.
+    def reclaim_abandoned(self) -> int:
+        """Release the running trials of dead or unknown processes.
 
         Returns:
-            How many are to be run again.
+            The number of trials that will be run again.
         """
-        return self._settle(lambda worker: not self._is_alive(worker))
+        return self._release(lambda worker: not self._is_alive(worker))
 
-    def _settle(self, ours: Callable[[str | None], bool]) -> int:
-        """Ends interrupted trials: told if the run had finished, else put back into the queue."""
-        again = 0
+    def _release(self, is_ours: Callable[[str | None], bool]) -> int:
+        """End interrupted trials: tell those whose run has finished, requeue the others.
+
+        Args:
+            is_ours: whether to end the trials of a worker, given by id or None.
+
+        Returns:
+            The number of trials that will be run again.
+        """
+        n_requeued = 0
         with self.lock:
             for trial in self.trials():
-                if trial.state != TrialState.RUNNING or not ours(self._worker(trial)):
+                if trial.state != TrialState.RUNNING or not is_ours(self._worker(trial)):
                     continue
                 run = self._run(trial)
                 if run and record.summary(run) is not None:
                     tell(self.address, trial.number, run, self.objectives)
                 else:
-                    self._put_back(trial)
-                    again += 1
-        return again
+                    self._requeue(trial)
+                    n_requeued += 1
+        return n_requeued
 
-    def _put_back(self, trial: FrozenTrial) -> None:
+    def _requeue(self, trial: FrozenTrial) -> None:
         backend = storage(self.address.url)
         retry(lambda: backend.set_trial_state_values(trial._trial_id, TrialState.WAITING))
 
     def _worker(self, trial: FrozenTrial) -> str | None:
-        """The process that has a trial; None if it stopped before it could say so.
+        """Return the id of a trial's worker; None if the process stopped before it wrote its id.
 
-        To be asked with the lock held: a process that is about to say so holds it.
+        Call this with the lock held, as a process holds the lock while it writes its id.
         """
         run = self._run(trial)
         worker = str(record.read_json(run, "trial.json").get("worker")) if run else ""
         return worker if re.fullmatch("[0-9a-f]{12}", worker) else None
 
     def _run(self, trial: FrozenTrial) -> Path | None:
-        """A trial's run folder; never one outside of the sweep's, whatever the database says."""
+        """Return a trial's run folder; None if it has none.
+
+        The name comes from the database, which is not trusted to name a folder of the sweep.
+        """
         name = str(trial.user_attrs.get("run"))
         run = self.folder / name
-        is_ours = re.fullmatch(r"\d+(-\d+)?", name) and (run / "trial.json").exists()
-        return run if is_ours else None
+        is_run = re.fullmatch(r"\d+(-\d+)?", name) and (run / "trial.json").exists()
+        return run if is_run else None
 
     def _is_alive(self, worker: str | None) -> bool:
         if worker is None or worker == self.worker:
@@ -284,7 +306,7 @@ class SweepStudy:
         return LifeLock.is_held(self._worker_lock(worker))
 
     def processes(self) -> int:
-        """How many processes are at work on the sweep now, this one included."""
+        """Return the number of processes that work on the sweep now, including this one."""
         with self.lock:
             names = [path.name for path in self.folder.glob(".worker-*.lock")]
             workers = [name.removeprefix(".worker-").removesuffix(".lock") for name in names]

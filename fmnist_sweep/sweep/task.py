@@ -1,4 +1,4 @@
-"""The seam between a sweep and the application that it sweeps."""
+"""The interface between a sweep and the application that it sweeps."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
@@ -7,13 +7,15 @@ from typing import Any, Protocol, TypeVar
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from fmnist_sweep.results.record import Epoch
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Task:
-    """What a sweep may ask of an application. A plain Hydra application has this one.
+    """What a sweep asks of an application; this class serves a plain Hydra application.
 
-    An application that knows more about itself derives from it and says so:
+    An application that can tell more about itself derives from it and marks its function:
 
         @hydra.main(...)
         @sweeps(MyTask())
@@ -21,14 +23,14 @@ class Task:
 
     seed_key: the key of the random seed, in which repeats and confirmations differ, if the
         configuration has it. `hydra.sweeper.seed_key` replaces it.
-    repeats_key: the key of how many seeds a trial is run on, where the application has one itself.
-    objectives: what a sweep can optimise; None for whatever is reported or returned.
-    step_metrics: the objectives that every step reports, so that a pruner can decide on them; None
-        for all.
-    default_objective: what is optimised where `hydra.sweeper.objective` is null.
-    known_keys: keys that exist in some configuration, to be proposed for a misspelt one.
-    free_keys: keys that change no result: a sweep goes on although they have changed.
-    preload: a module that is imported before trials are run in processes of their own.
+    repeats_key: the application's own key for the number of seeds of a trial, if it has one.
+    objectives: the metrics that can be optimised; None for any that is reported or returned.
+    step_metrics: the objectives that every step reports, which a pruner can decide on; None for
+        all.
+    default_objective: the objective if `hydra.sweeper.objective` is null.
+    known_keys: keys of all possible configurations, for hints on misspelt keys.
+    free_keys: keys that change no result; a sweep can be resumed although they have changed.
+    preload: a module that the server of trial processes imports once, for all of them.
     """
 
     seed_key: str = "seed"
@@ -41,14 +43,14 @@ class Task:
     preload: str = "fmnist_sweep.sweep.job"
 
     def check(self, config: DictConfig) -> None:
-        """Checks a configuration before any trial runs.
+        """Check a configuration before any trial runs.
 
         Raises:
-            ConfigError: no trial can have it; a line for each wrong key.
+            ConfigError: no trial can run with it; a line for each wrong key.
         """
 
     def check_keys(self, config: DictConfig) -> None:
-        """Checks keys and types of a configuration that lacks what the sweep fills in.
+        """Check keys and types of a configuration without the swept values.
 
         Raises:
             ConfigError: a line for each wrong key.
@@ -69,7 +71,7 @@ class Task:
 
 
 def sweeps(task: Task) -> Callable[[Function], Function]:
-    """Has the function that Hydra runs say what a sweep may ask of it."""
+    """Mark the function that Hydra runs with its `Task`."""
 
     def mark(function: Function) -> Function:
         function.sweep_task = task  # type: ignore[attr-defined]
@@ -79,7 +81,7 @@ def sweeps(task: Task) -> Callable[[Function], Function]:
 
 
 def task_of(function: Callable[..., Any]) -> Task:
-    """What a sweep may ask of Hydra's task function."""
+    """Return the `Task` of the function that Hydra runs."""
     found = getattr(function, "sweep_task", None)
     return found if isinstance(found, Task) else Task()
 
@@ -92,34 +94,45 @@ def seed_of(config: DictConfig, key: str | None) -> int | None:
 
 
 class Listener(Protocol):
-    """A sweep, as the trial sees it that runs in it."""
+    """The receiver of a running trial's reports."""
 
     def report(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Takes a step's metrics.
+        """Take a step's metrics.
 
         Raises:
-            optuna.TrialPruned: the trial is to end.
+            optuna.TrialPruned: the pruner ends the trial.
         """
+
+    def take_epoch(self, row: Epoch) -> bool:
+        """Take an epoch of training that writes its own history; return whether to go on."""
 
 
 listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 
 def report(step: int, values: Mapping[str, float] | None = None, /, **metrics: float) -> None:
-    """Reports a step's metrics to the sweep; does nothing outside of one.
+    """Report a step's metrics to the sweep; do nothing outside of a sweep.
 
-    Each metric becomes a curve and a column of the sweep's tables. The one that is optimised also
-    reaches the pruner.
+    Each metric becomes a curve and a column of the sweep's tables. The pruner gets the objective.
 
     Args:
-        step: the epoch or step, 0 or more; a step reported again replaces its values.
+        step: the epoch or step, 0 to 2**31 - 1. A step that is reported again replaces its values.
         values: metrics by name, for names such as `val/accuracy` that are no Python identifiers.
-        metrics: the same as keywords; numbers, or tensors and arrays of one number.
+        metrics: the same as keywords. A value is a number, or a tensor or array of one number.
 
     Raises:
-        optuna.TrialPruned: the sweep's pruner ends this trial; let it pass.
+        optuna.TrialPruned: the pruner ends this trial; do not catch it.
         TypeError, ValueError: the step or a metric is no number.
     """
     there = listener.get()
     if there is not None:
         there.report(int(step), {k: float(v) for k, v in {**(values or {}), **metrics}.items()})
+
+
+def on_epoch() -> Callable[[Epoch], bool] | None:
+    """Return the function that training with its own history calls after each epoch.
+
+    The function returns False to prune the trial. None outside of a sweep.
+    """
+    there = listener.get()
+    return there.take_epoch if there else None

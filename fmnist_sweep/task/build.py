@@ -1,4 +1,4 @@
-"""From a configuration to what is trained: the model, its optimizer, the device."""
+"""Build what a configuration describes: the model, the optimizer and the device."""
 
 import copy
 import inspect
@@ -12,20 +12,21 @@ from torch import nn
 
 from fmnist_sweep.base.errors import ConfigError, first_line
 from fmnist_sweep.engine import functional_model
+from fmnist_sweep.engine.optimizers import stacked_optimizer
 from fmnist_sweep.engine.recipe import Recipe
 from fmnist_sweep.engine.step import Trial
-from fmnist_sweep.task.config import Config, trusted_targets
+from fmnist_sweep.task.config import Config, OptimizerConfig, trusted_targets
 
 
 def check(config: Config) -> None:
-    """Finds now what would otherwise fail later: targets, their arguments, the device.
+    """Check that a trial can be trained: targets, their arguments, the device.
 
     Raises:
         ConfigError: one line with the key, the value and what is allowed.
     """
-    where = device(config)
-    if config.trainer.precision == "bf16" and not has_bf16(where):
-        raise ConfigError(f"trainer.precision=bf16: {where} has no bfloat16; float32 is there")
+    chosen = device(config)
+    if config.trainer.precision == "bf16" and not has_bf16(chosen):
+        raise ConfigError(f"trainer.precision=bf16: {chosen} has no bfloat16; float32 is there")
     trial = build(config)
     try:
         functional_model.check(trial.model)
@@ -34,13 +35,13 @@ def check(config: Config) -> None:
 
 
 def _check_last_batch(config: Config, model: nn.Module) -> None:
-    """Refuses batches of one image where batch norm has nothing to take a variance of."""
+    """Refuse a last batch of one image if the model has batch norm, which needs a variance."""
     images, size = config.data.train_size or config.data.available, config.data.batch_size
     if min(size, images % size or size) > 1:
         return
     try:
         copy.deepcopy(model).train()(torch.zeros(1, 1, 28, 28))
-    except Exception as error:  # whatever else is wrong, those tell who check and train
+    except Exception as error:  # other errors are reported by `check` or by training
         if "more than 1 value per channel" in str(error):
             raise ConfigError(
                 f"data.batch_size={size}: leaves a batch of one of {images:,} images, of which "
@@ -50,11 +51,11 @@ def _check_last_batch(config: Config, model: nn.Module) -> None:
 
 
 def build(config: Config) -> Trial:
-    """Makes the model, its weights drawn from the trial's seed, and names its optimizer.
+    """Build the model, with weights drawn from the trial's seed, and look up the optimizer.
 
     Raises:
-        ConfigError: a target that is not trusted, does not exist or refuses its arguments, or
-            batches that the model cannot be trained on.
+        ConfigError: a target is not trusted, does not exist or refuses its arguments, or the model
+            cannot be trained on the batches.
     """
     torch.manual_seed(config.seed)
     model = _instantiate("model", config.model.target, config.model.arguments)
@@ -68,16 +69,24 @@ def build(config: Config) -> Trial:
     cls = partial.func
     if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
         raise ConfigError(f"optimizer._target_={config.optimizer.target}: must be an optimizer")
-    _check_names("optimizer", cls, arguments, {"params"})
-    try:
-        cls([nn.Parameter(torch.zeros(1, 1))], **arguments)  # Muon takes matrices alone
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"optimizer: {first_line(error)}") from None
+    _check_optimizer(cls, arguments)
     return Trial(model, cls, dict(arguments), config.seed, config.trainer.epochs, _recipe(config))
 
 
+def _check_optimizer(cls: type[torch.optim.Optimizer], arguments: Mapping[str, Any]) -> None:
+    _check_names("optimizer", cls, arguments, {"params"})
+    try:
+        ours = stacked_optimizer(cls, arguments)
+        # PyTorch's classes import its compiler, in more than a second. Where the schema has checked
+        # all arguments, they have nothing left to refuse.
+        if ours is None or not arguments.keys() <= OptimizerConfig.model_fields.keys():
+            cls([nn.Parameter(torch.zeros(1, 1))], **arguments)  # a matrix: Muon takes nothing else
+    except (TypeError, ValueError, RuntimeError) as error:
+        line = first_line(error)
+        raise ConfigError(line if line.startswith("optimizer.") else f"optimizer: {line}") from None
+
+
 def _recipe(config: Config) -> Recipe:
-    """What the training does beside plain steps."""
     trainer = config.trainer
     stops = trainer.early_stopping.patience is not None
     return Recipe(
@@ -91,44 +100,45 @@ def _recipe(config: Config) -> Recipe:
     )
 
 
-def has_bf16(where: torch.device) -> bool:
-    """Whether a device multiplies bfloat16 itself."""
-    if where.type == "cuda":
-        with torch.cuda.device(where.index):
+def has_bf16(device: torch.device) -> bool:
+    """Return whether a device multiplies bfloat16 in hardware."""
+    if device.type == "cuda":
+        with torch.cuda.device(device.index):
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    able = torch.cpu.get_capabilities()
-    return where.type == "cpu" and bool(able.get("avx512_bf16") or able.get("bf16"))
+    capabilities = torch.cpu.get_capabilities()
+    has_instructions = capabilities.get("avx512_bf16") or capabilities.get("bf16")
+    return device.type == "cpu" and bool(has_instructions)
 
 
 def _cuda_works() -> bool:
-    """Devices are counted also where the driver is too old for this PyTorch."""
+    """Return whether CUDA can be used; devices are counted even if the driver is too old."""
     return torch.cuda.device_count() > 0 and torch.cuda.is_available()
 
 
 def device(config: Config) -> torch.device:
-    """The device that `trainer.device` names.
+    """Return the device that `trainer.device` names; `auto` prefers a GPU.
 
     Raises:
-        ConfigError: it is not there.
+        ConfigError: this machine has no such device.
     """
     wish = config.trainer.device
     if wish == "auto":
         if _cuda_works():
             return torch.device("cuda")
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    found = torch.device(wish)
-    if found.type == "cuda":
+    named = torch.device(wish)
+    if named.type == "cuda":
         count = torch.cuda.device_count() if _cuda_works() else 0
-        if (found.index or 0) >= count:
-            there = f"only cuda:0 to cuda:{count - 1} are there" if count else "no CUDA device here"
-            raise ConfigError(f"trainer.device={wish}: {there}; auto takes what there is")
-    if found.type == "mps" and not torch.backends.mps.is_available():
+        if (named.index or 0) >= count:
+            found = f"only cuda:0 to cuda:{count - 1} are there" if count else "no CUDA device here"
+            raise ConfigError(f"trainer.device={wish}: {found}; auto takes what there is")
+    if named.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError(f"trainer.device={wish}: no MPS device here; auto takes what there is")
-    return found
+    return named
 
 
 def _instantiate(group: str, target: str, arguments: Mapping[str, Any], **special: Any) -> Any:
-    """Hydra's `instantiate` within the whitelist, its failures as one line."""
+    """Call Hydra's `instantiate` for a trusted target; raise its errors as one line."""
     values = {"_target_": target, **arguments, **special}
     try:
         return instantiate(values, _execution_whitelist_=trusted_targets())
@@ -141,14 +151,14 @@ def _instantiate(group: str, target: str, arguments: Mapping[str, Any], **specia
             )
         raise ConfigError(f"{group}._target_={target}: {text}") from None
     except (ValueError, TypeError) as error:
-        # What a class of ours says of its arguments names the key itself.
+        # The messages of this package's own models begin with the key.
         text = first_line(error)
-        own = text.startswith(f"{group}.")
-        raise ConfigError(text if own else f"{group}._target_={target}: {text}") from None
+        has_key = text.startswith(f"{group}.")
+        raise ConfigError(text if has_key else f"{group}._target_={target}: {text}") from None
 
 
 def _check_names(group: str, cls: type, arguments: Mapping[str, Any], given: set[str]) -> None:
-    """Refuses arguments that a class does not take."""
+    """Refuse arguments that a class does not take, except those `given` by the package itself."""
     known = set(inspect.signature(cls).parameters) - given
     for name in arguments:
         if name not in known:

@@ -1,4 +1,4 @@
-"""What stands between a user's command line and a trial: checks, folders, errors as one line."""
+"""From the command line to a trial: check the configuration, make the folder, report errors."""
 
 import os
 import sys
@@ -26,12 +26,12 @@ from fmnist_sweep.base.locks import FolderLock
 from fmnist_sweep.base.schema import known_keys
 from fmnist_sweep.task.config import DATA_VARIABLE, Config, parse
 
-# A sweep's folder: its name, or the time.
-OmegaConf.register_resolver("either", lambda one, other: one or other, replace=True)
+# conf/config.yaml names a sweep's folder by `name` or, without a name, by the time.
+OmegaConf.register_resolver("either", lambda first, second: first or second, replace=True)
 
 
 def parsed(config: DictConfig) -> Config:
-    """Checks a composed configuration, whose paths begin in the directory of the command.
+    """Check a composed configuration; its relative paths start in the directory of the command.
 
     Raises:
         ConfigError: one line for each wrong key.
@@ -39,18 +39,19 @@ def parsed(config: DictConfig) -> Config:
     task = {key: value for key, value in config.items_ex(resolve=False) if key != "hydra"}
     values = OmegaConf.to_container(OmegaConf.create(task), resolve=True)
     assert isinstance(values, dict)
-    # A job may run in its run folder; Hydra remembers where the command was given.
-    there = HydraConfig.get().runtime.cwd if HydraConfig.initialized() else os.curdir
-    return parse({str(key): value for key, value in values.items()}, Path(there))
+    # A job may run in its run folder; Hydra knows the directory of the command.
+    folder = HydraConfig.get().runtime.cwd if HydraConfig.initialized() else os.curdir
+    return parse({str(key): value for key, value in values.items()}, Path(folder))
 
 
 class PrepareRun(Callback):
-    """Before a single run: checks its configuration, then makes it a folder of its own."""
+    """Hydra's callback for a single run: check the configuration, then make the run folder."""
 
-    hold: FolderLock | None = None
+    lock: FolderLock | None = None
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        # Hydra turns a callback's exceptions into warnings, all but SystemExit.
+        """Prepare the run; exit with one line if it cannot be started."""
+        # Of a callback's exceptions Hydra passes on SystemExit alone; others become warnings.
         try:
             self._prepare(config)
         except ConfigError as error:
@@ -77,7 +78,7 @@ class PrepareRun(Callback):
         if any(override.startswith("hydra.run.dir=") for override in config.hydra.overrides.hydra):
             folder.mkdir(parents=True, exist_ok=True)
             try:
-                self.hold = FolderLock(folder)
+                self.lock = FolderLock(folder)
             except BlockingIOError:
                 raise ConfigError(
                     f"hydra.run.dir={folder}: another process trains there; name another folder"
@@ -88,20 +89,25 @@ class PrepareRun(Callback):
                 raise ConfigError(f"hydra.run.dir={error}") from None
             return
         folder = make_unique_dir(folder)
-        self.hold = FolderLock(folder)
+        self.lock = FolderLock(folder)
         with read_write(config.hydra), open_dict(config.hydra):
             config.hydra.run.dir = str(folder)
 
     def on_run_end(self, config: DictConfig, **_: Any) -> None:
-        self.hold = None
+        """Release the run folder."""
+        self.lock = None
 
 
-def with_clear_errors(main: Callable[[], Any]) -> None:
-    """Runs a command of Hydra's; a user's mistake is one line on standard error and exit code 1."""
-    # Hydra would print errors itself, at length, where this variable is not 1.
+def run_hydra_command(main: Callable[[], Any]) -> None:
+    """Run a Hydra application; report a user's mistake in one line and exit with code 1.
+
+    Args:
+        main: the function that `hydra.main` returned.
+    """
+    # Without this variable Hydra prints errors itself, at length.
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    # Jobs may run in other directories.
+    # A job may run in another directory.
     if folder := os.environ.get(DATA_VARIABLE):
         os.environ[DATA_VARIABLE] = absolute(folder)
     if store := os.environ.get("MLFLOW_TRACKING_URI"):
@@ -116,35 +122,39 @@ def with_clear_errors(main: Callable[[], Any]) -> None:
 
 
 def _explain(error: Exception) -> str | None:
-    """What to tell the user of another library's error, or None for a fault of ours."""
-    if _is_of_hydra(error) or isinstance(error, HydraException | OmegaConfBaseException):
+    """Return the line for an error of Hydra, OmegaConf or YAML, or None for any other error."""
+    if _raised_by_hydra(error) or isinstance(error, HydraException | OmegaConfBaseException):
         return hydra_line(error, known_keys(Config))
     return f"YAML: {one_line(error)}" if isinstance(error, YAMLError) else None
 
 
-def _is_of_hydra(error: BaseException) -> bool:
-    """Whether Hydra itself has raised it, as of an override without a key."""
+def _raised_by_hydra(error: BaseException) -> bool:
+    """Return whether Hydra's own code raised an error, such as for an override without a key."""
     trace = traceback.extract_tb(error.__traceback__)
     packages = [Path(module.__file__).parent for module in (hydra, omegaconf) if module.__file__]
     return bool(trace) and any(map(Path(trace[-1].filename).is_relative_to, packages))
 
 
 def sweep_arguments(arguments: Sequence[str]) -> list[str]:
-    """A command line whose `scheduler.per=epoch` beside `scheduler=cosine,onecycle` works with -m.
+    """Return a command line in which overrides of keys below a swept group are swept too.
 
-    Hydra composes the configuration once without what is swept, and would not find the key in it.
-    As a choice of one value it is swept too, and so left to the sweep.
+    An example is `-m scheduler=cosine,onecycle scheduler.per=epoch`. Hydra composes the
+    configuration once without the swept overrides, so it would not find `scheduler.per`. As a
+    choice of one value, the override is swept too and applied in each trial.
+
+    Args:
+        arguments: the command line without the program's name.
     """
     if not {"-m", "--multirun"} & {*arguments}:
         return list(arguments)
     parser = OverridesParser.create()
     overrides: dict[str, Override] = {}
     for argument in arguments:
-        with suppress(HydraException):  # an option, or a mistake that Hydra will tell
+        with suppress(HydraException):  # an option, or a mistake that Hydra will report
             overrides[argument] = parser.parse_override(argument)
     swept = tuple(f"{o.key_or_group}." for o in overrides.values() if o.is_sweep_override())
 
-    def written(argument: str) -> str:
+    def rewrite(argument: str) -> str:
         override = overrides.get(argument)
         if override is None or override.is_delete() or override.is_sweep_override():
             return argument
@@ -152,4 +162,4 @@ def sweep_arguments(arguments: Sequence[str]) -> list[str]:
         is_below = value and override.key_or_group.startswith(swept)
         return f"{key}=choice({value})" if is_below else argument
 
-    return [written(argument) for argument in arguments]
+    return [rewrite(argument) for argument in arguments]

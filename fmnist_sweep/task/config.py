@@ -1,4 +1,7 @@
-"""What a run may be told: the type and range of every key. The defaults live in `conf/`."""
+"""The schema of a trial's configuration: the type and range of every key.
+
+The defaults are in `conf/`.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,19 +26,22 @@ TRAIN_IMAGES = 60_000
 TEST_IMAGES = 10_000
 CLASSES = 10
 
-# The environment variable that stands in for `data.root`.
+# The environment variable that overrides `data.root`.
 DATA_VARIABLE = "FMNIST_SWEEP_DATA"
 
 
 def conf_folder() -> str:
-    """Where the configuration files are: inside the installed package, or beside it."""
+    """Return the folder of the configuration files: in the installed package, or beside it."""
     package = Path(__file__).parents[1]
     inside = package / "conf"
     return str(inside if inside.is_dir() else package.parent / "conf")
 
 
 class _Target(Section):
-    """A class by its dotted name and its arguments; the class itself judges keys not named here."""
+    """A class to instantiate: its dotted name and its arguments.
+
+    Keys that are not listed here are accepted and checked by the class itself.
+    """
 
     model_config = ConfigDict(extra="allow")
 
@@ -43,13 +49,15 @@ class _Target(Section):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What the configuration says for the class, without keys it does not mention."""
+        """The arguments for the class: the keys that the configuration sets."""
         return self.model_dump(exclude_unset=True, exclude={"target", "decay"})
 
 
-# Keys below default to None only so that a class without them can be named: what the
-# configuration does not mention is never passed on.
+# A key of the classes below defaults to None only because some targets do not take it. A key that
+# the configuration does not set is never passed on.
 class ModelConfig(_Target):
+    """The model: its class and the arguments that the package's own models take."""
+
     width: Annotated[int, Field(ge=1)] | None = None
     depth: Annotated[int, Field(ge=1)] | None = None
     hidden: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] | None = None
@@ -65,6 +73,8 @@ class ModelConfig(_Target):
 
 
 class OptimizerConfig(_Target):
+    """The optimizer: its class, its arguments, and the parameters that weight decay acts on."""
+
     lr: float = Field(gt=0)
     weight_decay: Annotated[float, Field(ge=0)] | None = None
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
@@ -78,14 +88,20 @@ class OptimizerConfig(_Target):
 
 
 def _classes(values: Any) -> tuple[int, ...]:
-    """A list of classes in order, as a tuple: what is read by it is kept by it."""
-    whole = isinstance(values, list | tuple) and all(type(value) is int for value in values)
-    if not whole or len({*values}) < max(2, len(values)) or not {*values} <= {*range(CLASSES)}:
+    """Return a list of classes as a sorted tuple, which can be the key of a cache."""
+    are_integers = isinstance(values, list | tuple) and all(type(value) is int for value in values)
+    if (
+        not are_integers
+        or len({*values}) < max(2, len(values))
+        or not {*values} <= {*range(CLASSES)}
+    ):
         raise ValueError
     return tuple(sorted(values))
 
 
 class DataConfig(Section):
+    """The data set, its split and the batch size."""
+
     root: str = Field(min_length=1)
     verify: bool
     validation: Literal["held_out", "test", "train"]
@@ -97,17 +113,19 @@ class DataConfig(Section):
 
     @property
     def available(self) -> int:
-        """Images left to train on."""
+        """The number of images left for training, before `train_size` limits it."""
         held_out = self.val_size if self.validation == "held_out" else 0
         if self.classes is None:
             return TRAIN_IMAGES - held_out
-        # Of a size that ten do not divide, the first classes give one image more.
-        each, more = divmod(held_out, CLASSES)
-        left = TRAIN_IMAGES // CLASSES - each
-        return sum(left - (one < more) for one in self.classes)
+        # If val_size is no multiple of ten, the first classes each have one more image held out.
+        per_class, remainder = divmod(held_out, CLASSES)
+        left = TRAIN_IMAGES // CLASSES - per_class
+        return sum(left - (label < remainder) for label in self.classes)
 
 
 class TrainerConfig(Section):
+    """How long, where and how a trial trains."""
+
     epochs: int = Field(ge=1)
     label_smoothing: float = Field(ge=0, lt=1)
     clip_norm: Annotated[float, Field(gt=0)] | None
@@ -122,24 +140,26 @@ class TrainerConfig(Section):
 
 
 class LoggerConfig(Section):
+    """The tracker that runs are logged to, beside the run folder."""
+
     kind: Literal["none", "tensorboard", "mlflow"]
     uri: str | None
 
 
 def as_exclude(keys: Sequence[str]) -> dict[str, Any]:
-    """Dotted keys as pydantic's `exclude`."""
-    left_out: dict[str, Any] = {}
+    """Return dotted keys in the form of pydantic's argument `exclude`."""
+    exclude: dict[str, Any] = {}
     for key in keys:
         section, _, name = key.partition(".")
         if name:
-            left_out.setdefault(section, set()).add(name)
+            exclude.setdefault(section, set()).add(name)
         else:
-            left_out[section] = True
-    return left_out
+            exclude[section] = True
+    return exclude
 
 
 class Config(Section):
-    """One trial's whole configuration."""
+    """The whole configuration of one trial."""
 
     name: Annotated[str, Field(pattern=r"^[\w][\w.+-]*$")] | None
     seed: int = Field(ge=0, lt=2**63)
@@ -154,15 +174,16 @@ class Config(Section):
 
     @property
     def identity(self) -> str:
-        """As text, all that a result depends on."""
+        """All keys that the result depends on, as JSON text."""
         return self.model_dump_json(exclude=as_exclude(CHANGES_NO_RESULT))
 
 
 def parse(values: Mapping[str, Any], folder: Path | None = None) -> Config:
-    """Checks a composed configuration (plain containers, interpolations resolved).
+    """Check a composed configuration and make its paths absolute.
 
     Args:
-        folder: where relative paths begin; None for the working directory.
+        values: the configuration as plain containers, interpolations resolved.
+        folder: the directory that relative paths start from; None for the working directory.
 
     Raises:
         ConfigError: one line for each wrong key, naming the key, its value and what is allowed.
@@ -192,15 +213,14 @@ def _with_absolute_paths(config: Config, folder: Path) -> Config:
     changed: dict[str, Section] = {"data": data}
     weights, uri = config.model.weights, config.logger.uri
     if weights and weights not in ("none", "DEFAULT"):
-        there = {"weights": absolute(weights, folder)}
-        changed["model"] = config.model.model_copy(update=there)
+        changed["model"] = config.model.model_copy(update={"weights": absolute(weights, folder)})
     if uri:
         changed["logger"] = config.logger.model_copy(update={"uri": absolute_url(uri, folder)})
     return config.model_copy(update=changed)
 
 
 def _check_scheduler(scheduler: Section, epochs: int) -> None:
-    """Refuses a schedule that the run ends before."""
+    """Refuse a schedule whose warm-up or first step lies beyond the end of the run."""
     if isinstance(scheduler, WarmupCosineConfig) and scheduler.warmup_epochs >= epochs:
         raise ConfigError(
             f"scheduler.warmup_epochs={scheduler.warmup_epochs:g}: must be less than "
@@ -214,7 +234,7 @@ def _check_scheduler(scheduler: Section, epochs: int) -> None:
 
 
 def trusted_targets() -> tuple[str, ...]:
-    """Names that `_target_` may take of a model, an optimizer or a custom search space."""
+    """Return the patterns of names that `_target_` may have, for models and optimizers."""
     return (
         "fmnist_sweep.models.*",
         "torch.nn.modules.*",

@@ -1,4 +1,4 @@
-"""What a sweep may ask of this package's own training: see `fmnist_sweep.sweep.Task`."""
+"""Training on Fashion-MNIST as a task that can be swept: see `fmnist_sweep.sweep.Task`."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +23,7 @@ from fmnist_sweep.task.stacked_launcher import StackedLauncher
 
 
 class FashionTask(Task):
-    """Training on Fashion-MNIST, whose configuration has a schema."""
+    """A task with the configuration of `fmnist_sweep.train`, which has a schema."""
 
     repeats_key = "repeats"
     objectives = METRICS
@@ -34,22 +34,22 @@ class FashionTask(Task):
     preload = "fmnist_sweep.task.trial"
 
     def check(self, config: DictConfig) -> None:
-        """Checks types, ranges, targets and their arguments."""
+        """Check types, ranges, targets and their arguments."""
         from fmnist_sweep.task import build
 
         build.check(parsed(config))
 
     def check_keys(self, config: DictConfig) -> None:
-        """Checks types and ranges."""
+        """Check types and ranges."""
         parsed(config)
 
     def direction(self, metric: str) -> str:
-        """Losses, seconds and parameters are better when lower."""
+        """Return `minimize` for losses, seconds and parameters, else `maximize`."""
         return direction(metric)
 
 
 class FashionTraining(FashionTask):
-    """The same, whose trials can be trained together in stacks."""
+    """The task of `fmnist_sweep.train`, whose trials can be trained together in stacks."""
 
     def prepare(
         self, config: DictConfig, run: Path, on_epoch: Callable[[Epoch], bool]

@@ -1,7 +1,7 @@
-"""Runs told to what people already watch: TensorBoard or MLflow. The run folder stays the truth.
+"""Log runs to TensorBoard or MLflow, beside the run folder.
 
-Both are extras, imported only when asked for. What goes wrong with one is one line in the run's
-log; the run goes on without it.
+Both are optional dependencies, imported only if `logger.kind` names them. An error of either is one
+line in the run's log, and the run continues without it.
 """
 
 import logging
@@ -23,21 +23,22 @@ from fmnist_sweep.task.config import Config
 
 log = logging.getLogger(__name__)
 
-FINISHED = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAILED": "FAILED"}
+# MLflow's run status for each state of a trial.
+_MLFLOW_STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAILED": "FAILED"}
 
 
 class Backend(Protocol):
-    """Where a run is told to; its methods may raise anything."""
+    """A tracker of one run; its methods may raise any exception."""
 
     def epoch(self, row: Epoch) -> None:
-        """Takes a finished epoch."""
+        """Log a finished epoch."""
 
     def end(self, summary: Mapping[str, Any], picture: Path) -> None:
-        """Takes the final row and the curves, and closes."""
+        """Log the summary and the picture `results.png`, and close the run."""
 
 
 class Logger:
-    """Passes a run on to a backend for as long as that works."""
+    """The backend that a configuration names, dropped after its first error."""
 
     def __init__(self, config: Config, folder: Path) -> None:
         self.kind = config.logger.kind
@@ -47,12 +48,17 @@ class Logger:
             self._try(lambda: setattr(self, "backend", make(config, folder)))
 
     def epoch(self, row: Epoch) -> None:
-        """Tells of a finished epoch."""
+        """Log a finished epoch."""
         if self.backend:
             self._try(partial(self.backend.epoch, row))
 
     def end(self, summary: Mapping[str, Any], picture: Path) -> None:
-        """Tells how the run ended; `picture` is its `results.png`."""
+        """Log the end of the run.
+
+        Args:
+            summary: the contents of `summary.json`.
+            picture: the run's `results.png`.
+        """
         if self.backend:
             self._try(partial(self.backend.end, summary, picture))
 
@@ -68,7 +74,7 @@ class Logger:
 
 
 class TensorBoard:
-    """Event files in `tensorboard/` within the run folder."""
+    """TensorBoard's event files in the folder `tensorboard/` of the run folder."""
 
     def __init__(self, config: Config, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -93,10 +99,10 @@ class TensorBoard:
 
 
 class MLflow:
-    """A run on a tracking server or store; a sweep's are children of one for the sweep."""
+    """An MLflow run for each trial; the trials of a sweep are children of the sweep's run."""
 
     def __init__(self, config: Config, folder: Path) -> None:
-        # Its own patience is minutes, in which nothing would be trained.
+        # By default MLflow retries for minutes, during which nothing is trained.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
         from mlflow import MlflowClient
@@ -112,15 +118,17 @@ class MLflow:
         if parent:
             tags["mlflow.parentRunId"] = parent
         self.run = self.client.create_run(experiment, tags=tags).info.run_id
-        told = [Param(key, str(value)) for key, value in parameters(config).items()]
-        self.client.log_batch(self.run, params=told)
+        params = [Param(key, str(value)) for key, value in parameters(config).items()]
+        self.client.log_batch(self.run, params=params)
 
     def _experiment(self) -> str:
-        found = self.client.get_experiment_by_name("fmnist_sweep")
-        return str(found.experiment_id if found else self.client.create_experiment("fmnist_sweep"))
+        existing = self.client.get_experiment_by_name("fmnist_sweep")
+        return str(
+            existing.experiment_id if existing else self.client.create_experiment("fmnist_sweep")
+        )
 
     def _parent(self, experiment: str, sweep: Path) -> str:
-        """The sweep's run, made by its first trial."""
+        """Return the id of the sweep's run, which the sweep's first trial makes."""
         with FileLock(sweep / ".mlflow.lock"):
             try:
                 return str(record.read_json(sweep, "mlflow.json")["run_id"])
@@ -138,12 +146,12 @@ class MLflow:
         self._metrics({f"final_{name}": v for name, v in _metrics(summary).items()}, 0)
         if picture.exists():
             self.client.log_artifact(self.run, str(picture))
-        self.client.set_terminated(self.run, FINISHED[str(summary["state"])])
+        self.client.set_terminated(self.run, _MLFLOW_STATUS[str(summary["state"])])
 
     def _metrics(self, values: Mapping[str, Any], step: int) -> None:
         now = int(1000 * time.time())
-        told = [self.metric(name, value, now, step) for name, value in _metrics(values).items()]
-        self.client.log_batch(self.run, metrics=told)
+        metrics = [self.metric(name, value, now, step) for name, value in _metrics(values).items()]
+        self.client.log_batch(self.run, metrics=metrics)
 
 
 _BACKENDS: dict[str, Callable[[Config, Path], Backend]] = {
@@ -153,18 +161,18 @@ _BACKENDS: dict[str, Callable[[Config, Path], Backend]] = {
 
 
 def parameters(config: Config) -> dict[str, Any]:
-    """A configuration by dotted keys, without what changes no result."""
+    """Return a configuration by dotted keys, without keys that cannot change a result."""
     flat: dict[str, Any] = {}
     for key, value in config.model_dump(by_alias=True, exclude_unset=True).items():
         if isinstance(value, dict):
-            flat |= {f"{key}.{name}": one for name, one in value.items()}
+            flat |= {f"{key}.{name}": inner for name, inner in value.items()}
         else:
             flat[key] = value
     return {key: value for key, value in flat.items() if not changes_no_result(key)}
 
 
 def _metrics(values: Mapping[str, Any]) -> dict[str, float]:
-    """The finite numbers among values."""
+    """Return the metrics among a row's values: the finite numbers."""
     return {
         name: float(value)
         for name, value in values.items()

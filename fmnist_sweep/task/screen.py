@@ -1,4 +1,4 @@
-"""What a run says: lines for a log or a pipe, a progress bar for a terminal."""
+"""The progress of a run: lines in the log, and a progress bar on a terminal."""
 
 import logging
 import sys
@@ -12,20 +12,23 @@ from fmnist_sweep.results.record import Epoch
 log = logging.getLogger(__name__)
 
 
-class Screen:
-    """Tells of one run's progress, through `logging`, so that train.log holds every line.
+class ProgressLog:
+    """The progress of one run, reported through `logging`, so that train.log has every line.
 
-    With `bar` the batches within an epoch move a bar on the terminal instead of adding lines.
+    Args:
+        epochs: the number of epochs of the run.
+        batches: the number of batches of an epoch.
+        bar: show the batches of an epoch as a progress bar on the terminal instead of as lines.
     """
 
     def __init__(self, epochs: int, batches: int, bar: bool) -> None:
         self.epochs = epochs
         self.batches = batches
-        self.bar = _bar() if bar else None
+        self.bar = _make_bar() if bar else None
         self.task = self.bar.add_task("", total=batches) if self.bar else None
 
     def begin_epoch(self, epoch: int) -> None:
-        """Says which epoch begins; does nothing after the last one."""
+        """Report the beginning of an epoch, counted from 1; do nothing after the last epoch."""
         if epoch > self.epochs:
             return
         log.info("Epoch [%d/%d]", epoch, self.epochs)
@@ -34,7 +37,7 @@ class Screen:
             self.bar.start()
 
     def batch(self, batch: int, loss: float, accuracy: float) -> None:
-        """Running means over the epoch's batches so far; accuracy in [0, 1]."""
+        """Report the number of batches done and the means over them; accuracy in [0, 1]."""
         if self.bar and self.task is not None:
             figures = f"Loss: {loss:.4f}, Accuracy: {accuracy:.2%}"
             self.bar.update(self.task, completed=batch, description=figures)
@@ -45,7 +48,7 @@ class Screen:
             )
 
     def end_epoch(self, row: Epoch) -> None:
-        """The figures of a finished epoch."""
+        """Report the figures of a finished epoch."""
         self.close()
         log.info(
             "Training   - Loss: %.4f, Accuracy: %.2f%%", row.train_loss, 100 * row.train_accuracy
@@ -56,12 +59,12 @@ class Screen:
         )
 
     def close(self) -> None:
-        """Takes the bar off the terminal."""
+        """Remove the bar from the terminal."""
         if self.bar:
             self.bar.stop()
 
 
-def _bar() -> Bar:
+def _make_bar() -> Bar:
     return Bar(
         BarColumn(),
         MofNCompleteColumn(),

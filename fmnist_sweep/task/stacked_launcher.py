@@ -1,4 +1,7 @@
-"""Hydra's plugin `hydra/launcher=stacked`. Light to import: every Hydra application loads it."""
+"""Hydra's plugin `hydra/launcher=stacked`.
+
+Every Hydra application loads it, so the module imports little.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -10,13 +13,13 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from fmnist_sweep.sweep.hydra_job import Job
-from fmnist_sweep.sweep.runners import Jobs, Runner, error_of
+from fmnist_sweep.sweep.runners import JobSource, Runner, error_of
 
 
 class StackedLauncher(Launcher):
-    """Runs trials together, those that can share a step in one stack.
+    """Train trials together, those that can share a training step in one stack.
 
-    Its settings are the keys of `hydra/launcher/stacked.yaml`.
+    Settings are the keys of conf/hydra/launcher/stacked.yaml.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -25,13 +28,13 @@ class StackedLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Hydra's hook before `launch`."""
+        """Take what Hydra passes before `launch`."""
         self.surroundings = config, hydra_context, task_function
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> list[JobReturn]:
-        """Runs a batch of jobs; Hydra's interface, for sweepers that know no other."""
+        """Run a batch of jobs: Hydra's interface, which other sweepers use."""
         from fmnist_sweep.base.processes import cores
 
         jobs = enumerate(job_overrides, initial_job_idx)
@@ -52,17 +55,17 @@ class StackedLauncher(Launcher):
 
     @staticmethod
     def check(settings: Mapping[str, Any]) -> None:
-        """Checks `hydra.launcher` before a sweep begins.
+        """Check `hydra.launcher` before a sweep begins.
 
         Raises:
-            ConfigError: one line with the key, its value and what is allowed.
+            ConfigError: one line with the key, its value and the allowed range.
         """
         from fmnist_sweep.task import stacked_runner
 
         stacked_runner.read(settings)
 
     def runner(self, cores: int) -> Runner:
-        """Runs a sweep's jobs, asking for another as each ends, on so many cores."""
+        """Return a runner that asks for a job whenever another has ended."""
         return _StackedRunner(self, cores)
 
 
@@ -71,7 +74,7 @@ class _StackedRunner:
         self.launcher = launcher
         self.cores = cores
 
-    def run(self, jobs: Jobs) -> None:
+    def run(self, jobs: JobSource) -> None:
         def on_end(number: int, returned: JobReturn) -> None:
             jobs.ended(number, error_of(returned))
 

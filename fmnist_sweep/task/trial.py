@@ -1,4 +1,4 @@
-"""One trial from its configuration to its finished run folder: data, model, training, record."""
+"""Train one trial: load the data, build the model, train, and complete the run folder."""
 
 import io
 import logging
@@ -16,7 +16,7 @@ from torch import nn
 
 from fmnist_sweep.base.errors import ConfigError, TrialFailed
 from fmnist_sweep.base.files import write_atomically
-from fmnist_sweep.base.processes import cores_left
+from fmnist_sweep.base.processes import cores_from_environment
 from fmnist_sweep.engine import checkpoint, functional_model
 from fmnist_sweep.engine.checkpoint import Checkpoint, CheckpointError, OtherConfiguration
 from fmnist_sweep.engine.compiling import worth_compiling
@@ -30,11 +30,11 @@ from fmnist_sweep.task import build
 from fmnist_sweep.task.config import Config
 from fmnist_sweep.task.data import splits
 from fmnist_sweep.task.loggers import Logger
-from fmnist_sweep.task.screen import Screen
+from fmnist_sweep.task.screen import ProgressLog
 
 log = logging.getLogger(__name__)
 
-# Seconds of training between two checkpoints where `trainer.checkpoint=auto`.
+# Seconds of training between two checkpoints if `trainer.checkpoint=auto`.
 AUTO_CHECKPOINT = 60.0
 
 
@@ -42,6 +42,9 @@ def run(
     config: Config, folder: Path, *, test: bool, on_epoch: Callable[[Epoch], bool] | None = None
 ) -> dict[str, Any]:
     """Train a trial in this process and complete its run folder: `prepare`, `train`, `finish`.
+
+    Args:
+        config, folder, test, on_epoch: see `prepare`.
 
     Returns:
         The contents of `summary.json`.
@@ -61,38 +64,41 @@ def prepare(
     """Load the data, build the models and resume from checkpoints; train nothing yet.
 
     An interrupted run resumes from its last checkpoint, in this folder or in that of an earlier
-    attempt, and then gets the numbers that it would have had.
+    attempt, and gets the same numbers as without the interruption.
 
     With `repeats` > 1, train the configuration on that many seeds, from `seed` on, side by side.
-    The folder's figures are their means; each seed has a folder within, `repeat-0` first.
+    The figures of the run folder are means over the seeds; each seed has a folder in it, `repeat-0`
+    first.
 
     Args:
-        folder: exists; Hydra has written its log and configuration there.
-        test: open the test images after the last epoch. A sweep never does.
+        config: the trial's configuration.
+        folder: the run folder, in which Hydra has written its log and configuration.
+        test: evaluate the model on the test images after the last epoch. A sweep never does.
         on_epoch: called with each finished epoch; return False to prune the trial.
 
     Raises:
         ConfigError, DataError: the trial cannot be trained; an existing run is left alone.
     """
     check_folder(config, folder)
-    where = build.device(config)
-    threads = min(config.trainer.threads, cores_left() or config.trainer.threads)
+    device = build.device(config)
+    threads = min(config.trainer.threads, cores_from_environment() or config.trainer.threads)
     if threads < config.trainer.threads:
         log.info("trainer.threads=%d: OMP_NUM_THREADS leaves %d", config.trainer.threads, threads)
     torch.set_num_threads(threads)
     # Dead ReLU units let Adam's moments decay into denormals, which slow a step several times.
     torch.set_flush_denormal(True)
-    data = splits.load(config.data, where, test)
-    training = Training(config, folder, data, where, threads, test, on_epoch)
+    data = splits.load(config.data, device, test)
+    training = Training(config, folder, data, device, threads, test, on_epoch)
     training.resume()
     return training
 
 
 def check_folder(config: Config, folder: Path) -> None:
-    """Makes sure that a run can be trained in a folder without harm to what is there.
+    """Refuse a folder in which training would destroy earlier results.
 
     Raises:
-        ConfigError: a finished run or a sweep is, or an interrupted run of something else.
+        ConfigError: the folder holds a sweep, a finished run, or an interrupted run of another
+            configuration.
     """
     if record.holds_sweep(folder):
         raise ConfigError(f"{folder}: holds a sweep, which is never overwritten")
@@ -106,14 +112,15 @@ def check_folder(config: Config, folder: Path) -> None:
                 f"{folder}: holds an interrupted run of another configuration; "
                 "name another folder, or give the same keys to go on"
             ) from None
-        except (CheckpointError, OSError):  # which is told when it is to be gone on from
+        except (CheckpointError, OSError):  # logged by `Training.resume`
             pass
 
 
 class Training:
-    """The repeats of one configuration in training, and what they leave in the run folder.
+    """The training of all repeats of one configuration, and the run folder that it writes.
 
-    jobs: to be trained, by `scheduler.train` or among those of other trials; then call `finish`.
+    jobs: one job for each repeat. Train them with `scheduler.train`, alone or together with the
+        jobs of other trials; then call `finish`.
     """
 
     def __init__(
@@ -121,40 +128,40 @@ class Training:
         config: Config,
         folder: Path,
         data: DataSplits,
-        where: torch.device,
+        device: torch.device,
         threads: int,
         test: bool,
-        wanted: Callable[[Epoch], bool] | None,
+        on_epoch: Callable[[Epoch], bool] | None,
     ) -> None:
         self.started = time.time()
         self.config = config
         self.folder = folder
         self.logger = Logger(config, folder)
         self.data = data
-        self.where = where
+        self.device = device
         self.threads = threads
         self.test = test
-        self.wanted = wanted
+        self.on_epoch = on_epoch
         self.history: list[Epoch] = []
         seeds = [config.seed + repeat for repeat in range(config.repeats)]
         self.configs = [config.model_copy(update={"seed": seed}) for seed in seeds]
         self.histories: list[list[Epoch]] = [[] for _ in seeds]
         self.pruned = False
         steps = math.ceil(len(data.train) / config.data.batch_size)
-        self.screen = Screen(
-            config.trainer.epochs, steps, bar=wanted is None and sys.stdout.isatty()
+        self.progress = ProgressLog(
+            config.trainer.epochs, steps, bar=on_epoch is None and sys.stdout.isatty()
         )
         trials = [
-            replace(build.build(one), checkpoint=self._checkpoint(at, one))
-            for at, one in enumerate(self.configs)
+            replace(build.build(seeded), checkpoint=self._checkpoint(repeat, seeded))
+            for repeat, seeded in enumerate(self.configs)
         ]
         self.early_stopping = trials[0].recipe.early_stopping is not None
         self.parameters = sum(p.numel() for p in trials[0].model.parameters())
-        compile, how = worth_compiling(
-            config.trainer.compile, config.trainer.epochs * steps, self.parameters, where
+        compile, steps_note = worth_compiling(
+            config.trainer.compile, config.trainer.epochs * steps, self.parameters, device
         )
-        self.jobs = [self._job(at, one, compile) for at, one in enumerate(trials)]
-        self._tell(how)
+        self.jobs = [self._make_job(repeat, trial, compile) for repeat, trial in enumerate(trials)]
+        self._report_setup(steps_note)
 
     def _checkpoint(self, repeat: int, config: Config) -> Checkpoint | None:
         wish = config.trainer.checkpoint
@@ -164,34 +171,34 @@ class Training:
         return Checkpoint(record.checkpoint(self.folder, repeat), config.identity, seconds)
 
     def resume(self) -> None:
-        """Takes in the epochs that checkpoints of an interrupted run hold."""
+        """Resume an interrupted run: read the epochs that its checkpoints hold."""
         for repeat, job in enumerate(self.jobs):
-            kept = job.trial.checkpoint
-            path = self._found(repeat)
-            if kept is None or path is None:
+            target = job.trial.checkpoint
+            path = self._newest_checkpoint(repeat)
+            if target is None or path is None:
                 continue
             try:
-                state = checkpoint.read(path, kept.whose)
+                state = checkpoint.read(path, target.configuration)
             except (CheckpointError, OSError) as error:
                 log.warning("%s %s; training begins anew", path, error)
                 continue
-            kept.resume = path
+            target.resume = path
             history = self.histories[repeat] = [Epoch(*row) for row in state["history"]]
             job.kept = history[state["kept_epoch"] - 1]
             log.info("Going on after epoch %d, from %s", len(history), path)
-        while self._epochs_of_all() > len(self.history):
-            self._write(self._next_epoch())
-        if self.history:  # it may have been interrupted before it could be told
-            self._decide(self.history[-1])
+        while self._completed_epochs() > len(self.history):
+            self._append(self._next_mean())
+        if self.history:  # the interruption may have come before this epoch was decided on
+            self._check_stop(self.history[-1])
         self._begin_epoch()
 
-    def _found(self, repeat: int) -> Path | None:
-        """The newest checkpoint of a repeat, of this attempt or an earlier one."""
+    def _newest_checkpoint(self, repeat: int) -> Path | None:
+        """Return the newest checkpoint of a repeat, of this attempt or an earlier one."""
         folders = [self.folder, *record.earlier_attempts(self.folder)]
         paths = [record.checkpoint(folder, repeat) for folder in folders]
         return next((path for path in paths if path.exists()), None)
 
-    def _job(self, repeat: int, trial: Trial, compile: bool) -> TrainingJob:
+    def _make_job(self, repeat: int, trial: Trial, compile: bool) -> TrainingJob:
         first = repeat == 0
         return TrainingJob(
             trial,
@@ -202,85 +209,92 @@ class Training:
             self.config.trainer.log_every,
             self.threads,
             on_epoch=lambda row: self._epoch_ended(repeat, row),
-            # Of several repeats the first one speaks for all.
-            on_batches=lambda at: (
-                self.screen.batch(at.batch, at.loss, at.accuracy) if first else None
+            # Only the first repeat reports its batches.
+            on_batches=lambda progress: (
+                self.progress.batch(progress.batch, progress.loss, progress.accuracy)
+                if first
+                else None
             ),
         )
 
-    def _tell(self, how: str) -> None:
+    def _report_setup(self, steps_note: str) -> None:
         model = self.jobs[0].trial.model
-        log.info("Device: %s, %d thread(s), %s", self.where, self.threads, how)
+        log.info("Device: %s, %d thread(s), %s", self.device, self.threads, steps_note)
         log.info("Model: %s with %s parameters", type(model).__name__, f"{self.parameters:,}")
-        if self.jobs[0].kind.alone:
-            log.info("Trains alone, not in a stack: %s", self.jobs[0].kind.alone)
+        if self.jobs[0].stack_key.why_alone:
+            log.info("Trains alone, not in a stack: %s", self.jobs[0].stack_key.why_alone)
         if self.config.repeats > 1:
             log.info(
                 "Repeats: seeds %d to %d, figures are means",
                 *(self.config.seed, self.config.seed + self.config.repeats - 1),
             )
-        device_name = torch.cuda.get_device_name(self.where) if self.where.type == "cuda" else None
+        device_name = (
+            torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None
+        )
         record.write_json(
             self.folder,
             "environment.json",
             record.environment(
-                device=str(self.where), device_name=device_name, threads=self.threads, steps=how
+                device=str(self.device),
+                device_name=device_name,
+                threads=self.threads,
+                steps=steps_note,
             ),
         )
 
     def _epoch_ended(self, repeat: int, row: Epoch) -> None:
         self.histories[repeat].append(row)
-        while self._epochs_of_all() > len(self.history):
-            self._all_ended(self._next_epoch())
+        while self._completed_epochs() > len(self.history):
+            mean = self._next_mean()
+            self._append(mean)
+            self.progress.end_epoch(mean)
+            self._check_stop(mean)
+            self._begin_epoch()
 
-    def _epochs_of_all(self) -> int:
-        """Epochs that every repeat has behind it; one that has stopped early waits for none."""
-        going = [
+    def _completed_epochs(self) -> int:
+        """Return the epochs that all repeats have completed, except those that stopped early.
+
+        If all repeats have stopped early, return the epochs of the longest.
+        """
+        running = [
             len(history) for history, job in zip(self.histories, self.jobs) if not job.exhausted
         ]
-        return min(going) if going else max(map(len, self.histories))
+        return min(running) if running else max(map(len, self.histories))
 
-    def _at(self, repeat: int, epoch: int) -> Epoch:
-        """A repeat's figures at an epoch; once it has stopped early, those of what it kept."""
+    def _row(self, repeat: int, epoch: int) -> Epoch:
+        """Return a repeat's figures of an epoch; after early stopping, those of its kept epoch."""
         history = self.histories[repeat]
         return (
             history[epoch - 1]
             if epoch <= len(history)
-            else replace(self._kept(repeat), epoch=epoch, seconds=0)
+            else replace(self._kept_row(repeat), epoch=epoch, seconds=0)
         )
 
-    def _kept(self, repeat: int) -> Epoch:
-        """The epoch whose weights a repeat ends with."""
+    def _kept_row(self, repeat: int) -> Epoch:
+        """Return the figures of the epoch whose weights a repeat keeps."""
         return self.jobs[repeat].kept or self.histories[repeat][-1]
 
-    def _next_epoch(self) -> Epoch:
-        """The mean of the first epoch that has not been taken yet."""
+    def _next_mean(self) -> Epoch:
+        """Return the mean figures of the first epoch that is not in the history yet."""
         epoch = len(self.history) + 1
-        return _mean([self._at(repeat, epoch) for repeat in range(len(self.jobs))])
+        return _mean_row([self._row(repeat, epoch) for repeat in range(len(self.jobs))])
 
-    def _write(self, mean: Epoch) -> None:
+    def _append(self, mean: Epoch) -> None:
         self.history.append(mean)
         record.write_history(self.folder, self.history)
         self.logger.epoch(mean)
 
-    def _all_ended(self, mean: Epoch) -> None:
-        """Takes an epoch that all repeats have finished, and decides on their mean."""
-        self._write(mean)
-        self.screen.end_epoch(mean)
-        self._decide(mean)
-        self._begin_epoch()
-
-    def _decide(self, mean: Epoch) -> None:
-        """Ends the training after an epoch that a pruner takes for the last, or that diverged."""
-        unwanted = self.wanted is not None and not self.wanted(mean)
-        self.pruned = unwanted and mean.epoch < self.config.trainer.epochs
+    def _check_stop(self, mean: Epoch) -> None:
+        """Stop the training after an epoch if the trial is pruned or has diverged."""
+        prune = self.on_epoch is not None and not self.on_epoch(mean)
+        self.pruned = prune and mean.epoch < self.config.trainer.epochs
         if self.pruned or not _finite(mean):
             for job in self.jobs:
                 job.stop = True
 
     def _begin_epoch(self) -> None:
         if not all(job.stop for job in self.jobs):
-            self.screen.begin_epoch(len(self.history) + 1)
+            self.progress.begin_epoch(len(self.history) + 1)
 
     def finish(self) -> dict[str, Any]:
         """Complete the run folder; write its summary last.
@@ -295,25 +309,25 @@ class Training:
         for job in self.jobs:
             if job.error is not None:
                 raise job.error
-        self.screen.close()
+        self.progress.close()
         last = self.history[-1]
         finite = _finite(last)
         reason = None if finite else f"the loss became {last.train_loss} in epoch {last.epoch}"
         if finite and self.pruned:
             reason = f"pruned after epoch {last.epoch} of {self.config.trainer.epochs}"
         state = ("PRUNED" if reason else "COMPLETE") if finite else "FAILED"
-        ended = {"state": state, "reason": reason}
-        single = [
+        ending = {"state": state, "reason": reason}
+        repeats = [
             self._figures(repeat, self.test and finite) for repeat in range(self.config.repeats)
         ]
-        figures = single[0] if len(single) == 1 else _means(single)
-        tested = figures["test_accuracy"]
-        summary = {**ended, **figures, "started": self.started, "ended": time.time()}
+        figures = repeats[0] if len(repeats) == 1 else _mean_figures(repeats)
+        test_accuracy = figures["test_accuracy"]
+        summary = {**ending, **figures, "started": self.started, "ended": time.time()}
         if self.config.repeats > 1:
-            for repeat, one in enumerate(single):
-                self._keep_repeat(repeat, {**ended, **one}, finite)
+            for repeat, own in enumerate(repeats):
+                self._write_repeat(repeat, {**ending, **own}, finite)
         elif finite:
-            write_atomically(self.folder / "model.pt", _saved(self.jobs[0].trial.model))
+            write_atomically(self.folder / "model.pt", _state_dict_bytes(self.jobs[0].trial.model))
         picture = run_plot.curves(self.history, _title(self.config))
         write_atomically(self.folder / "results.png", picture)
         record.write_json(self.folder, "summary.json", summary)
@@ -324,25 +338,25 @@ class Training:
             raise TrialFailed(reason)
         if reason:
             log.info("%s", reason.capitalize())
-        if self.early_stopping and len(single) == 1:
+        if self.early_stopping and len(repeats) == 1:
             log.info("Weights of epoch %d of %d kept", figures["kept_epoch"], figures["epochs"])
-        if tested is not None:
-            log.info("Final Test Accuracy: %.2f%%", 100 * tested)
+        if test_accuracy is not None:
+            log.info("Final Test Accuracy: %.2f%%", 100 * test_accuracy)
         log.info("Run folder: %s", self.folder)
         return summary
 
     def _figures(self, repeat: int, test: bool) -> dict[str, Any]:
-        """The final row of one repeat."""
-        # One that was ahead of the others when they were stopped may have more.
+        """Return the final figures of one repeat."""
+        # A repeat that was ahead of the others when they were stopped may have more epochs.
         history = self.histories[repeat] = self.histories[repeat][: len(self.history)]
-        last, best = self._kept(repeat), max(history, key=lambda row: row.val_accuracy)
+        last, best = self._kept_row(repeat), max(history, key=lambda row: row.val_accuracy)
         seconds = sum(row.seconds for row in history)
         images = len(self.data.train)
         tested: tuple[float | None, float | None] = (None, None)
         if test:
             assert self.data.test is not None
             model = self.jobs[repeat].trial.model
-            tested = functional_model.evaluate(model.to(self.where), self.data.test)
+            tested = functional_model.evaluate(model.to(self.device), self.data.test)
         return {
             "name": self.config.name,
             "seed": self.configs[repeat].seed,
@@ -363,12 +377,12 @@ class Training:
             "images_per_second": images * len(history) / seconds,
         }
 
-    def _keep_repeat(self, repeat: int, summary: dict[str, Any], finite: bool) -> None:
+    def _write_repeat(self, repeat: int, summary: dict[str, Any], finite: bool) -> None:
         folder = self.folder / f"repeat-{repeat}"
-        folder.mkdir(exist_ok=True)  # a single run that was killed while it finished
+        folder.mkdir(exist_ok=True)  # exists if the run was killed while it finished
         record.write_history(folder, self.histories[repeat])
         if finite:
-            write_atomically(folder / "model.pt", _saved(self.jobs[repeat].trial.model))
+            write_atomically(folder / "model.pt", _state_dict_bytes(self.jobs[repeat].trial.model))
         record.write_json(folder, "summary.json", summary)
 
 
@@ -376,8 +390,8 @@ def _finite(row: Epoch) -> bool:
     return math.isfinite(row.train_loss) and math.isfinite(row.val_loss)
 
 
-def _mean(rows: Sequence[Epoch]) -> Epoch:
-    """The mean of the repeats' rows of one epoch; seconds are their sum."""
+def _mean_row(rows: Sequence[Epoch]) -> Epoch:
+    """Return the mean of the repeats' rows of one epoch; seconds are summed."""
     if len(rows) == 1:
         return rows[0]
     columns = {name: [asdict(row)[name] for row in rows] for name in asdict(rows[0])}
@@ -385,27 +399,30 @@ def _mean(rows: Sequence[Epoch]) -> Epoch:
     return Epoch(**{**values, "epoch": rows[0].epoch, "seconds": sum(columns["seconds"])})
 
 
-# Numbers of a final row that differ between repeats; seconds add up instead.
+# The final figures that are averaged over repeats.
 _AVERAGED = (
     *EPOCH_METRICS,
     *("best_val_accuracy", "test_loss", "test_accuracy", "images_per_second"),
 )
 
 
-def _means(single: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The final row of several repeats: means, and beside each its sample standard deviation."""
-    figures = dict(single[0])
+def _mean_figures(repeats: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the final figures of several repeats: means and sample standard deviations.
+
+    Seconds are summed; `epochs` is the largest.
+    """
+    figures = dict(repeats[0])
     for name in _AVERAGED:
-        values = [one[name] for one in single]
+        values = [own[name] for own in repeats]
         if None in values:
             continue
         finite = all(math.isfinite(value) for value in values)
         figures[name] = statistics.fmean(values)
         figures[f"{name}_std"] = statistics.stdev(values) if finite else math.nan
-    figures["seconds"] = sum(one["seconds"] for one in single)
+    figures["seconds"] = sum(own["seconds"] for own in repeats)
     figures["best_epoch"] = figures["kept_epoch"] = None
-    figures["epochs"] = max(one["epochs"] for one in single)
-    return {**figures, "repeats": len(single)}
+    figures["epochs"] = max(own["epochs"] for own in repeats)
+    return {**figures, "repeats": len(repeats)}
 
 
 def _title(config: Config) -> str:
@@ -419,8 +436,8 @@ def _title(config: Config) -> str:
     )
 
 
-def _saved(model: nn.Module) -> bytes:
-    """The model's state dict as `torch.save` writes it."""
+def _state_dict_bytes(model: nn.Module) -> bytes:
+    """Return the model's state dict as the bytes that `torch.save` writes."""
     file = io.BytesIO()
     torch.save({name: t.cpu() for name, t in model.state_dict().items()}, file)
     return file.getvalue()

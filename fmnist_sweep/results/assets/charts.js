@@ -1,5 +1,5 @@
 "use strict";
-// One function a chart. Each draws what the page's data says and computes no statistics.
+// A function for each chart. All statistics come from the page's data.
 
 function named(data, trial) {
   const run = data.byTrial.get(trial);
@@ -8,11 +8,11 @@ function named(data, trial) {
   return `Trial ${trial}${marks ? ` (${marks})` : ""}${run.state === "COMPLETE" ? "" : ` ${run.state.toLowerCase()}`}\n${values}`;
 }
 
-function shownValue(goal, value, spread) {
+function shownValue(objective, value, spread) {
   if (value === null || value === undefined) return "-";
-  const digits = goal.unit === "%" ? 2 : 4;
-  const one = (v) => (goal.unit === "%" ? (v * goal.scale).toFixed(digits) : String(Number((v * goal.scale).toPrecision(5))));
-  return one(value) + (spread === undefined ? "" : ` ± ${one(spread)}`) + (goal.unit ? ` ${goal.unit}` : "");
+  const digits = objective.unit === "%" ? 2 : 4;
+  const format = (v) => (objective.unit === "%" ? (v * objective.scale).toFixed(digits) : String(Number((v * objective.scale).toPrecision(5))));
+  return format(value) + (spread === undefined ? "" : ` ± ${format(spread)}`) + (objective.unit ? ` ${objective.unit}` : "");
 }
 
 function lineClass(data, trial) {
@@ -21,7 +21,7 @@ function lineClass(data, trial) {
   return data.byTrial.get(trial).state === "PRUNED" ? "pruned-line" : "other";
 }
 
-// The index of the step that is nearest to a wanted one; steps ascend.
+// Returns the index of the step nearest to `wanted`; steps ascend.
 function closest(steps, wanted) {
   let low = 0, high = steps.length - 1;
   while (low < high) {
@@ -44,7 +44,7 @@ function drawCurves(parent, data, metric) {
   const whole = linearTicks(from, to, 8).filter(Number.isInteger);
   const drawn = panel(parent, { kind: "linear", low: from, high: to, ticks: whole, label: metric.steps === "epoch" ? "Epoch" : "Step" }, { kind: "linear", low, high, label: metric.label });
   const points = (trial) => values[trial].map((v, i) => [drawn.x(steps[trial][i]), drawn.y(v)]);
-  // One element for all curves of a kind: thousands of them would make the page slow.
+  // One element for all curves of a kind: thousands of elements would make the page slow.
   const together = { other: "", "pruned-line": "" };
   for (const trial of trials) {
     const kind = lineClass(data, trial);
@@ -77,14 +77,14 @@ function drawCurves(parent, data, metric) {
   drawn.figure.dataset.chart = "curves";
 }
 
-// Trials as marks; `where` gives a trial's place on x. Values beyond y's range lie on its edge.
-function scatter(drawn, data, goal, index, where) {
-  const [low, high] = goal.window;
+// Draws trials as marks; `where` returns a run's x. Values beyond y's range lie on its edge.
+function scatter(drawn, data, objective, index, where) {
+  const [low, high] = objective.window;
   const placed = [];
   for (const run of data.runs) {
     const x = where(run), value = run.values[index];
     if (x === null || x === undefined || value === null || value === undefined || run.state === "FAILED") continue;
-    const y = Math.min(Math.max(value * goal.scale, low), high);
+    const y = Math.min(Math.max(value * objective.scale, low), high);
     placed.push({ run, px: drawn.x(x), py: drawn.y(y) });
   }
   for (const { run, px, py } of placed) mark(drawn.marks, run.state, px, py);
@@ -99,27 +99,27 @@ function scatter(drawn, data, goal, index, where) {
     }
     return nearest && {
       key: nearest.run.trial,
-      text: `${named(data, nearest.run.trial)}\n${data.goals.map((g, i) => `${g.name} ${shownValue(g, nearest.run.values[i], nearest.run.spread[g.name])}`).join("\n")}`,
+      text: `${named(data, nearest.run.trial)}\n${data.objectives.map((g, i) => `${g.name} ${shownValue(g, nearest.run.values[i], nearest.run.spread[g.name])}`).join("\n")}`,
       draw: (over) => element("circle", { class: "ring", cx: nearest.px, cy: nearest.py, r: 8 }, over),
     };
   });
 }
 
 function drawHistory(parent, data) {
-  const goal = data.goals[0], last = Math.max(...data.runs.map((r) => r.trial), 1);
-  const [low, high] = goal.window;
+  const objective = data.objectives[0], last = Math.max(...data.runs.map((r) => r.trial), 1);
+  const [low, high] = objective.window;
   const ticks = linearTicks(0, last, 8).filter(Number.isInteger);
-  const drawn = panel(parent, { kind: "linear", low: -0.02 * last, high: 1.02 * last, ticks, label: "Trial, in the order begun" }, { kind: "linear", low, high, label: goal.label }, { width: 1100, height: 340 });
+  const drawn = panel(parent, { kind: "linear", low: -0.02 * last, high: 1.02 * last, ticks, label: "Trial, in the order begun" }, { kind: "linear", low, high, label: objective.label }, { width: 1100, height: 340 });
   let d = "";
   data.ordered.forEach((trial, i) => {
     const value = data.running_best[i];
     if (value === null) return;
-    const y = drawn.y(value * goal.scale).toFixed(1), x = drawn.x(trial).toFixed(1);
+    const y = drawn.y(value * objective.scale).toFixed(1), x = drawn.x(trial).toFixed(1);
     d += d ? `H${x}V${y}` : `M${x},${y}`;
   });
   element("path", { class: "best-line", d }, drawn.marks);
   for (const run of data.runs) if (run.state === "FAILED") mark(drawn.marks, "FAILED", drawn.x(run.trial), drawn.y(low) - 6);
-  scatter(drawn, data, goal, 0, (run) => run.trial);
+  scatter(drawn, data, objective, 0, (run) => run.trial);
 }
 
 function drawImportances(parent, data) {
@@ -151,20 +151,20 @@ function place(axis, run) {
 }
 
 function drawSlice(parent, data, axis) {
-  const goal = data.goals[0], [low, high] = goal.window;
-  const drawn = panel(parent, keyAxis(axis, data.runs), { kind: "linear", low, high, label: goal.label }, { width: 400, height: 300 });
-  scatter(drawn, data, goal, 0, (run) => {
+  const objective = data.objectives[0], [low, high] = objective.window;
+  const drawn = panel(parent, keyAxis(axis, data.runs), { kind: "linear", low, high, label: objective.label }, { width: 400, height: 300 });
+  scatter(drawn, data, objective, 0, (run) => {
     const x = place(axis, run);
-    // Points of one category would lie on each other.
+    // Points of a category would lie on top of each other.
     return x === null || axis.kind !== "category" ? x : x + (((run.trial * 7) % 11) / 11 - 0.45) * 0.4;
   });
 }
 
 function drawParallel(parent, data) {
-  const { uprights, lines, top, middle } = data.parallel;
+  const { axes, lines, top, middle } = data.parallel;
   const width = 1100, height = 380, head = 34, foot = 20, left = 70, right = 60;
   const root = element("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "parallel coordinates" }, element("figure", {}, parent));
-  const x = (i) => left + (i * (width - left - right)) / (uprights.length - 1);
+  const x = (i) => left + (i * (width - left - right)) / (axes.length - 1);
   const y = (p) => height - foot - p * (height - head - foot);
   const kind = (line) => (line.rank < top ? "best-line" : line.rank < middle ? "better-line" : "other");
   const drawnLines = lines.map((line) => ({ line, points: line.places.map((p, i) => (p === null ? null : [x(i), y(p)])).filter(Boolean) }));
@@ -172,13 +172,13 @@ function drawParallel(parent, data) {
     const d = drawnLines.filter(({ line }) => kind(line) === wanted).map(({ points }) => path(points)).join("");
     if (d) element("path", { class: wanted, d, style: wanted === "best-line" ? "stroke-width:1.6" : "" }, root);
   }
-  uprights.forEach((upright, i) => {
+  axes.forEach((axis, i) => {
     element("line", { class: "axis", x1: x(i), x2: x(i), y1: y(0), y2: y(1) }, root);
-    const anchor = i === 0 ? "start" : i === uprights.length - 1 ? "end" : "middle";
-    const shift = i === 0 ? -left + 6 : i === uprights.length - 1 ? right - 6 : 0;
-    element("text", { x: x(i) + shift, y: 16, "text-anchor": anchor }, root, upright.name);
-    const before = i === uprights.length - 1;
-    for (const [at, value] of upright.ticks) {
+    const anchor = i === 0 ? "start" : i === axes.length - 1 ? "end" : "middle";
+    const shift = i === 0 ? -left + 6 : i === axes.length - 1 ? right - 6 : 0;
+    element("text", { x: x(i) + shift, y: 16, "text-anchor": anchor }, root, axis.name);
+    const before = i === axes.length - 1;
+    for (const [at, value] of axis.ticks) {
       element("text", { class: "tick halo", x: x(i) + (before ? 6 : -6), y: y(at) + 4, "text-anchor": before ? "start" : "end" }, root, short(value).slice(0, 18));
     }
   });
@@ -193,23 +193,23 @@ function drawParallel(parent, data) {
       }
     }
     if (!nearest) return null;
-    const run = data.byTrial.get(nearest.line.trial), goal = data.goals[0];
-    return { key: run.trial, text: `${named(data, run.trial)}\n${goal.name} ${shownValue(goal, run.values[0], run.spread[goal.name])}`, draw: (over) => element("path", { class: "hot-line", d: path(nearest.points) }, over) };
+    const run = data.byTrial.get(nearest.line.trial), objective = data.objectives[0];
+    return { key: run.trial, text: `${named(data, run.trial)}\n${objective.name} ${shownValue(objective, run.values[0], run.spread[objective.name])}`, draw: (over) => element("path", { class: "hot-line", d: path(nearest.points) }, over) };
   });
 }
 
 function drawGrid(parent, data) {
-  const { axes, cells } = data.grid, goal = data.goals[0];
-  if (axes.length === 2) { drawHeat(parent, axes, cells, goal); return; }
-  const ends = cells.flatMap((c) => [c.mean - (c.spread || 0), c.mean + (c.spread || 0)].map((v) => v * goal.scale));
+  const { axes, cells } = data.grid, objective = data.objectives[0];
+  if (axes.length === 2) { drawHeat(parent, axes, cells, objective); return; }
+  const ends = cells.flatMap((c) => [c.mean - (c.spread || 0), c.mean + (c.spread || 0)].map((v) => v * objective.scale));
   const pad = (Math.max(...ends) - Math.min(...ends)) * 0.06 || 1;
-  const drawn = panel(parent, keyAxis(axes[0], data.runs), { kind: "linear", low: Math.min(...ends) - pad, high: Math.max(...ends) + pad, label: goal.label });
-  const points = cells.map((c) => [drawn.x(c.where[0]), drawn.y(c.mean * goal.scale)]);
+  const drawn = panel(parent, keyAxis(axes[0], data.runs), { kind: "linear", low: Math.min(...ends) - pad, high: Math.max(...ends) + pad, label: objective.label });
+  const points = cells.map((c) => [drawn.x(c.where[0]), drawn.y(c.mean * objective.scale)]);
   if (axes[0].kind !== "category") element("path", { class: "better-line", d: path(points) }, drawn.marks);
   cells.forEach((c, i) => {
     const [px, py] = points[i];
     if (c.spread) {
-      const [a, b] = [c.mean - c.spread, c.mean + c.spread].map((v) => drawn.y(v * goal.scale));
+      const [a, b] = [c.mean - c.spread, c.mean + c.spread].map((v) => drawn.y(v * objective.scale));
       element("path", { class: "error", d: `M${px},${a}V${b}M${px - 5},${a}h10M${px - 5},${b}h10` }, drawn.marks);
     }
     mark(drawn.marks, "COMPLETE", px, py);
@@ -218,18 +218,18 @@ function drawGrid(parent, data) {
     const i = points.findIndex(([x, y]) => Math.hypot(x - px, y - py) < 16);
     if (i < 0) return null;
     const c = cells[i], value = axes[0].kind === "category" ? axes[0].choices[c.where[0]] : c.where[0];
-    return { key: i, text: `${axes[0].key}=${short(value)}\n${shownValue(goal, c.mean, c.spread === null ? undefined : c.spread)}, n = ${c.n}`, draw: (over) => element("circle", { class: "ring", cx: points[i][0], cy: points[i][1], r: 8 }, over) };
+    return { key: i, text: `${axes[0].key}=${short(value)}\n${shownValue(objective, c.mean, c.spread === null ? undefined : c.spread)}, n = ${c.n}`, draw: (over) => element("circle", { class: "ring", cx: points[i][0], cy: points[i][1], r: 8 }, over) };
   });
 }
 
-// Cividis, which colour-blind and other eyes read alike and which is monotonic in grey.
+// Cividis looks the same to colour-blind and other eyes and is monotonic in grey.
 const CIVIDIS = [[0, 34, 78], [53, 69, 108], [102, 105, 112], [148, 142, 119], [200, 184, 102], [254, 232, 56]];
 function cividis(t) {
   const at = Math.min(Math.max(t, 0), 1) * (CIVIDIS.length - 1), i = Math.min(Math.floor(at), CIVIDIS.length - 2);
   return CIVIDIS[i].map((v, k) => Math.round(v + (CIVIDIS[i + 1][k] - v) * (at - i)));
 }
 
-function drawHeat(parent, [across, up], cells, goal) {
+function drawHeat(parent, [across, up], cells, objective) {
   const width = Math.max(420, 130 + 84 * across.choices.length), height = 70 + 48 * up.choices.length;
   const root = element("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "heat map", style: `max-width:${width * 1.15}px` }, element("figure", {}, parent));
   const means = cells.map((c) => c.mean), low = Math.min(...means), high = Math.max(...means);
@@ -237,11 +237,11 @@ function drawHeat(parent, [across, up], cells, goal) {
   const index = (axis, v) => (axis.kind === "category" ? v : axis.choices.indexOf(v));
   for (const c of cells) {
     const px = left + w * index(across, c.where[0]), py = 8 + h * (up.choices.length - 1 - index(up, c.where[1]));
-    const good = goal.maximize ? (c.mean - low) / (high - low || 1) : (high - c.mean) / (high - low || 1);
+    const good = objective.maximize ? (c.mean - low) / (high - low || 1) : (high - c.mean) / (high - low || 1);
     const [r, g, b] = cividis(good), ink = good < 0.5 ? "#fff" : "#000";
     element("rect", { x: px, y: py, width: w - 2, height: h - 2, fill: `rgb(${r},${g},${b})` }, root);
-    element("text", { x: px + w / 2 - 1, y: py + (c.spread === null ? 26 : 20), "text-anchor": "middle", style: `fill:${ink}` }, root, shownValue(goal, c.mean));
-    if (c.spread !== null) element("text", { x: px + w / 2 - 1, y: py + 36, "text-anchor": "middle", style: `fill:${ink};font-size:11px` }, root, `± ${shownValue(goal, c.spread)}`);
+    element("text", { x: px + w / 2 - 1, y: py + (c.spread === null ? 26 : 20), "text-anchor": "middle", style: `fill:${ink}` }, root, shownValue(objective, c.mean));
+    if (c.spread !== null) element("text", { x: px + w / 2 - 1, y: py + 36, "text-anchor": "middle", style: `fill:${ink};font-size:11px` }, root, `± ${shownValue(objective, c.spread)}`);
   }
   across.choices.forEach((v, i) => element("text", { class: "tick", x: left + w * (i + 0.5), y: 8 + h * up.choices.length + 16, "text-anchor": "middle" }, root, short(v).slice(0, 14)));
   up.choices.forEach((v, i) => element("text", { class: "tick", x: left - 8, y: 8 + h * (up.choices.length - 0.5 - i) + 4, "text-anchor": "end" }, root, short(v).slice(0, 12)));
@@ -250,7 +250,7 @@ function drawHeat(parent, [across, up], cells, goal) {
 }
 
 function drawFront(parent, data) {
-  const [first, second] = data.goals;
+  const [first, second] = data.objectives;
   const drawn = panel(parent, { kind: "linear", low: first.window[0], high: first.window[1], label: first.label }, { kind: "linear", low: second.window[0], high: second.window[1], label: second.label }, { width: 700, height: 380 });
   const points = data.front.map((t) => data.byTrial.get(t).values).map(([a, b]) => [drawn.x(a * first.scale), drawn.y(b * second.scale)]);
   element("path", { class: "best-line", d: path(points) }, drawn.marks);

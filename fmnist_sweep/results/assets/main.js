@@ -1,5 +1,5 @@
 "use strict";
-// Puts the page together from its data.
+// Builds the page from its data.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 data.byTrial = new Map(data.runs.map((run) => [run.trial, run]));
@@ -13,21 +13,21 @@ function section(title, note) {
 }
 
 function verdict() {
-  const goal = data.goals[0], said = [];
-  const value = (run) => shownValue(goal, run.values[0], run.spread[goal.name]);
+  const objective = data.objectives[0], sentences = [];
+  const value = (run) => shownValue(objective, run.values[0], run.spread[objective.name]);
   const best = data.byTrial.get(data.best), base = data.byTrial.get(data.baseline);
   const complete = data.runs.filter((r) => r.state === "COMPLETE").length;
-  if (!best) said.push(`None of ${data.runs.length} trials is complete.`);
-  else if (data.goals.length > 1) said.push(`${data.front.length} of ${complete} complete trials are on the Pareto front.`);
+  if (!best) sentences.push(`None of ${data.runs.length} trials is complete.`);
+  else if (data.objectives.length > 1) sentences.push(`${data.front.length} of ${complete} complete trials are on the Pareto front.`);
   else {
-    said.push(`Best of ${complete} complete trials: ${goal.name} ${value(best)} (trial ${best.trial}).`);
-    if (base && base !== best && base.values[0] !== null) said.push(`Baseline: ${value(base)} (trial ${base.trial}).`);
-    if (base === best) said.push("It is the baseline.");
+    sentences.push(`Best of ${complete} complete trials: ${objective.name} ${value(best)} (trial ${best.trial}).`);
+    if (base && base !== best && base.values[0] !== null) sentences.push(`Baseline: ${value(base)} (trial ${base.trial}).`);
+    if (base === best) sentences.push("It is the baseline.");
     const confirmed = (data.facts["Confirmed on fresh seeds"] || {})["Fresh seeds"];
-    if (confirmed) said.push(`On fresh seeds: ${confirmed}`);
-    else if (complete > 1) said.push("A best value is a maximum over noise: python -m fmnist_sweep.confirm trains the winners again on fresh seeds.");
+    if (confirmed) sentences.push(`On fresh seeds: ${confirmed}`);
+    else if (complete > 1) sentences.push("A best value is a maximum over noise: python -m fmnist_sweep.confirm trains the winners again on fresh seeds.");
   }
-  document.getElementById("verdict").textContent = said.join(" ");
+  document.getElementById("verdict").textContent = sentences.join(" ");
   const warning = document.getElementById("warning");
   warning.hidden = !data.warning;
   warning.textContent = data.warning || "";
@@ -53,7 +53,7 @@ function stateEntries() {
 }
 
 function pictures() {
-  const goal = data.goals[0], hasValues = goal.window !== null;
+  const objective = data.objectives[0], hasValues = objective.window !== null;
   const drawable = data.curves.filter((metric) => metric.window);
   if (drawable.length) {
     const part = section("Curves", "All trials. Point at a curve to see whose it is. Curves far on the bad side of the others are cut.");
@@ -69,7 +69,7 @@ function pictures() {
   if (!hasValues) return;
   if (data.grid) {
     const many = Math.max(...data.grid.cells.map((c) => c.n));
-    const part = section("Grid", `${data.goals[0].label}; ${many > 1 ? `mean ± standard deviation over up to ${many} runs each` : "one run each"}.`);
+    const part = section("Grid", `${data.objectives[0].label}; ${many > 1 ? `mean ± standard deviation over up to ${many} runs each` : "one run each"}.`);
     drawGrid(element("div", { class: "plots" }, part), data);
   }
   const history = section("Optimisation history", "Each trial's value and the best so far. Values beyond the axis lie on its edge.");

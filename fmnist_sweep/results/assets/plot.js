@@ -1,5 +1,5 @@
 "use strict";
-// Scales, axes and the few elements that all charts are made of. Text goes in as text, never as markup.
+// Scales, axes and elements for all charts. Text is always inserted as text, never as markup.
 
 function element(tag, attributes, parent, text) {
   const svg = ["svg", "g", "path", "circle", "line", "rect", "text", "clipPath", "defs"].includes(tag);
@@ -18,7 +18,8 @@ function short(value) {
   return text;
 }
 
-// kind: linear, log or category (positions 0, 1, ...); `ticks` fixes them.
+// Returns a function from values to pixels. kind: linear, log or category (positions 0, 1, ...).
+// `ticks`: the values of the ticks; by default they are chosen.
 function scale(kind, low, high, from, to, ticks) {
   const turn = kind === "log" ? Math.log10 : (v) => v;
   const a = turn(low), b = turn(high);
@@ -47,7 +48,8 @@ function logTicks(low, high) {
   return inside.length > 6 && tens.length > 1 ? tens : inside;
 }
 
-// A panel with axes. x and y: {kind, low, high, ticks, names, label}. Returns where to draw and both scales.
+// Draws a panel with axes. x and y: {kind, low, high, ticks, names, label}. Returns the element for marks
+// and both scales.
 let clips = 0;
 function panel(parent, x, y, size) {
   const { width = 560, height = 340, left = 62, right = 16, top = 12, bottom = 46 } = size || {};
@@ -84,7 +86,7 @@ function label(axis, tick) {
   return axis.names ? axis.names[tick] : short(tick);
 }
 
-// A mark for a trial's state: shapes differ as well as colours.
+// Draws a trial's mark. States differ in shape as well as colour.
 function mark(parent, state, x, y, r = 4) {
   if (state === "PRUNED") return element("path", { class: state, d: `M${x - r},${y + r * 0.8}h${2 * r}l${-r},${-1.8 * r}z` }, parent);
   if (state === "FAILED") return element("path", { class: state, d: `M${x - r},${y - r}l${2 * r},${2 * r}m0,${-2 * r}l${-2 * r},${2 * r}` }, parent);
@@ -95,7 +97,7 @@ function path(points) {
   return points.map(([x, y], i) => `${i ? "L" : "M"}${x.toFixed(1)},${y.toFixed(1)}`).join("");
 }
 
-// Where the mouse is, in a panel's own units.
+// Returns the position of the mouse in the panel's units.
 function at(drawn, event) {
   const box = drawn.root.getBoundingClientRect();
   return [((event.clientX - box.left) * drawn.width) / box.width, ((event.clientY - box.top) * drawn.height) / box.height];
@@ -111,7 +113,8 @@ function say(event, text) {
   tip.style.top = `${event.clientY + 18 + box.height > innerHeight ? event.clientY - box.height - 10 : event.clientY + 18}px`;
 }
 
-// Finds what is nearest to the mouse and shows it: `nearest(x, y)` gives {text, draw} or null.
+// Highlights the item nearest to the mouse. `nearest(x, y)` returns {key, text, draw} or null; `draw` runs
+// when `key` changes.
 function hover(drawn, nearest) {
   let shown = null;
   const over = element("g", { "pointer-events": "none" }, drawn.root);

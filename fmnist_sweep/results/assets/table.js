@@ -1,5 +1,5 @@
 "use strict";
-// The ranked table: sorted by a click on a column's head, filtered by words and by state.
+// The ranked table. A click on a column's head sorts it; words and states filter it.
 
 function columns(data) {
   const per = (v) => (typeof v === "number" ? (100 * v).toFixed(2) : "-");
@@ -11,13 +11,13 @@ function columns(data) {
     { name: "trial", value: (r) => r.trial, up: true },
     { name: "state", value: (r) => r.state.toLowerCase(), text: true, up: true },
     ...data.keys.map((key) => ({ name: key, value: (r) => r.params[key], show: (r) => (key in r.params ? short(r.params[key]) : ""), up: true })),
-    ...data.goals.map((g, i) => ({ g, i })).filter(({ g }) => !known.includes(g.name)).map(({ g, i }) => ({ name: g.name, value: (r) => r.values[i], show: (r) => shownValue(g, r.values[i], r.spread[g.name]), up: !g.maximize })),
+    ...data.objectives.map((g, i) => ({ g, i })).filter(({ g }) => !known.includes(g.name)).map(({ g, i }) => ({ name: g.name, value: (r) => r.values[i], show: (r) => shownValue(g, r.values[i], r.spread[g.name]), up: !g.maximize })),
     ...(data.runs.every((r) => r.val_accuracy === null || r.val_accuracy === undefined) ? [] : [
     { name: "val acc %", value: (r) => r.val_accuracy, show: (r) => withSpread(r, "val_accuracy", per) },
     { name: "val loss", value: (r) => r.val_loss, show: (r) => withSpread(r, "val_loss", (v) => (typeof v === "number" ? v.toFixed(4) : "-")), up: true },
     ]),
     { name: data.steps, value: (r) => r.epochs, up: true },
-    ...(data.goals.some((g) => g.name === "seconds") ? [] : [{ name: "seconds", value: (r) => r.seconds, show: (r) => (typeof r.seconds === "number" ? r.seconds.toFixed(1) : "-"), up: true }]),
+    ...(data.objectives.some((g) => g.name === "seconds") ? [] : [{ name: "seconds", value: (r) => r.seconds, show: (r) => (typeof r.seconds === "number" ? r.seconds.toFixed(1) : "-"), up: true }]),
     ...(data.runs.some((r) => r.repeats) ? [{ name: "repeats", value: (r) => r.repeats, up: true }] : []),
     ...(failed ? [{ name: "reason", value: (r) => r.reason || "", text: true, up: true, wide: true }] : []),
   ];
@@ -37,7 +37,7 @@ function drawTable(parent, data) {
   const states = [...new Set(data.runs.map((r) => r.state.toLowerCase()))];
   const state = element("select", { id: "state", "aria-label": "state" }, controls);
   element("option", { value: "" }, state, "all states");
-  for (const one of states) element("option", { value: one }, state, one);
+  for (const name of states) element("option", { value: name }, state, name);
   const count = element("span", { class: "note", id: "count", "aria-live": "polite" }, controls);
   const table = element("table", { id: "ranking" }, element("div", { class: "scroll" }, parent));
   const head = element("tr", {}, element("thead", {}, table));
@@ -78,7 +78,7 @@ function drawTable(parent, data) {
 }
 
 function tableRow(all, run, data) {
-  const best = run.trial === data.best && data.goals.length === 1;
+  const best = run.trial === data.best && data.objectives.length === 1;
   const row = element("tr", { class: [run.state, (best || run.front) && "best", run.baseline && "baseline"].filter(Boolean).join(" "), "data-trial": run.trial });
   for (const column of all) {
     const cell = element("td", { class: [column.text && "text", column.wide && "reason"].filter(Boolean).join(" ") }, row);
@@ -93,7 +93,8 @@ function tableRow(all, run, data) {
   return row;
 }
 
-// Words that a row must hold; `name=value`, `name<value` and `name>value` test a column.
+// Turns a filter's words into tests. A row must contain each word; `name=value`, `name<value` and
+// `name>value` test a column.
 function parse(text, all) {
   return text.toLowerCase().split(/\s+/).filter(Boolean).map((word) => {
     const parts = /^([^=<>]+)([=<>])(.+)$/.exec(word);

@@ -1,1 +1,1 @@
-"""Sweeps side by side, with statistics."""
+"""Compare sweeps, with statistics."""

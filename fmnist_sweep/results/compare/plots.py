@@ -1,4 +1,4 @@
-"""A comparison's picture."""
+"""The picture of a comparison."""
 
 from collections.abc import Sequence
 
@@ -14,30 +14,38 @@ STYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
-def picture(sides: Sequence[SweepTable], confidence: float) -> bytes:
-    """The best so far over epochs and over seconds, and the expected best of n trials, as a PNG."""
+def picture(tables: Sequence[SweepTable], confidence: float) -> bytes:
+    """Plot the best so far over epochs and seconds, and the expected best of n trials.
+
+    Args:
+        tables: at least one; a budget that is unknown in one of them gets no panel.
+        confidence: the level of the intervals, in (0, 1).
+
+    Returns:
+        The picture as PNG.
+    """
     budgets = [
-        b for b in ("epochs", "seconds") if all(side.rows[b].notna().any() for side in sides)
+        b for b in ("epochs", "seconds") if all(table.rows[b].notna().any() for table in tables)
     ]
     count = len(budgets) + 1
     figure = Figure(figsize=(4.8 * count, 4.4), dpi=110, layout="constrained")
     panels = figure.subplots(1, count, squeeze=False)[0]
-    measure = Measure(sides[0].objective, "maximize" if sides[0].maximize else "minimize")
+    measure = Measure(tables[0].objective, "maximize" if tables[0].maximize else "minimize")
     for axes, budget in zip(panels, budgets):
-        _anytime(axes, sides, budget, measure)
-    _best_of_n(panels[-1], sides, confidence, measure)
+        _anytime(axes, tables, budget, measure)
+    _best_of_n(panels[-1], tables, confidence, measure)
     for axes in panels:
         axes.grid(alpha=0.3)
     panels[0].set_ylabel(measure.label)
     handles, labels = panels[-1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(sides)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(tables)))
     return png(figure)
 
 
-def _anytime(axes: Axes, sides: Sequence[SweepTable], budget: str, measure: Measure) -> None:
-    for number, side in enumerate(sides):
-        points = anytime(side, budget)
-        end = float(side.rows[budget].sum())
+def _anytime(axes: Axes, tables: Sequence[SweepTable], budget: str, measure: Measure) -> None:
+    for number, table in enumerate(tables):
+        points = anytime(table, budget)
+        end = float(table.rows[budget].sum())
         x = [*(spent for spent, _ in points), end]
         y = [measure.scale * value for _, value in (*points, points[-1])]
         axes.plot(
@@ -49,11 +57,11 @@ def _anytime(axes: Axes, sides: Sequence[SweepTable], budget: str, measure: Meas
 
 
 def _best_of_n(
-    axes: Axes, sides: Sequence[SweepTable], confidence: float, measure: Measure
+    axes: Axes, tables: Sequence[SweepTable], confidence: float, measure: Measure
 ) -> None:
     sign = 1 if measure.direction == "maximize" else -1
-    for number, side in enumerate(sides):
-        curve = statistics.best_of_n_curve((sign * side.complete["value"]).tolist(), confidence)
+    for number, table in enumerate(tables):
+        curve = statistics.best_of_n_curve((sign * table.complete["value"]).tolist(), confidence)
         colour = COLOURS[number % 6]
         scale = sign * measure.scale
         axes.plot(
@@ -63,7 +71,7 @@ def _best_of_n(
             marker=MARKERS[number % 6],
             linestyle=STYLES[number % 4],
             markersize=4,
-            label=as_label(side.name),
+            label=as_label(table.name),
         )
         axes.fill_between(curve.n, scale * curve.low, scale * curve.high, color=colour, alpha=0.15)
     axes.set_xscale("log")

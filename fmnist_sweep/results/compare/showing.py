@@ -1,4 +1,4 @@
-"""A comparison as tables and sentences: on a screen, in Markdown, as CSV."""
+"""A comparison as tables and sentences: on the screen, in Markdown and as CSV."""
 
 import csv
 import io
@@ -17,36 +17,36 @@ from fmnist_sweep.results.metrics import Measure
 Rows = list[list[str]]
 
 
-def tables(found: Mapping[str, Any]) -> list[tuple[str, Rows]]:
-    """Titles, and below each its rows, a head first."""
-    measure = Measure(found["objective"], found["direction"])
-    names = [sweep["name"] for sweep in found["sweeps"]]
-    made = [(f"Sweeps: {measure.label}", _transposed(_overview(found, measure)))]
-    for budget, points in found["equal_budget"].items():
+def tables(findings: Mapping[str, Any]) -> list[tuple[str, Rows]]:
+    """Return the titles of the tables, each with its rows, the head first."""
+    measure = Measure(findings["objective"], findings["direction"])
+    names = [sweep["name"] for sweep in findings["sweeps"]]
+    titled = [(f"Sweeps: {measure.label}", _transposed(_overview(findings, measure)))]
+    for budget, points in findings["equal_budget"].items():
         rows = [["after", *names]]
         for point in points:
             rows.append(
                 [_spent(budget, point["spent"]), *(_value(measure, v) for v in point["best"])]
             )
-        made.append((f"Best so far after equal {budget}", rows))
+        titled.append((f"Best so far after equal {budget}", rows))
     winners = [
         [row["key"], *map(_short, row["values"]), "differs" * row["differs"]]
-        for row in found["winners"]
+        for row in findings["winners"]
     ]
     if winners:
-        made.append(("Best configurations", [["", *names, ""], *winners]))
+        titled.append(("Best configurations", [["", *names, ""], *winners]))
     for title, key in (
         ("Different search spaces", "search_space"),
         ("Different configurations", "configuration"),
         ("Different environments", "environment"),
     ):
-        if found[key]:
-            rows = [[name, *map(_short, values)] for name, values in found[key].items()]
-            made.append((title, [["", *names], *rows]))
-    return made
+        if findings[key]:
+            rows = [[name, *map(_short, values)] for name, values in findings[key].items()]
+            titled.append((title, [["", *names], *rows]))
+    return titled
 
 
-def _overview(found: Mapping[str, Any], measure: Measure) -> Rows:
+def _overview(findings: Mapping[str, Any], measure: Measure) -> Rows:
     head = [
         "",
         "trials complete",
@@ -61,7 +61,7 @@ def _overview(found: Mapping[str, Any], measure: Measure) -> Rows:
         f"top-{TOP} mean",
     ]
     rows = [head]
-    for sweep in found["sweeps"]:
+    for sweep in findings["sweeps"]:
         trials, seconds, images = sweep["trials"], sweep["seconds"], sweep["images"]
         best = _value(measure, sweep["best"])
         if sweep["best_std"] is not None:
@@ -102,9 +102,9 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def show(found: Mapping[str, Any], screen: Console) -> None:
-    """Prints everything."""
-    for title, rows in tables(found):
+def show(findings: Mapping[str, Any], screen: Console) -> None:
+    """Print the tables and the sentences."""
+    for title, rows in tables(findings):
         screen.print(f"\n{title}", style="bold")
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
         for position, name in enumerate(rows[0]):
@@ -113,27 +113,32 @@ def show(found: Mapping[str, Any], screen: Console) -> None:
             table.add_row(*row)
         screen.print(table)
     screen.print()
-    for line in sentences(found):
+    for line in sentences(findings):
         screen.print(line, soft_wrap=True)
 
 
-def sentences(found: Mapping[str, Any]) -> list[str]:
-    """What the numbers say, then what to beware of."""
-    said = [comparison["sentence"] for comparison in found["comparisons"]]
-    if len(found["sweeps"]) > 2:
-        said.append(
-            f"{len(found['sweeps']) - 1} comparisons: each interval is widened to "
-            f"{100 * found['confidence']:.4g} %, so that all hold together at 95 %."
+def sentences(findings: Mapping[str, Any]) -> list[str]:
+    """Return the results in words, then the warnings."""
+    lines = [comparison["sentence"] for comparison in findings["comparisons"]]
+    if len(findings["sweeps"]) > 2:
+        lines.append(
+            f"{len(findings['sweeps']) - 1} comparisons: each interval is widened to "
+            f"{100 * findings['confidence']:.4g} %, so that all hold together at 95 %."
         )
-    return [*said, *(f"Beware: {warning}" for warning in found["warnings"])]
+    return [*lines, *(f"Beware: {warning}" for warning in findings["warnings"])]
 
 
-def markdown(found: Mapping[str, Any], picture: str) -> str:
-    """A page that stands on its own beside its picture."""
-    names = " and ".join(sweep["name"] for sweep in found["sweeps"])
+def markdown(findings: Mapping[str, Any], picture: str) -> str:
+    """Return the comparison as a Markdown page.
+
+    Args:
+        findings: the result of `findings.findings`.
+        picture: the path of the picture, relative to the page.
+    """
+    names = " and ".join(sweep["name"] for sweep in findings["sweeps"])
     parts = [f"# {_escaped(names)}", ""]
-    parts += [f"- {_escaped(line)}" for line in sentences(found)]
-    for title, rows in tables(found):
+    parts += [f"- {_escaped(line)}" for line in sentences(findings)]
+    for title, rows in tables(findings):
         parts += ["", f"## {_escaped(title)}", ""]
         parts.append("| " + " | ".join(map(_escaped, rows[0])) + " |")
         parts.append("|---" + "|---:" * (len(rows[0]) - 1) + "|")
@@ -142,16 +147,16 @@ def markdown(found: Mapping[str, Any], picture: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text that Markdown shows as it is."""
+    """Escape a text for Markdown."""
     text = text.replace("&", "&amp;").replace("<", "&lt;")
     return "".join(f"\\{c}" if c in "\\`*_[]|#" else c for c in " ".join(text.split()))
 
 
-def as_csv(found: Mapping[str, Any]) -> str:
-    """One row a sweep, numbers with every digit."""
+def as_csv(findings: Mapping[str, Any]) -> str:
+    """Return the comparison as CSV, one row per sweep, numbers with all their digits."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    rows = [_csv_row(sweep) for sweep in found["sweeps"]]
+    rows = [_csv_row(sweep) for sweep in findings["sweeps"]]
     writer.writerow(rows[0])
     writer.writerows(map(record.escape_csv_formula, row.values()) for row in rows)
     return text.getvalue()

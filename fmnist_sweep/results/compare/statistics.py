@@ -1,4 +1,4 @@
-"""The statistics of a comparison, by SciPy; nothing here knows of sweeps."""
+"""The statistics of a comparison, by SciPy. This module knows numbers, not sweeps."""
 
 import math
 from collections.abc import Sequence
@@ -9,17 +9,18 @@ from numpy.typing import NDArray
 from scipy import stats
 
 RESAMPLES = 9999
-FEWEST_PAIRS = 5  # below that neither an interval nor a test says anything
+FEWEST_PAIRS = 5  # with fewer pairs an interval and a test say nothing
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How much better B is than A, in the objective's units; positive is better.
+    """How much better B is than A, in the objective's unit; positive means better.
 
-    low, high: the interval; None where there are too few values for one.
-    p: two-sided; None where no test was made.
+    n: the number of values.
+    low, high: the interval; None with too few values.
+    p: the two-sided p-value; None without a test.
     """
 
     n: int
@@ -30,13 +31,13 @@ class Difference:
 
     @property
     def within_noise(self) -> bool:
-        """Whether the interval leaves open which one is better."""
+        """Whether the interval includes zero or is unknown."""
         return self.low is None or self.high is None or self.low <= 0 <= self.high
 
 
 @dataclass(frozen=True)
 class Curve:
-    """n, and for each the expected best of n trials with its interval; all of one length."""
+    """The expected best of n trials with its interval, for several n; arrays of equal length."""
 
     n: NDArray[np.int64]
     value: Floats
@@ -45,8 +46,13 @@ class Curve:
 
 
 def paired(differences: Sequence[float], confidence: float) -> Difference:
-    """The mean of paired differences with a bootstrap interval; the Wilcoxon signed-rank test."""
-    # Sorted, since the resampling, which has a fixed seed, depends on the order.
+    """Return the mean of paired differences, a bootstrap interval and Wilcoxon's signed-rank test.
+
+    Args:
+        differences: B minus A for each pair, at least one.
+        confidence: the level of the interval, in (0, 1).
+    """
+    # The resampling has a fixed seed; sorting makes it independent of the order of the pairs.
     values = np.sort(np.asarray(differences, dtype=float))
     mean, n = float(values.mean()), len(values)
     if n < FEWEST_PAIRS:
@@ -70,57 +76,69 @@ def paired(differences: Sequence[float], confidence: float) -> Difference:
 def welch(
     a: tuple[float, float, int], b: tuple[float, float, int], confidence: float
 ) -> Difference:
-    """The difference b - a of two means with Welch's t interval and test.
+    """Return the difference b - a of two means with Welch's t interval and test.
 
     Args:
         a, b: mean, sample standard deviation and number of values, at least 2.
+        confidence: the level of the interval, in (0, 1).
     """
     (mean_a, std_a, n_a), (mean_b, std_b, n_b) = a, b
-    parts = std_a**2 / n_a, std_b**2 / n_b
-    error = math.sqrt(sum(parts))
+    variances = std_a**2 / n_a, std_b**2 / n_b
+    error = math.sqrt(sum(variances))
     value = mean_b - mean_a
     if error == 0:
         return Difference(min(n_a, n_b), value, value, value, 1.0 if value == 0 else 0.0)
-    freedom = sum(parts) ** 2 / (parts[0] ** 2 / (n_a - 1) + parts[1] ** 2 / (n_b - 1))
-    reach = float(stats.t.ppf((1 + confidence) / 2, freedom)) * error
+    squares = variances[0] ** 2 / (n_a - 1) + variances[1] ** 2 / (n_b - 1)
+    freedom = sum(variances) ** 2 / squares
+    half_width = float(stats.t.ppf((1 + confidence) / 2, freedom)) * error
     p = stats.ttest_ind_from_stats(mean_b, std_b, n_b, mean_a, std_a, n_a, equal_var=False).pvalue
-    return Difference(min(n_a, n_b), value, value - reach, value + reach, float(p))
+    return Difference(min(n_a, n_b), value, value - half_width, value + half_width, float(p))
 
 
 def expected_best(ordered: Floats, n: int) -> Floats:
-    """The expected greatest of `n` values drawn with replacement.
+    """Return the expected greatest of `n` values drawn with replacement.
 
     Args:
         ordered: [..., m], ascending along the last axis.
+        n: at least 1.
 
     Returns:
         [...].
     """
     count = ordered.shape[-1]
-    # The chance that the greatest drawn is the i-th, or less: (i / m) ** n.
-    chances = (np.arange(count + 1) / count) ** n
-    return np.asarray(ordered @ np.diff(chances))
+    # The greatest of the n values is at most the i-th of the m with probability (i / m) ** n.
+    probabilities = (np.arange(count + 1) / count) ** n
+    return np.asarray(ordered @ np.diff(probabilities))
 
 
 def best_of_n(a: Sequence[float], b: Sequence[float], confidence: float) -> Difference:
-    """The difference of the expected best of n trials, n being the smaller sweep's number.
+    """Return the difference of the expected best of n trials; n is the size of the smaller sweep.
 
-    The interval is a bootstrap over the trials, as if each had been drawn independently: a
-    search's later trials are not, so that it is a rough one.
+    The bootstrap interval treats trials as independent draws. It is rough, since later trials of a
+    search depend on earlier ones.
+
+    Args:
+        a, b: the values of two sweeps' trials, at least one each; higher is better.
+        confidence: the level of the interval, in (0, 1).
     """
-    one, other = np.sort(np.asarray(a, dtype=float)), np.sort(np.asarray(b, dtype=float))
-    n = min(len(one), len(other))
-    value = float(expected_best(other, n) - expected_best(one, n))
+    ordered = [np.sort(np.asarray(values, dtype=float)) for values in (a, b)]
+    n = min(map(len, ordered))
+    value = float(expected_best(ordered[1], n) - expected_best(ordered[0], n))
     if n < 2:
         return Difference(n, value, None, None)
     random = np.random.default_rng(0)
-    resampled = [_resampled_best(x, n, random) for x in (one, other)]
+    resampled = [_resampled_best(x, n, random) for x in ordered]
     low, high = _interval(resampled[1] - resampled[0], confidence)
     return Difference(n, value, low, high)
 
 
 def best_of_n_curve(values: Sequence[float], confidence: float) -> Curve:
-    """The expected best of n = 1 ... N with a bootstrap interval."""
+    """Return the expected best of n trials with a bootstrap interval, for up to 40 n from 1 to all.
+
+    Args:
+        values: the trials' values, at least one; higher is better.
+        confidence: the level of the interval, in (0, 1).
+    """
     ordered = np.sort(np.asarray(values, dtype=float))
     sizes = np.unique(np.geomspace(1, len(ordered), 40).round().astype(int))
     random = np.random.default_rng(0)
@@ -131,8 +149,8 @@ def best_of_n_curve(values: Sequence[float], confidence: float) -> Curve:
 
 
 def _resampled_best(values: Floats, n: int, random: np.random.Generator) -> Floats:
-    """The expected best of n in each of many resamples of the values."""
-    # Positions in ascending order are values in ascending order.
+    """Return the expected best of n in each of many resamples of the ascending values."""
+    # The values ascend, so sorting the indices sorts the resampled values.
     draws = np.sort(random.integers(0, len(values), (RESAMPLES // 3, len(values))), axis=1)
     return expected_best(values[draws], n)
 

@@ -1,4 +1,4 @@
-"""A sweep's table in one form, whatever version wrote it; whatever is wrong with it in one line."""
+"""Check a sweep's table, of any version, and bring it into a common form."""
 
 import csv
 import io
@@ -14,20 +14,20 @@ from fmnist_sweep.base.errors import CompareError
 from fmnist_sweep.results.metrics import METRICS, direction
 
 STATES = ("COMPLETE", "PRUNED", "FAILED")
-FIGURES = ("epochs", "seconds", "images_per_second")  # missing ones are unknown, not wrong
+FIGURES = ("epochs", "seconds", "images_per_second")  # columns that may be missing
 MOST_COLUMNS = 1000
 
 
 @dataclass(frozen=True)
 class SweepTable:
-    """One of the sweeps.
+    """A sweep in a comparison.
 
-    objective, maximize: what is compared and which way is better.
-    keys: the swept ones, as the table has them.
+    objective, maximize: the metric to compare, and whether higher is better.
+    keys: the swept keys, in the order of the table.
     rows: by trial, with columns trial, state, value, std, repeats, epochs, seconds, images and the
-        keys; what is unknown is NaN.
-    settings: the first run's configuration by dotted keys, empty where no run folder is there.
-    environment: versions, processor and such of the first run.
+        keys; unknown values are NaN.
+    settings: the first run's configuration by dotted keys, empty without run folders.
+    environment: the first run's versions, processor and so on.
     """
 
     name: str
@@ -42,17 +42,17 @@ class SweepTable:
 
     @property
     def complete(self) -> pd.DataFrame:
-        """Rows of complete trials, by trial."""
+        """The rows of complete trials, by trial."""
         return self.rows[self.rows["state"] == "COMPLETE"]
 
     @property
     def winner(self) -> pd.Series:
-        """The best complete row; of equals the first."""
+        """The row of the best complete trial, the first of equals."""
         values = self.complete["value"].to_numpy()
         return self.complete.iloc[int(values.argmax() if self.maximize else values.argmin())]
 
     def setting(self, key: str, row: pd.Series) -> Any:
-        """What a key was in a trial, swept or not; None where that is not known."""
+        """Return a key's value in a trial, swept or fixed, or None if it is unknown."""
         if key not in self.keys:
             value = self.settings.get(key)
             return "null" if value is None and key in self.settings else value
@@ -61,36 +61,38 @@ class SweepTable:
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """A sweep's table as its file has it.
+    """Read a sweep's table as it is in the file.
 
     Raises:
-        CompareError: it cannot be read or is no table.
+        CompareError: the file is unreadable or is not a table.
     """
     try:
         text = path.read_bytes().decode()
         _check_shape(text)
-        # Words such as null, None and NA are values of swept keys.
+        # null, None and NA may be values of swept keys.
         return pd.read_csv(
             io.StringIO(text), low_memory=False, keep_default_na=False, na_values=[""]
         )
     except OSError as error:
         raise CompareError(f"{path}: {error.strerror}") from None
-    except (ValueError, csv.Error) as error:  # pandas' own errors and UnicodeDecodeError are ones
+    except (ValueError, csv.Error) as error:  # pandas raises subclasses of ValueError
         line = " ".join(str(error).split())
         raise CompareError(f"{path}: torn or not a table: {line}") from None
 
 
 def _check_shape(text: str) -> None:
-    """Whether lines are whole and of one length; pandas makes indices of what is too much.
+    """Check that the last line is whole and that all lines have the same number of fields.
+
+    Pandas would take surplus fields for an index.
 
     Raises:
-        ValueError: they are not.
+        ValueError: the shape is wrong, or there are more than `MOST_COLUMNS` columns.
     """
     if not text.endswith("\n"):
         raise ValueError("its last line has no end")
     lines = csv.reader(io.StringIO(text))
     columns = len(next(lines, []))
-    if columns > MOST_COLUMNS:  # pandas takes minutes over a hundred thousand
+    if columns > MOST_COLUMNS:  # pandas needs minutes for a hundred thousand
         raise ValueError(f"it has {columns:,} columns, more than {MOST_COLUMNS:,}")
     for line in lines:
         if line and len(line) != columns:
@@ -98,12 +100,18 @@ def _check_shape(text: str) -> None:
 
 
 def checked(
-    path: Path, table: pd.DataFrame, goals: dict[str, str] | None, wanted: str | None
+    path: Path, table: pd.DataFrame, directions: dict[str, str] | None, wanted: str | None
 ) -> SweepTable:
-    """A table's rows in one form.
+    """Check a table and bring its rows into the common form.
+
+    Args:
+        path: the table's file or folder, for messages.
+        table: the table as `read_csv` or `Sweep.sweep_table` returns it.
+        directions: minimize or maximize for each of the sweep's objectives; None if unknown.
+        wanted: the column to compare; None for the sweep's only objective.
 
     Raises:
-        CompareError: it is no sweep's, it was damaged, or nothing in it is complete.
+        CompareError: the table is not a sweep's, is damaged, or has no complete trial.
     """
     for column in ("trial", "state"):
         if column not in table:
@@ -114,10 +122,10 @@ def checked(
             f"{path}: torn or edited: state {unknown[0]!r} is none of {', '.join(STATES)}"
         )
     trials = _numbers(path, table, "trial")
-    counted = (trials % 1 == 0) & trials.between(0, 2**53)
-    if not counted.all() or trials.duplicated().any():
+    is_number = (trials % 1 == 0) & trials.between(0, 2**53)
+    if not is_number.all() or trials.duplicated().any():
         raise CompareError(f"{path}: torn or edited: its trials are not numbered one by one")
-    column, name, direction = _objective(path, table, goals, wanted)
+    column, name, direction = _objective(path, table, directions, wanted)
     rows = pd.DataFrame({"trial": trials.astype(int), "state": table["state"]})
     rows["value"] = _numbers(path, table, column)
     rows["std"] = _numbers(path, table, f"{column}_std")
@@ -133,8 +141,8 @@ def checked(
     rows = rows.loc[:, ~rows.columns.duplicated(keep="last")]
     complete = rows[rows["state"] == "COMPLETE"]
     if rows.empty or complete.empty:
-        said = f"all {len(rows)} trials failed or were pruned" if len(rows) else "no trials"
-        raise CompareError(f"{path}: has nothing to compare: {said}")
+        reason = f"all {len(rows)} trials failed or were pruned" if len(rows) else "no trials"
+        raise CompareError(f"{path}: has nothing to compare: {reason}")
     if not np.isfinite(complete["value"]).all():
         bad = complete[~np.isfinite(complete["value"])]["trial"].iloc[0]
         raise CompareError(f"{path}: torn or edited: complete trial {bad} has no {column}")
@@ -142,7 +150,7 @@ def checked(
 
 
 def _numbers(path: Path, table: pd.DataFrame, column: str) -> pd.Series:
-    """A column as floats, NaN where it is missing."""
+    """Return a column as floats, all NaN if it is missing."""
     if column not in table:
         return pd.Series(np.nan, index=table.index)
     values = table[column]
@@ -162,28 +170,29 @@ def _floats(values: pd.Series) -> pd.Series | None:
 
 
 def _objective(
-    path: Path, table: pd.DataFrame, goals: dict[str, str] | None, wanted: str | None
+    path: Path, table: pd.DataFrame, directions: dict[str, str] | None, wanted: str | None
 ) -> tuple[str, str, str]:
-    """The column to compare, the metric it holds, and its direction."""
-    own = [c for c in map(str, table.columns) if c.startswith("objective")]
-    own = [c for c in own if not c.endswith("_std")]
+    """Return the column to compare, its metric, and the metric's direction."""
+    objectives = [c for c in map(str, table.columns) if c.startswith("objective")]
+    objectives = [c for c in objectives if not c.endswith("_std")]
     if wanted:
         if wanted not in table:
             known = ", ".join(m for m in METRICS if m in table)
             raise CompareError(f"--objective {wanted}: {path} has no such column (it has {known})")
-        return wanted, wanted, (goals or {}).get(wanted) or direction(wanted)
-    if len(own) > 1:
-        names = [c.removeprefix("objective_") for c in own]
+        return wanted, wanted, (directions or {}).get(wanted) or direction(wanted)
+    if len(objectives) > 1:
+        names = [c.removeprefix("objective_") for c in objectives]
         raise CompareError(
             f"{path}: has {len(names)} objectives; --objective {names[0]} compares one of them"
         )
-    if own != ["objective"]:
+    if objectives != ["objective"]:
         raise CompareError(f"{path}: is no sweep's table: it has no column objective")
-    if goals:
-        ((name, way),) = goals.items()
-        return "objective", name, way
-    # A table alone does not name its objective: it is the metric that has the same values.
-    reported = [c for c in map(str, table.columns) if c not in ("trial", *own, *_keys(table))]
+    if directions:
+        ((name, name_direction),) = directions.items()
+        return "objective", name, name_direction
+    # A table alone does not name its objective: take the metric with the same values.
+    others = ("trial", *objectives, *_keys(table))
+    reported = [c for c in map(str, table.columns) if c not in others]
     columns = [m for m in (*METRICS, *reported) if m in table]
     same = [m for m in columns if table[m].equals(table["objective"])]
     if not same:
@@ -193,10 +202,10 @@ def _objective(
 
 
 def _keys(table: pd.DataFrame) -> list[str]:
-    """The swept keys: the columns between state and objective; elsewhere, dotted names."""
+    """Return the columns between state and objective, or else all dotted names."""
     columns = [str(column) for column in table.columns]
-    goals = [i for i, c in enumerate(columns) if c.startswith("objective")]
+    objectives = [i for i, c in enumerate(columns) if c.startswith("objective")]
     start = columns.index("state") + 1
-    if goals and goals[0] >= start:
-        return columns[start : goals[0]]
+    if objectives and objectives[0] >= start:
+        return columns[start : objectives[0]]
     return [column for column in columns if "." in column]

@@ -1,14 +1,14 @@
-"""Which configurations of a sweep are trained again."""
+"""The configurations of a sweep that are trained again."""
 
 import copy
 import re
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fmnist_sweep.base.errors import ConfigError
+from fmnist_sweep.base.errors import ConfigError, RecordError
 from fmnist_sweep.results import record
 from fmnist_sweep.results.facts import pick
 from fmnist_sweep.results.ranking import ranked
@@ -18,19 +18,21 @@ from fmnist_sweep.task.config import Config, parse
 
 FIRST_SEED = 1000  # far from what people give by hand
 _LONGEST_CHAIN = 10  # of references to references
-_NOTHING = object()  # where null may stand
+_NOTHING = object()  # distinct from null
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A configuration, its seed apart.
+    """A configuration without its seed.
 
-    name: `trial-7`, or `baseline` where no trial of the sweep had the default configuration.
-    params: the swept keys' values.
-    value: what the search found by the metric, the mean over its runs of this configuration; None
-        for a baseline that was no trial.
-    values: the whole composed configuration.
-    run: the run folder that it was read from.
+    name: `trial-7`, or `baseline` if no trial of the sweep had the default configuration.
+    params: the swept keys and their values.
+    value: the metric in the search, averaged over the runs of this configuration; None for a
+        baseline that was no trial.
+    values: the composed configuration; empty for another application's.
+    run: the run folder that the configuration was read from.
+    seed_key: the key of the seed.
+    overrides: for another application, the overrides that make the configuration.
     """
 
     name: str
@@ -39,12 +41,14 @@ class Candidate:
     is_baseline: bool
     values: Mapping[str, Any]
     run: Path
+    seed_key: str = "seed"
+    overrides: Sequence[str] = ()
 
     def config(self, seeds: Sequence[int], **data: Any) -> Config:
-        """The configuration on other seeds, in a row; `data` replaces keys of its section `data`.
+        """Return the configuration with consecutive seeds; `data` replaces keys of that section.
 
         Raises:
-            ConfigError: the run's configuration is none of this version's.
+            ConfigError: this version does not accept the configuration.
         """
         changed = {
             **self.values,
@@ -59,15 +63,47 @@ class Candidate:
 
 
 def candidates(folder: Path, runs: Sequence[Run], top: int, metric: str) -> list[Candidate]:
-    """The sweep's best configurations, best first, and its baseline.
+    """Return the best configurations of a sweep, best first, and its baseline.
 
     Args:
-        top: how many, the baseline not counted unless it is one of them.
-        metric: what each will have found of; best is what the sweep's objective says.
+        top: the number of configurations; the baseline adds one unless it is among them.
+        metric: the figure that each candidate carries. The sweep's objective ranks them.
 
     Raises:
         ConfigError, RecordError: no trial is complete, or a configuration cannot be read.
     """
+    groups = _by_configuration(folder, runs)
+    found = [_candidate(group, metric) for group in groups]
+    return _with_baseline(found, top, lambda: _composed_baseline(folder, found[0]))
+
+
+def application_candidates(
+    folder: Path, runs: Sequence[Run], top: int, metric: str
+) -> list[Candidate]:
+    """Return the same for another application; overrides make its configurations."""
+    found = []
+    for group in _by_configuration(folder, runs):
+        run = group[0]
+        if run.seed_key is None:
+            raise ConfigError(f"{folder}: names no key of a seed; hydra.sweeper.seed_key does")
+        found.append(
+            replace(
+                _summary(group, metric),
+                seed_key=run.seed_key,
+                overrides=overrides_of(run.folder, without=[run.seed_key]),
+            )
+        )
+
+    def default() -> Candidate:
+        first = found[0]
+        rest = overrides_of(first.run, without=[first.seed_key, *first.params])
+        return Candidate("baseline", {}, None, True, {}, first.run, first.seed_key, rest)
+
+    return _with_baseline(found, top, default)
+
+
+def _by_configuration(folder: Path, runs: Sequence[Run]) -> list[list[Run]]:
+    """Group the complete runs that differ in their seed alone, best group first."""
     groups: dict[str, list[Run]] = {}
     for run in ranked(runs):
         if run.state == "COMPLETE" and objective(run) is not None:
@@ -77,12 +113,17 @@ def candidates(folder: Path, runs: Sequence[Run], top: int, metric: str) -> list
     ordered = list(groups.values())
     if len(runs[0].objective) == 1:
         ordered.sort(key=_mean_objective, reverse=runs[0].direction[0] == "maximize")
-    found = [_candidate(group, metric) for group in ordered]
-    best = found[:top]
-    if not any(one.is_baseline for one in best):
-        base = next((one for one in found if one.is_baseline), None)
-        base = base or _composed_baseline(folder, found[0])
-        best += [base] if base else []
+    return ordered
+
+
+def _with_baseline(
+    found: Sequence[Candidate], top: int, compose: Callable[[], Candidate | None]
+) -> list[Candidate]:
+    best = list(found[:top])
+    if not any(candidate.is_baseline for candidate in best):
+        baseline = next((candidate for candidate in found if candidate.is_baseline), None)
+        baseline = baseline or compose()
+        best += [baseline] if baseline else []
     return best
 
 
@@ -95,16 +136,40 @@ def _mean_objective(group: Sequence[Run]) -> float:
 
 
 def _candidate(group: Sequence[Run], metric: str) -> Candidate:
-    values = [value for run in group if (value := number(run.summary.get(metric))) is not None]
-    run = min(group, key=lambda one: one.trial)
+    candidate = _summary(group, metric)
+    return replace(candidate, values=_configuration(candidate.run))
+
+
+def _summary(group: Sequence[Run], metric: str) -> Candidate:
+    values = [value for run in group if (value := number(run.figure(metric))) is not None]
+    run = min(group, key=lambda run: run.trial)
     return Candidate(
         name=f"trial-{run.trial}",
         params=_seedless(run),
         value=statistics.fmean(values) if values else None,
-        is_baseline=any(one.default for one in group),
-        values=_configuration(run.folder),
+        is_baseline=any(run.default for run in group),
+        values={},
         run=run.folder,
     )
+
+
+def overrides_of(run: Path, without: Sequence[str]) -> list[str]:
+    """Read the overrides that a run was composed with, those of some keys left out.
+
+    Raises:
+        RecordError: the file is missing or holds something else.
+    """
+    path = run / ".hydra/overrides.yaml"
+    try:
+        lines = record.read_yaml(path)
+    except OSError as error:
+        raise RecordError(f"{path}: {error.strerror}: this trial cannot be repeated") from None
+    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+        raise RecordError(f"{path}: not a list of overrides")
+    keys = [line.lstrip("+~").partition("=")[0] for line in lines]
+    if any(key.startswith(("hydra.", "hydra/")) for key in keys):
+        raise RecordError(f"{path}: overrides Hydra's own configuration, which no run's file does")
+    return [line for key, line in zip(keys, lines) if key not in without]
 
 
 def _configuration(run: Path) -> dict[str, Any]:
@@ -119,10 +184,10 @@ def _configuration(run: Path) -> dict[str, Any]:
 
 
 def _resolved(values: dict[Any, Any], path: Path) -> dict[str, Any]:
-    """The configuration with `${key}` replaced by what stands there.
+    """Replace each `${key}` by the value of that key.
 
-    Not by OmegaConf, whose interpolations can read the environment and can stand for more than
-    memory holds: the folder may be somebody else's.
+    OmegaConf is not used: its interpolations can read the environment and expand beyond memory,
+    and the folder may be somebody else's.
     """
 
     def resolved(value: Any) -> Any:
@@ -153,9 +218,9 @@ def _resolved(values: dict[Any, Any], path: Path) -> dict[str, Any]:
 
 
 def _composed_baseline(folder: Path, other: Candidate) -> Candidate | None:
-    """The default configuration where the sweep did not try it: its swept keys put back.
+    """Compose the default configuration that the sweep did not try, by resetting the swept keys.
 
-    None where the sweep does not say what they were, as those of stock sweepers.
+    Return None if the sweep does not record their defaults, as stock sweepers do not.
     """
     path = folder / "multirun.yaml"
     try:
@@ -184,8 +249,8 @@ def _composed_baseline(folder: Path, other: Candidate) -> Candidate | None:
 
 
 def fresh_seeds(runs: Sequence[Run], count: int) -> list[int]:
-    """Seeds in a row, none of which a trial of the sweep was trained with; always the same."""
-    used = []  # as ends: there may be any number of repeats, whatever wrote the file
+    """Return consecutive seeds that no trial of the sweep was trained with, always the same."""
+    used = []  # half-open ranges, as a file may claim any number of repeats
     for run in runs:
         first, repeats = run.summary.get("seed"), run.summary.get("repeats") or 1
         if first is not None:

@@ -1,4 +1,4 @@
-"""A confirmation from beginning to end."""
+"""Confirm a sweep: train its winners on fresh seeds, rank them, test the first."""
 
 import json
 from collections.abc import Sequence
@@ -15,7 +15,13 @@ from fmnist_sweep.results.publish import publish
 from fmnist_sweep.results.tables import Run, Sweep
 from fmnist_sweep.task.config import Config
 from fmnist_sweep.task.confirm import plots, test_set, testing, writing
-from fmnist_sweep.task.confirm.candidates import Candidate, candidates, fresh_seeds
+from fmnist_sweep.task.confirm.application import Application, is_of_application
+from fmnist_sweep.task.confirm.candidates import (
+    Candidate,
+    application_candidates,
+    candidates,
+    fresh_seeds,
+)
 from fmnist_sweep.task.confirm.training import of_seed, trained
 from fmnist_sweep.task.confirm.verdict import (
     CandidateResult,
@@ -32,17 +38,20 @@ RANKED_BY = ("val_accuracy", "val_loss", "best_val_accuracy")
 
 @dataclass(frozen=True)
 class ConfirmOptions:
-    """What the command line asked for."""
+    """The command line of `python -m fmnist_sweep.confirm`."""
 
     folder: Path
     top: int
     seeds: int
     refit: bool
     again: bool
+    app: str | None
 
 
 def confirm(options: ConfirmOptions) -> None:
-    """Trains the winners again, ranks them, and opens the test set for the first.
+    """Train the winners of a sweep on fresh seeds and rank them.
+
+    For this package's own task, then open the test set for the first of them.
 
     Raises:
         ConfigError, DataError, RecordError, ReportError: a user's mistake, in one line.
@@ -52,56 +61,115 @@ def confirm(options: ConfirmOptions) -> None:
     runs = list(sweep.runs.values())
     if not runs:
         raise ConfigError(f"{options.folder}: holds no finished run; give a sweep's folder")
-    test_set.openings(options.folder)  # a torn record stops here, not after the training
-    screen = ranking.console()
+    if is_of_application(runs[0]):
+        _confirm_application(options, runs)
+    elif options.app:
+        raise ConfigError(
+            f"--app={options.app!r}: {options.folder} is a sweep of fmnist_sweep.train"
+        )
+    else:
+        _confirm_training(options, runs)
+
+
+def _confirm_application(options: ConfirmOptions, runs: Sequence[Run]) -> None:
+    """Run the winners of another application's sweep again; its test data are its own affair."""
+    folder = options.folder
+    if options.app is None:
+        raise ConfigError(
+            f"{folder}: is a sweep of another application; name its command: "
+            f"--app 'python your_app.py'"
+        )
+    application = Application(options.app)
+    measure = Measure(runs[0].objective[0], runs[0].direction[0])
+    found = application_candidates(folder, runs, options.top, measure.name)
+    seeds = fresh_seeds(runs, options.seeds)
+    _announce(found, seeds)
+    results = []
+    for number, candidate in enumerate(found, 1):
+        name = _name(candidate, seeds)
+        values = application.run(folder / "confirm" / name, candidate, seeds, measure)
+        known = [value for value in values.values() if value is not None]
+        shown = f"{sum(known) / len(known):.4g}" if known else "failed"
+        print(f"[{number}/{len(found)}] {name}: {measure.name} {shown}", flush=True)
+        results.append((candidate, values))
+    table = rank_candidates(results, measure)
+    report = _rank(folder, found, table, measure, seeds, comparable=True)
+    _write(folder, table, measure, report)
+    publish(folder, runs)
+    print(f"Written to {folder}: confirm.csv, confirm.json, plots/confirm.png")
+
+
+def _confirm_training(options: ConfirmOptions, runs: Sequence[Run]) -> None:
+    folder = options.folder
+    test_set.openings(folder)  # a torn record stops here, not after the training
     measure = _measure(runs[0])
-    found = candidates(options.folder, runs, options.top, measure.name)
+    found = candidates(folder, runs, options.top, measure.name)
     on_test = facts.is_selected_on_test(found[0].values)
     if on_test:
         print(f"Beware: {facts.TEST_SELECTION} Fresh seeds are judged on held-out images instead.")
     seeds = fresh_seeds(runs, options.seeds)
-    print(
-        f"{len(found)} configurations on {len(seeds)} fresh seeds, from {seeds[0]} on", flush=True
-    )
-    table, folders = _fresh(options.folder, found, seeds, measure)
+    _announce(found, seeds)
+    table, folders = _train(folder, found, seeds, measure)
     comparable = measure.name in runs[0].objective and not on_test
-    lucky = selection_bias(found, table, measure) if comparable else None
-    writing.show(table, measure, screen)
-    said = writing.sentences(table, lucky, measure)
-    print("\n".join(said), flush=True)
-    report: dict[str, Any] = {
-        "metric": measure.name,
-        "direction": measure.direction,
-        "seeds": seeds,
-        "candidates": writing.as_json(table),
-        "luck": asdict(lucky) if lucky else None,
-        "selected_on_test": on_test,
-    }
-    _write(options.folder, table, measure, report)
+    report = _rank(folder, found, table, measure, seeds, comparable)
+    report["selected_on_test"] = on_test
+    _write(folder, table, measure, report)
     if table[0].fresh is None:
         raise ConfigError("Every configuration failed on a fresh seed: the test set stays closed")
     report["test"] = _test(options, table[0], folders, seeds)
-    report["sentences"] = said
-    _write(options.folder, table, measure, report)
-    publish(options.folder, runs)
+    _write(folder, table, measure, report)
+    publish(folder, runs)
     print(
-        f"Written to {options.folder}: confirm.csv, confirm.json, model.pt, experiment/best.yaml, "
+        f"Written to {folder}: confirm.csv, confirm.json, model.pt, experiment/best.yaml, "
         "plots/confirm.png, plots/confusion.png"
     )
 
 
+def _announce(found: Sequence[Candidate], seeds: Sequence[int]) -> None:
+    print(
+        f"{len(found)} configurations on {len(seeds)} fresh seeds, from {seeds[0]} on", flush=True
+    )
+
+
+def _rank(
+    folder: Path,
+    found: Sequence[Candidate],
+    table: Sequence[CandidateResult],
+    measure: Measure,
+    seeds: Sequence[int],
+    comparable: bool,
+) -> dict[str, Any]:
+    """Show the ranking on fresh seeds; return the contents of `confirm.json`.
+
+    Args:
+        comparable: the metric on fresh seeds is the one that the search has optimised.
+    """
+    bias = selection_bias(found, table, measure) if comparable else None
+    writing.show(table, measure, ranking.console())
+    sentences = writing.sentences(table, bias, measure)
+    print("\n".join(sentences), flush=True)
+    return {
+        "metric": measure.name,
+        "direction": measure.direction,
+        "seeds": list(seeds),
+        "candidates": writing.as_json(table),
+        "selection_bias": asdict(bias) if bias else None,
+        "sentences": sentences,
+    }
+
+
 def _measure(run: Run) -> Measure:
-    """What candidates are ranked by: the sweep's objective where it is a validation figure."""
+    """Return the metric that ranks candidates: the objective if it is a validation figure."""
     for name, direction in zip(run.objective, run.direction):
         if name in RANKED_BY:
             return Measure(name, direction)
     return Measure("val_accuracy", "maximize")
 
 
-def _fresh(
+def _train(
     folder: Path, found: Sequence[Candidate], seeds: Sequence[int], measure: Measure
 ) -> tuple[list[CandidateResult], dict[str, Path]]:
-    """The candidates ranked on the seeds, and the run folders by name."""
+    """Train the candidates on the seeds; return them ranked, and the run folders by name."""
     wanted = {_name(one, seeds): one.config(seeds, validation="held_out") for one in found}
     folders = trained(folder / "confirm", list(wanted.items()), _say)
 
@@ -129,7 +197,7 @@ def _say(line: str) -> None:
 def _test(
     options: ConfirmOptions, winner: CandidateResult, folders: dict[str, Path], seeds: Sequence[int]
 ) -> dict[str, Any]:
-    """Trains the winner on everything, if wished, and opens the test set for it."""
+    """Train the winner on all training images if asked to, and open the test set for it."""
     one = winner.candidate
     if options.refit:
         config = one.config(seeds, validation="train", train_size=None)
@@ -173,7 +241,7 @@ def _test(
 
 
 def _selection(one: Candidate, config: Config, seeds: Sequence[int], refit: bool) -> dict[str, Any]:
-    """What the test set is opened for; equal for the same models only."""
+    """Describe the models that the test set is opened for; equal only for the same models."""
     values = facts.flat(config.model_dump(by_alias=True, exclude_unset=True))
     kept = {k: v for k, v in values.items() if not changes_no_result(k, BELONGS_TO_THE_RUN)}
     return {"name": one.name, "seeds": list(seeds), "refit": refit, "config": kept}
@@ -198,4 +266,4 @@ def _write(
     write_atomically(folder / "confirm.csv", writing.as_csv(table, measure))
     write_atomically(folder / "confirm.json", json.dumps(report, indent=2, default=str) + "\n")
     (folder / "plots").mkdir(exist_ok=True)
-    write_atomically(folder / "plots/confirm.png", plots.rank_candidates(table, measure))
+    write_atomically(folder / "plots/confirm.png", plots.candidates(table, measure))

@@ -1,4 +1,4 @@
-"""A confirmation's pictures."""
+"""Plots of a confirmation."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from fmnist_sweep.task.confirm.verdict import CandidateResult
 
 
 def confusion(confusions: Sequence[Sequence[Sequence[int]]], title: str) -> bytes:
-    """The mean confusion matrix, each row in per cent of its class, as a PNG."""
+    """Plot the mean confusion matrix, each row in per cent of its class; return a PNG."""
     counts = np.array(confusions, dtype=float).mean(axis=0)
     share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure = Figure(figsize=(8.6, 7.6), dpi=110, layout="constrained")
@@ -43,8 +43,8 @@ def confusion(confusions: Sequence[Sequence[Sequence[int]]], title: str) -> byte
     return png(figure)
 
 
-def rank_candidates(table: Sequence[CandidateResult], measure: Measure) -> bytes:
-    """Each candidate's values on fresh seeds, their mean and interval, and the search's value."""
+def candidates(table: Sequence[CandidateResult], measure: Measure) -> bytes:
+    """Plot each candidate's values on fresh seeds, mean, interval and value in the search."""
     figure = Figure(figsize=(8.6, 1.6 + 0.5 * len(table)), dpi=110, layout="constrained")
     axes = figure.subplots()
     names = []

@@ -1,7 +1,7 @@
-"""Remembers in the sweep's folder that the test set was opened, when and for what.
+"""Record in the sweep's folder when the test set was opened and for which models.
 
-A test set that decides between models measures none of them any more. So the first selection has
-it; another one needs `--again`, and both stand in `test_set.json`.
+A test set that decides between models no longer measures them. It is therefore opened for one
+selection; a second one needs `--again`. `test_set.json` lists all of them.
 """
 
 import json
@@ -17,7 +17,7 @@ FILE = "test_set.json"
 
 
 def openings(folder: Path) -> list[dict[str, Any]]:
-    """What the test set was opened for so far, in order.
+    """Return the selections that the test set was opened for, oldest first.
 
     Raises:
         ConfigError: the record is torn or edited.
@@ -39,16 +39,17 @@ def openings(folder: Path) -> list[dict[str, Any]]:
 
 
 def note(folder: Path, selection: Mapping[str, Any], again: bool) -> int:
-    """Notes an opening before it happens, so that no interruption can hide it.
+    """Record an opening before it happens, so that no interruption can hide it.
 
     Args:
-        selection: what is to be tested; the same one, as after an interruption, is noted once.
+        selection: the models to be tested. The same selection, after an interruption, is recorded
+            once.
 
     Returns:
-        How many selections the test set has been opened for, this one included.
+        The number of selections that the test set has been opened for, this one included.
 
     Raises:
-        ConfigError: it was opened for another selection and `again` is false.
+        ConfigError: the test set was opened for another selection, and `again` is false.
     """
     before = openings(folder)
     plain = json.loads(json.dumps(selection))

@@ -1,4 +1,4 @@
-"""The test images, opened once for all of the winner's models."""
+"""Evaluate the winner's models on the test images."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,7 +36,7 @@ _Row = Annotated[list[int], Field(min_length=10, max_length=10)]
 
 
 class _Found(BaseModel):
-    """What must be in `test.json`."""
+    """The contents of `test.json`."""
 
     model_config = ConfigDict(strict=True)
 
@@ -46,19 +46,18 @@ class _Found(BaseModel):
 
 
 def tested(config: Config, runs: Mapping[int, Path]) -> dict[int, dict[str, Any]]:
-    """Evaluates each seed's model once; one that was evaluated before keeps what was found.
+    """Evaluate each seed's model once, and read the result of a model that was evaluated before.
 
     Args:
-        config: what was trained, whatever its seed.
+        config: the configuration of the models, with any seed.
         runs: the finished run folders by seed.
 
     Returns:
-        By seed: test_loss, test_accuracy in [0, 1] and confusion, counts [10][10] with a row for
-        each true class and a column for each predicted one. The same stands in `test.json`.
+        By seed: test_loss in nats, test_accuracy in [0, 1] and confusion, counts [10][10] with a
+        row for each true class and a column for each predicted class; also in `test.json`.
 
     Raises:
-        DataError, ConfigError, RecordError: the images, a model or what was found before cannot
-            be read.
+        DataError, ConfigError, RecordError: the images, a model or an earlier result is unreadable.
     """
     found = {}
     missing = {}
@@ -82,7 +81,7 @@ def tested(config: Config, runs: Mapping[int, Path]) -> dict[int, dict[str, Any]
 def _evaluate(
     config: Config, run: Path, images: torch.Tensor, labels: torch.Tensor
 ) -> dict[str, Any]:
-    """Loss, accuracy and confusion of one run's model on uint8 images [n, 1, 28, 28]."""
+    """Evaluate a run's model on uint8 images [n, 1, 28, 28] with int64 labels [n]."""
     where = build.device(config)
     model = build.build(config).model
     try:

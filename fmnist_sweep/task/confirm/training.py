@@ -1,4 +1,4 @@
-"""Trains configurations, each on all seeds in one stack: what has been trained is kept."""
+"""Train configurations, each on all seeds in one stack; reuse what was trained before."""
 
 import logging
 import re
@@ -19,15 +19,15 @@ from fmnist_sweep.task.config import Config
 def trained(
     folder: Path, wanted: Sequence[tuple[str, Config]], say: Callable[[str], None]
 ) -> dict[str, Path]:
-    """Makes sure that every configuration has a finished run.
+    """Train every configuration that has no finished run yet.
 
     Args:
-        folder: the confirmation's; the runs lie in it.
+        folder: the confirmation's folder, which holds the runs.
         wanted: names and configurations.
-        say: told a line for each run that is trained now.
+        say: called with a line for each run that is trained now.
 
     Returns:
-        The finished run folder of each name; one whose loss became NaN is finished as FAILED.
+        The finished run folder of each name. A run whose loss became NaN is finished as FAILED.
 
     Raises:
         ConfigError, DataError: nothing can be trained.
@@ -46,12 +46,12 @@ def trained(
 
 
 def of_seed(run: Path, config: Config, seed: int) -> Path:
-    """The folder of one seed within a run of several."""
+    """Return the folder of one seed within a run on several seeds."""
     return run / f"repeat-{seed - config.seed}" if config.repeats > 1 else run
 
 
 def _finished(folder: Path, name: str) -> Path | None:
-    """The run of that name that came to its end; `name-2` and such are further attempts."""
+    """Return the finished run of that name; `name-2`, `name-3`, ... are further attempts."""
     if not folder.is_dir():
         return None
     attempts = [p for p in folder.iterdir() if re.fullmatch(rf"{re.escape(name)}(-\d+)?", p.name)]
@@ -59,13 +59,13 @@ def _finished(folder: Path, name: str) -> Path | None:
 
 
 def _train(config: Config, run: Path) -> dict[str, Any]:
-    """One run folder, as a sweep leaves it."""
+    """Train a configuration into a run folder like those of a sweep."""
     (run / ".hydra").mkdir()
     text = yaml.safe_dump(config.model_dump(by_alias=True, exclude_unset=True), sort_keys=False)
     write_atomically(run / ".hydra/config.yaml", text)
     with _log(run / "train.log"):
         try:
-            # A callback of ours keeps the bar of a single run off the screen.
+            # With a callback, the progress bar of a single run stays off the screen.
             return trial.run(config, run, test=False, on_epoch=lambda _: True)
         except TrialFailed as failure:
             logging.getLogger(__name__).error("%s", failure)
@@ -76,7 +76,7 @@ def _train(config: Config, run: Path) -> dict[str, Any]:
 
 @contextmanager
 def _log(path: Path) -> Iterator[None]:
-    """Sends what is logged to a file, as Hydra does for a run."""
+    """Log to a file, as Hydra does for a run."""
     root = logging.getLogger()
     level = root.level
     handler = logging.FileHandler(path, encoding="utf-8")

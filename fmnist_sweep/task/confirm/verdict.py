@@ -30,7 +30,7 @@ class Mean:
 
 
 def mean(values: Sequence[float]) -> Mean:
-    """Of at least one value."""
+    """Return the mean of at least one value, with its Student-t interval."""
     n, middle = len(values), math.fsum(values) / len(values)
     if n < 2:
         return Mean(n, middle, None, None, None)
@@ -43,9 +43,10 @@ def mean(values: Sequence[float]) -> Mean:
 class CandidateResult:
     """A candidate on fresh seeds.
 
-    values: by seed; None where its training failed.
-    behind: the winner's lead over it, paired by seed, positive; None for the winner itself and
-        where a training failed.
+    values: the metric by seed; None if the training failed.
+    fresh: their mean; None if a training failed.
+    behind: the winner's lead, paired by seed, positive; None for the winner itself and if a
+        training failed.
     """
 
     candidate: Candidate
@@ -55,14 +56,14 @@ class CandidateResult:
 
     @property
     def within_noise(self) -> bool:
-        """Whether the winner's lead over it may be chance."""
+        """Whether the winner's lead may be chance."""
         return self.behind is not None and (self.behind.low is None or self.behind.low <= 0)
 
 
 def rank_candidates(
     results: Sequence[tuple[Candidate, Mapping[int, float | None]]], measure: Measure
 ) -> list[CandidateResult]:
-    """Ranks the candidates by their mean over the seeds, those with a failed training last."""
+    """Rank candidates by their mean over the seeds, those with a failed training last."""
     sign = 1 if measure.direction == "maximize" else -1
     fresh: list[tuple[Candidate, Mapping[int, float | None], Mean | None]] = []
     for candidate, values in results:
@@ -86,11 +87,11 @@ def rank_candidates(
 def selection_bias(
     candidates: Sequence[Candidate], table: Sequence[CandidateResult], measure: Measure
 ) -> Mean | None:
-    """How much better the search's best value was than its configuration is on fresh seeds.
+    """Return how much better the search's best value was than its configuration is on fresh seeds.
 
     Returns:
-        The difference with the interval of the fresh mean, positive for a lucky value; None where
-        the candidate's training failed or its search value is of another kind.
+        The difference with the interval of the fresh mean, positive if the search was lucky. None
+        if the candidate's training failed or the search has no value of this metric.
     """
     sign = 1 if measure.direction == "maximize" else -1
     first = candidates[0]
@@ -106,7 +107,11 @@ def selection_bias(
 
 
 def per_class(confusions: Sequence[Sequence[Sequence[int]]]) -> list[dict[str, Any]]:
-    """Each class' recall, precision and F1, means over seeds, and the recall's spread."""
+    """Return recall, precision and F1 of each class, averaged over seeds, and the recall's spread.
+
+    Args:
+        confusions: for each seed, counts [classes][classes]: rows true, columns predicted.
+    """
     counts = np.array(confusions, dtype=float)
     hits = np.diagonal(counts, axis1=1, axis2=2)
     actual, predicted = counts.sum(axis=2), counts.sum(axis=1)
@@ -129,6 +134,6 @@ def per_class(confusions: Sequence[Sequence[Sequence[int]]]) -> list[dict[str, A
 
 
 def sampling_error(accuracy: float, images: int) -> float:
-    """Half the 95 % interval that other test images of the same number would give."""
+    """Return half the width of the 95 % interval of an accuracy on that many test images."""
     reach = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
     return reach * math.sqrt(accuracy * (1 - accuracy) / images)

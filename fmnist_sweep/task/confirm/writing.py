@@ -1,4 +1,4 @@
-"""A confirmation's files and sentences."""
+"""Write a confirmation's tables, sentences and experiment file."""
 
 import csv
 import io
@@ -21,7 +21,7 @@ from fmnist_sweep.task.confirm.verdict import CandidateResult, Mean
 
 
 def shown(found: Mean, measure: Measure) -> str:
-    """`88.12 ± 0.15 % (95 % interval 87.94 to 88.31, n = 5)`."""
+    """Format a mean: `88.12 ± 0.15 % (95 % interval 87.94 to 88.31, n = 5)`."""
     unit = f" {measure.unit}" if measure.unit else ""
     if found.std is None or found.low is None or found.high is None:
         return f"{_number(found.mean, measure)}{unit} (n = 1)"
@@ -36,7 +36,7 @@ def _number(value: float, measure: Measure) -> str:
 
 
 def show(table: Sequence[CandidateResult], measure: Measure, screen: Console) -> None:
-    """Prints the candidates on fresh seeds, best first."""
+    """Print the candidates on fresh seeds, best first."""
     keys = dict.fromkeys(key for one in table for key in one.candidate.params)
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
     unit = f" {measure.unit}" if measure.unit else ""
@@ -67,8 +67,8 @@ def _spread(found: Mean, measure: Measure) -> str:
     return _number(found.mean, measure) + std
 
 
-def sentences(table: Sequence[CandidateResult], lucky: Mean | None, measure: Measure) -> list[str]:
-    """What fresh seeds say of the winner, of the baseline and of the search's best value."""
+def sentences(table: Sequence[CandidateResult], bias: Mean | None, measure: Measure) -> list[str]:
+    """Describe the winner, its lead over the baseline, and the bias of the search's best value."""
     winner = table[0]
     points = "percentage points" if measure.is_accuracy else measure.unit
     said = []
@@ -86,23 +86,23 @@ def sentences(table: Sequence[CandidateResult], lucky: Mean | None, measure: Mea
             lead = lead.replace(" %", f" {points}", 1)
         noise = "within noise" if base.within_noise else "more than noise"
         said.append(f"It beats the baseline by {lead}: {noise}.")
-    if lucky:
-        worse = "better" if lucky.mean >= 0 else "worse"
+    if bias:
+        worse = "better" if bias.mean >= 0 else "worse"
         line = (
-            f"The search's best value was {_number(abs(lucky.mean), measure)} {points} {worse} "
+            f"The search's best value was {_number(abs(bias.mean), measure)} {points} {worse} "
             "than the mean of its configuration on fresh seeds"
         )
-        if lucky.low is not None and lucky.high is not None:
+        if bias.low is not None and bias.high is not None:
             line += (
-                f" (95 % interval {_number(lucky.low, measure)} to {_number(lucky.high, measure)})"
+                f" (95 % interval {_number(bias.low, measure)} to {_number(bias.high, measure)})"
             )
-            line += ": that much was luck." if lucky.low > 0 else ": within noise."
+            line += ": that much was luck." if bias.low > 0 else ": within noise."
         said.append(line if line.endswith(".") else f"{line}.")
     return said
 
 
 def as_csv(table: Sequence[CandidateResult], measure: Measure) -> str:
-    """One row a candidate, best first, every digit; a column for each seed."""
+    """Return a CSV table: a row for each candidate, best first, and a column for each seed."""
     keys = dict.fromkeys(key for one in table for key in one.candidate.params)
     rows = []
     for rank, one in enumerate(table, 1):
@@ -129,7 +129,7 @@ def as_csv(table: Sequence[CandidateResult], measure: Measure) -> str:
 
 
 def as_json(table: Sequence[CandidateResult]) -> list[dict[str, Any]]:
-    """The candidates, best first."""
+    """Return the candidates for `confirm.json`, best first."""
     return [
         {
             "name": one.candidate.name,
@@ -146,10 +146,11 @@ def as_json(table: Sequence[CandidateResult]) -> list[dict[str, Any]]:
 
 
 def experiment(config: Config, run: Path, sweep: Path) -> str:
-    """The winner as an experiment file, `experiment/best.yaml`.
+    """Return the winner as an experiment file, `experiment/best.yaml`.
 
     Args:
-        run: the winner's run in the sweep, which knows the options of its groups.
+        run: the winner's run in the sweep, which records the options of the config groups.
+        sweep: the sweep's folder, for the command in the header.
     """
     chosen = facts.choices(run)
     kept = config.model_dump(
@@ -171,14 +172,14 @@ def experiment(config: Config, run: Path, sweep: Path) -> str:
 
 
 def _option(group: str, chosen: str | None, values: Mapping[str, Any]) -> str | None:
-    """The option that a group's values began with; None if it adds to them, or is none of ours."""
+    """Return the option that a group was composed from; None if it is unknown or has more keys."""
     files = {path.stem: path for path in Path(conf_folder(), group).glob("*.yaml")}
     keys = record.read_yaml(files[chosen]) if chosen in files else None
     return chosen if keys and keys.keys() <= values.keys() else None
 
 
 def show_classes(classes: Sequence[Mapping[str, Any]], screen: Console) -> None:
-    """Prints the per-class table of the test set."""
+    """Print the per-class table of the test set."""
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
     made.add_column("class")
     for head in ("images", "accuracy %", "precision %", "F1 %"):

@@ -1,1 +1,1 @@
-"""The data set: found and verified, split, batched on the device."""
+"""The data set: find, fetch, verify, split and move it to the device."""

@@ -1,4 +1,4 @@
-"""The data set's four IDX files: which they are, and whether one is what its name says."""
+"""The four IDX files of Fashion-MNIST: their names, their SHA-256, reading and checking them."""
 
 import gzip
 import hashlib
@@ -23,21 +23,30 @@ SPLITS = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
-# No file of this data set, or of one of its shapes, needs more; a compressed file may claim it.
+# Bytes. No file of this data set, or of another of the same shapes, is larger; a damaged compressed
+# file may claim to be.
 LARGEST = 64 * 2**20
 
 
-class Failure(Exception):
-    """What is wrong with one file or one source, in words that follow its name."""
+class SourceError(Exception):
+    """A file or a source cannot be used; the message continues a sentence that its name begins."""
 
 
 def read(path: Path) -> NDArray[np.uint8]:
+    """Read an IDX file.
+
+    Returns:
+        uint8 [n, 28, 28] of a file of images, uint8 [n] of a file of labels.
+
+    Raises:
+        DataError: the file cannot be read, or its header does not fit its size or its name.
+    """
     try:
         shape = shape_of(path)
         array = np.fromfile(path, dtype=np.uint8, offset=_header_size(len(shape)))
         if array.size != math.prod(shape):
-            raise Failure("changed while it was read")
-    except (Failure, OSError) as error:
+            raise SourceError("changed while it was read")
+    except (SourceError, OSError) as error:
         raise DataError(f"{path}: {error}") from None
     return array.reshape(shape)
 
@@ -47,42 +56,57 @@ def _header_size(rank: int) -> int:
 
 
 def shape_of(path: Path) -> tuple[int, ...]:
-    """The shape in an IDX file's header, which fits the file's name and size.
+    """Return the shape in an IDX file's header, after checking it against the file's name and size.
 
-    The format: http://yann.lecun.com/exdb/mnist. Nothing is allocated on a header's word.
+    The format is described at http://yann.lecun.com/exdb/mnist. No memory is allocated for a size
+    that only the header claims.
+
+    Returns:
+        (n, 28, 28) of a file of images, (n,) of a file of labels.
+
+    Raises:
+        SourceError: the file is not what its name says.
     """
     size = _size(path)
     rank = 3 if "images" in path.name else 1
     with open(path, "rb") as file:
         header = file.read(_header_size(rank))
     if len(header) < _header_size(rank):
-        raise Failure(f"is truncated: {size} bytes are too few for a header")
+        raise SourceError(f"is truncated: {size} bytes are too few for a header")
     if header[:4] != bytes([0, 0, 8, rank]):
-        raise Failure(f"is not an IDX file of bytes in {rank} dimension{'s' * (rank > 1)}")
+        raise SourceError(f"is not an IDX file of bytes in {rank} dimension{'s' * (rank > 1)}")
     shape: tuple[int, ...] = struct.unpack(f">{rank}I", header[4:])
     if shape[1:] not in ((), (28, 28)):
-        raise Failure(f"holds images of {shape[1]} x {shape[2]} pixels, not 28 x 28")
+        raise SourceError(f"holds images of {shape[1]} x {shape[2]} pixels, not 28 x 28")
     expected = len(header) + math.prod(shape)
     if size != expected:
         fault = "truncated" if size < expected else "too long"
-        raise Failure(f"is {fault}: {size:,} bytes, expected {expected:,}")
+        raise SourceError(f"is {fault}: {size:,} bytes, expected {expected:,}")
     if shape[0] == 0:
-        raise Failure("is empty")
+        raise SourceError("is empty")
     return shape
 
 
 def _size(path: Path) -> int:
     size = path.stat().st_size
-    # A pipe or a device has no size and no end.
+    # Reading a pipe or a device may never end.
     if not path.is_file():
-        raise Failure("is not a regular file")
+        raise SourceError("is not a regular file")
     if size > LARGEST:
-        raise Failure(f"is too long: {size:,} bytes, more than any file of this data set has")
+        raise SourceError(f"is too long: {size:,} bytes, more than any file of this data set has")
     return size
 
 
 def inspect(path: Path, verify: bool) -> None:
-    """Raises Failure unless the file holds what its name says."""
+    """Refuse a file that does not hold what its name says.
+
+    Args:
+        path: the file, under its name in the data set.
+        verify: check the SHA-256; otherwise check that header, size and labels fit together.
+
+    Raises:
+        SourceError: the file is not what its name says.
+    """
     _size(path)
     if verify:
         found = sha256(path)
@@ -90,15 +114,16 @@ def inspect(path: Path, verify: bool) -> None:
             return
         for name, known in SHA256.items():
             if found == known:
-                raise Failure(f"holds the content of {name}")
+                raise SourceError(f"holds the content of {name}")
     shape = shape_of(path)
     if verify:
-        raise Failure("is altered: its SHA-256 differs from Fashion-MNIST's")
+        raise SourceError("is altered: its SHA-256 differs from Fashion-MNIST's")
     if len(shape) == 1 and (label := read(path).max()) > 9:
-        raise Failure(f"holds label {label}; labels must be 0 to 9")
+        raise SourceError(f"holds label {label}; labels must be 0 to 9")
 
 
 def sha256(path: Path) -> str:
+    """Return a file's SHA-256 in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while piece := file.read(2**20):
@@ -107,16 +132,20 @@ def sha256(path: Path) -> str:
 
 
 def gunzip(packed: Path, target: Path) -> None:
-    """Decompresses a file, to disk and no further than any honest file would reach."""
+    """Decompress a file to disk, but no more than `LARGEST` bytes.
+
+    Raises:
+        SourceError: the file is damaged or its content is too long.
+    """
     size = 0
     try:
         with gzip.open(packed, "rb") as source, open(target, "wb") as file:
             while piece := source.read(2**20):
                 size += len(piece)
                 if size > LARGEST:
-                    raise Failure(f"unpacks to more than {LARGEST:,} bytes")
+                    raise SourceError(f"unpacks to more than {LARGEST:,} bytes")
                 file.write(piece)
             file.flush()
             os.fsync(file.fileno())
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise Failure(f"is damaged: {error}") from None
+        raise SourceError(f"is damaged: {error}") from None

@@ -1,9 +1,4 @@
-"""Finds, fetches and verifies the four files of Fashion-MNIST.
-
-    python -m fmnist_sweep.task.data.source [--root DIR] [--no-verify]
-
-prints where they are and whether they verify.
-"""
+"""Find, fetch and verify the four files of Fashion-MNIST; read one split of them."""
 
 import os
 import tempfile
@@ -21,7 +16,7 @@ from fmnist_sweep.task.data.fetch import fetch
 from fmnist_sweep.task.data.idx import (
     SHA256,
     SPLITS,
-    Failure,
+    SourceError,
     gunzip,
     inspect,
     read,
@@ -37,7 +32,11 @@ _ADVICE = {
 
 @dataclass(frozen=True)
 class Files:
-    """Good files in `folder`, and where they came from, in words."""
+    """Checked files of the data set.
+
+    folder: the folder that holds the files.
+    origin: where the files came from, as text for the log.
+    """
 
     folder: Path
     origin: str
@@ -48,17 +47,21 @@ def locate(
     verify: bool = True,
     splits: Sequence[str] = ("train", "test"),
 ) -> Files:
-    """Makes sure that good files of the splits lie in `<root>/FashionMNIST/raw`.
+    """Make sure that checked files of the splits are in `<root>/FashionMNIST/raw`.
 
-    They are checked at every call: hashing all four takes 0.04 s (SHA instructions), less than
-    any note of an earlier check would save in trust. Where one is missing, all four are fetched
-    from the first source that has them. A damaged file is reported, never replaced.
+    The files are checked at every call. Hashing all four takes 0.04 s (with SHA instructions), too
+    little to justify trusting the record of an earlier check. If a file is missing, all four are
+    fetched from the first source that has them. A damaged file is reported, never replaced.
 
     Args:
-        root: torchvision's layout below it; the variable FMNIST_SWEEP_DATA overrides it.
-        verify: check SHA-256; otherwise that headers, sizes and labels fit together.
-        splits: which to look at, of "train" and "test"; the others' files are not opened unless
-            something is fetched beside them.
+        root: the folder with torchvision's layout below it; the environment variable
+            FMNIST_SWEEP_DATA overrides it.
+        verify: check the SHA-256; otherwise check that headers, sizes and labels fit together.
+        splits: the splits to check, of "train" and "test". Files of other splits are opened only
+            if files must be fetched.
+
+    Returns:
+        The folder of the files and where they came from.
 
     Raises:
         DataError: a file is damaged, the folder cannot be used, or no source has the files.
@@ -69,12 +72,12 @@ def locate(
     names = [name for split in splits for name in SPLITS[split]]
     origin = str(root)
     try:
-        missing = [name for name in names if not _present(folder, name)]
+        missing = [name for name in names if not _exists(folder, name)]
         if missing:
             _refuse_mixture(folder, missing[0], verify)
             origin = fetch(folder, f"{root}: no {missing[0]} in FashionMNIST/raw")
         for name in names:
-            _settle(folder, name, verify)
+            _check(folder, name, verify)
     except OSError as error:
         reason = f"{error.strerror or error}: {error.filename or folder}"
         setting = DATA_VARIABLE if chosen else "data.root"
@@ -82,17 +85,17 @@ def locate(
     files = Files(folder, origin)
     if not verify:
         for split in splits:
-            _match(files, split)
+            _check_counts(files, split)
     return files
 
 
 def load(
     files: Files, split: Literal["train", "test"]
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Reads one split, and opens no file of the other.
+    """Read one split; open no file of the other.
 
     Returns:
-        Images, uint8 [n, 28, 28], and labels, uint8 [n].
+        The images, uint8 [n, 28, 28], and the labels, uint8 [n].
 
     Raises:
         DataError: a file's header does not fit its size or its name.
@@ -101,47 +104,47 @@ def load(
     return images, labels
 
 
-def _match(files: Files, split: str) -> None:
-    """Raises DataError unless there are as many labels as images."""
+def _check_counts(files: Files, split: str) -> None:
+    """Refuse a split that does not have as many labels as images."""
     images, labels = (files.folder / name for name in SPLITS[split])
     (n, *_), (m,) = shape_of(images), shape_of(labels)
     if n != m:
         raise DataError(f"{labels}: has {m:,} labels, {images.name} has {n:,} images")
 
 
-def _present(folder: Path, name: str) -> bool:
+def _exists(folder: Path, name: str) -> bool:
     return (folder / name).exists() or (folder / f"{name}.gz").exists()
 
 
-def _settle(folder: Path, name: str, verify: bool) -> None:
-    """Checks a file that is there; one that is there as .gz only is decompressed beside it."""
+def _check(folder: Path, name: str, verify: bool) -> None:
+    """Check an existing file; if only its .gz exists, decompress and check that."""
     path = folder / name
     packed = folder / f"{name}.gz"
     if path.exists():
         try:
             inspect(path, verify)
-        except Failure as failure:
-            raise DataError(f"{path}: {failure}; {_ADVICE[verify]}") from None
+        except SourceError as error:
+            raise DataError(f"{path}: {error}; {_ADVICE[verify]}") from None
         return
     with tempfile.TemporaryDirectory(dir=folder, prefix=".unpacking-") as scratch:
         unpacked = Path(scratch) / name
         try:
             gunzip(packed, unpacked)
             inspect(unpacked, verify)
-        except Failure as failure:
-            raise DataError(f"{packed}: {failure}; {_ADVICE[verify]}") from None
+        except SourceError as error:
+            raise DataError(f"{packed}: {error}; {_ADVICE[verify]}") from None
         os.replace(unpacked, path)
 
 
 def _refuse_mixture(folder: Path, missing: str, verify: bool) -> None:
-    """Fetched files are laid beside Fashion-MNIST's own only, never beside other data.
+    """Refuse to fetch files into a folder that holds files of another data set.
 
-    Genuine files without their partners are no reason to stop: another process may be putting
-    the rest there at this moment, or one was ended while it did.
+    Genuine files are accepted although others are missing: another process may be adding the rest
+    at this moment, or was ended while it did.
     """
     for name in SHA256:
-        if _present(folder, name):
-            _settle(folder, name, verify)
+        if _exists(folder, name):
+            _check(folder, name, verify)
             if sha256(folder / name) != SHA256[name]:
                 raise DataError(
                     f"{folder / name}: is not Fashion-MNIST's own, and {missing} is missing "

@@ -1,4 +1,4 @@
-"""Images on the device, split once and batched by index."""
+"""Split the data set and move its images to the device."""
 
 import functools
 import logging
@@ -16,10 +16,12 @@ log = logging.getLogger(__name__)
 
 
 def load(config: DataConfig, device: torch.device, test: bool) -> DataSplits:
-    """Finds, verifies, splits and moves the data; logs one line on what was taken.
+    """Find, verify and split the data, move it to the device, and log one line about it.
 
     Args:
-        test: whether to open the test images; with `data.validation=test` they are opened anyway.
+        config: the section `data`.
+        device: the device to move the images to.
+        test: return the test images. With `data.validation=test` their files are read anyway.
 
     Raises:
         DataError: no source has the files, or a file is damaged.
@@ -28,12 +30,13 @@ def load(config: DataConfig, device: torch.device, test: bool) -> DataSplits:
     opened = test or config.validation == "test"
     splits = ("train", "test") if opened else ("train",)
     files = source.locate(config.root, verify=config.verify, splits=splits)
-    # Not what else is there, such as another process's download, which may be gone by now.
+    # A file that has changed since is read again. Only these files: another process's download may
+    # vanish from the folder at any moment.
     names = [name for split in splits for name in SPLITS[split]]
-    made = tuple((files.folder / name).stat().st_mtime_ns for name in names)
-    # The batch size does not change what is split.
+    modified = tuple((files.folder / name).stat().st_mtime_ns for name in names)
+    # The split does not depend on the batch size: trials with different sizes share a copy.
     train, validation, test_images = _read_and_split(
-        files, made, config.model_copy(update={"batch_size": 1}), device, opened
+        files, modified, config.model_copy(update={"batch_size": 1}), device, opened
     )
     log.info(
         "Data: %s training, %s validation%s images%s from %s",
@@ -59,21 +62,22 @@ def load(config: DataConfig, device: torch.device, test: bool) -> DataSplits:
 @functools.lru_cache(maxsize=1)
 def _read_and_split(
     files: source.Files,
-    made: tuple[int, ...],
+    modified: tuple[int, ...],
     config: DataConfig,
     device: torch.device,
     opened: bool,
 ) -> tuple[Images, Images, Images | None]:
-    """Training, validation and, where opened, test images; a sweep's trials share one copy.
+    """Return the training, the validation and, if `opened`, the test images.
 
-    What is held out is chosen among all classes, so that `data.classes` only leaves images away.
+    All trials of a sweep share one copy. The images to hold out are chosen among all classes, so
+    that `data.classes` only removes images from each split.
     """
     pixels, labels = source.load(files, "train")
     test_images = None
     if opened:
         test_pixels, test_labels = source.load(files, "test")
-        wanted = _of_classes(test_labels, np.arange(len(test_labels)), config.classes)
-        test_images = _to_device(test_pixels[wanted], test_labels[wanted], device)
+        chosen = _of_classes(test_labels, np.arange(len(test_labels)), config.classes)
+        test_images = _to_device(test_pixels[chosen], test_labels[chosen], device)
     if config.validation != "held_out":
         held_out, left = np.array([], dtype=np.int64), np.arange(len(labels))
     else:
@@ -96,7 +100,7 @@ def _read_and_split(
 def _of_classes(
     labels: np.ndarray, candidates: np.ndarray, classes: tuple[int, ...] | None
 ) -> np.ndarray:
-    """Those of the candidates, indices into `labels`, whose label is one of the classes."""
+    """Return those candidates, indices into `labels`, whose label is one of the classes."""
     if classes is None:
         return candidates
     missing = set(classes) - set(labels[candidates].tolist())
@@ -110,20 +114,20 @@ def _of_classes(
 def stratified(
     labels: np.ndarray, candidates: np.ndarray, size: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Takes `size` of the candidates, the same share of every class.
+    """Draw `size` of the candidates at random, the same share of every class.
 
     Args:
         labels: uint8 [n], the class of every image.
         candidates: int64 [m], indices into `labels`, ascending.
-        size: how many to take, 1 <= size <= m.
-        seed: fixes which.
+        size: the number of images to draw, 1 <= size <= m.
+        seed: the seed of the draw.
 
     Returns:
-        The indices taken and those left, each ascending. Shares that do not come out even are
-        rounded by largest remainder, so that exactly `size` are taken.
+        The indices drawn and those left, each int64, ascending. Shares are rounded by largest
+        remainder, so that exactly `size` are drawn.
 
     Raises:
-        ConfigError: fewer candidates than asked for.
+        ConfigError: there are fewer than `size` candidates.
     """
     if size > len(candidates):
         raise ConfigError(
