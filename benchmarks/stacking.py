@@ -16,7 +16,7 @@ import torch
 from benchmarks import training
 from benchmarks.training import BATCH, CPU, Contender, in_turns, ratio, timed
 from fmnist_sweep.engine.data import DataSplits, normalise
-from fmnist_sweep.engine.scheduler import Scheduler, TrainingJob
+from fmnist_sweep.engine.training_jobs import JobScheduler, TrainingJob
 from fmnist_sweep.engine.workers import ProcessWorker, Worker
 from fmnist_sweep.task import build
 from fmnist_sweep.task.config import Config
@@ -35,7 +35,7 @@ LOADERS = 8  # DataLoader processes of a peer on the CUDA device
 class Stacks:
     """Trials of the default configuration with several learning rates, trained as in a sweep."""
 
-    def __init__(self, data: DataSplits, config: Config, scheduler: Scheduler) -> None:
+    def __init__(self, data: DataSplits, config: Config, scheduler: JobScheduler) -> None:
         self.data = data
         self.config = config
         self.scheduler = scheduler
@@ -107,7 +107,7 @@ def measure(root: str, rounds: int, cores: int) -> dict[str, list[float]]:
     alone = training.ours(data, config)
     peers = [training.published(root), training.scikit_learn(data), alone]
     stacks, singles = (
-        Stacks(data, config, Scheduler(ProcessWorker, cores, max_stack)) for max_stack in (64, 1)
+        Stacks(data, config, JobScheduler(ProcessWorker, cores, max_stack)) for max_stack in (64, 1)
     )
     spawn = multiprocessing.get_context("spawn")
     with stacks.scheduler, singles.scheduler, ProcessPoolExecutor(cores, spawn) as pool:
@@ -178,7 +178,7 @@ def measure_on_gpu(root: str, rounds: int) -> dict[str, list[float]]:
         training.published(root, name=with_loaders, device=device, **loading),
         resident(data),
     ]
-    stacks = Stacks(data, config, Scheduler(Worker, 1, max_stack=max(GPU_STACKS)))
+    stacks = Stacks(data, config, JobScheduler(Worker, 1, max_stack=max(GPU_STACKS)))
 
     with stacks.scheduler:
         work = {peer.name: peer.epoch for peer in peers}

@@ -12,8 +12,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m fmnist_sweep.confirm",
         description="Trains a sweep's winners and the baseline again on fresh seeds, then the "
-        "winner on all training images, and opens the test set once. Interrupted, the same "
-        "command goes on.",
+        "winner on all training images, and opens the test set once. Interrupted? Run the "
+        "same command to resume.",
     )
     parser.add_argument("folder", type=Path, help="a sweep's folder, such as multirun/NAME")
     parser.add_argument("--top", type=int, default=5, help="how many configurations (default: 5)")
@@ -40,7 +40,9 @@ def main() -> None:
     for name in ("top", "seeds"):
         if getattr(arguments, name) < 1:
             sys.exit(f"--{name}={getattr(arguments, name)}: must be at least 1")
-    command.run(lambda: _confirm(arguments), interrupted="Interrupted. The same command goes on.")
+    command.run(
+        lambda: _confirm(arguments), interrupted="Interrupted. Run the same command to resume."
+    )
 
 
 def _confirm(arguments: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Makes a sweep's tables, pictures and page again from its run folders.
+"""Make a sweep's tables, pictures and page again from its run folders.
 
 python -m fmnist_sweep.report multirun/NAME
 """

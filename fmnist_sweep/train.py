@@ -24,7 +24,10 @@ from fmnist_sweep.task.fashion import FashionTraining, objective_values
 )
 @sweeps(FashionTraining())
 def task(config: DictConfig) -> Any:
-    """Train one trial and return its objective, or the list of its objectives."""
+    """Train one trial and return its objective, or the list of its objectives.
+
+    The launcher `stacked` calls `FashionTraining.prepare` instead, to train many trials at once.
+    """
     from fmnist_sweep.task import trial  # imports torch, which --help and --cfg do not need
 
     hydra_config = HydraConfig.get()

@@ -183,7 +183,7 @@ def test_a_full_disk_is_no_fault_of_a_trial(
     outcome = tiny(*sweep)
     assert outcome.code == 1 and "Traceback" not in outcome.err, outcome.err
     last = outcome.err.splitlines()[-1]
-    assert "No space left on device" in last and last.endswith("The same command goes on.")
+    assert "No space left on device" in last and last.endswith("Run the same command to resume.")
     Path("multirun/full").unlink()
     assert tiny(*sweep).code == 0
     assert list(pd.read_csv("multirun/a/sweep.csv").state) == ["COMPLETE"] * 3

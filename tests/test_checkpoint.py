@@ -127,7 +127,7 @@ def test_it_goes_on_after_every_epoch_once(caplog: pytest.LogCaptureFixture) -> 
         run_until(epoch, settings, "parts")
     caplog.clear()
     run(settings, "parts")
-    assert "Going on after epoch 4" in caplog.text and "Epoch [5/5]" in caplog.text
+    assert "Resuming after epoch 4" in caplog.text and "Epoch [5/5]" in caplog.text
     assert "Epoch [4/5]" not in caplog.text
     assert left("parts") == left("whole")
 
@@ -188,7 +188,7 @@ def test_another_configuration_does_not_go_on(
     assert not Path("parts/.hydra").exists()
     again = fmnist_train(*overrides, "trainer.log_every=7")
     assert again.code == 0, again.err
-    assert "Going on after epoch 3" in again.out
+    assert "Resuming after epoch 3" in again.out
 
 
 def test_repeats_killed_while_they_are_kept_go_on(
@@ -204,7 +204,7 @@ def test_repeats_killed_while_they_are_kept_go_on(
         assert fmnist_train(*command).code == 130
     assert Path("out/repeat-1/summary.json").exists()
     outcome = fmnist_train(*command)
-    assert outcome.code == 0 and "Going on after epoch" in outcome.out, outcome.err
+    assert outcome.code == 0 and "Resuming after epoch" in outcome.out, outcome.err
     assert Path("out/summary.json").exists()
 
 

@@ -189,7 +189,7 @@ def test_interrupted_it_goes_on(
 
     monkeypatch.setattr(training.trial, "run", run)
     outcome = confirm(str(folder), *QUICK)
-    assert outcome.code == 130 and "The same command goes on" in outcome.err
+    assert outcome.code == 130 and "Run the same command to resume" in outcome.err
     assert not (folder / "test_set.json").exists()
     assert confirm(str(folder), *QUICK).code == 0
     assert count[0] == 3  # the first was kept, the second began anew in a folder of its own

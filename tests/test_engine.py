@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from fmnist_sweep.engine import functional_model, scheduler, step
+from fmnist_sweep.engine import functional_model, step, training_jobs
 from fmnist_sweep.engine.compiling import worth_compiling
 from fmnist_sweep.engine.data import DataSplits, epoch_permutation, normalise
 from fmnist_sweep.engine.layers import KeyedDropout, with_stackable_layers
-from fmnist_sweep.engine.scheduler import TrainingJob
 from fmnist_sweep.engine.stack import Progress
+from fmnist_sweep.engine.training_jobs import TrainingJob
 from fmnist_sweep.models.mlp import MLP
 from fmnist_sweep.results.record import Epoch
 
@@ -50,7 +50,7 @@ def train(trials: Sequence[step.Trial], data: DataSplits) -> list[list[Epoch]]:
     """Trains trials together and returns each one's history, without its seconds."""
     histories: list[list[Epoch]] = [[] for _ in trials]
     jobs = [job(one, data, on_epoch=histories[index].append) for index, one in enumerate(trials)]
-    scheduler.train(jobs)
+    training_jobs.train(jobs)
     return [[replace(row, seconds=0) for row in history] for history in histories]
 
 
@@ -157,7 +157,7 @@ def test_a_request_to_stop_ends_a_trial(data: DataSplits) -> None:
 
     for index, one in enumerate(jobs):
         one.on_epoch = partial(on_epoch, index)
-    scheduler.train(jobs)
+    training_jobs.train(jobs)
     assert seen == [(0, 1), (1, 1), (1, 2)]
 
 
@@ -165,7 +165,7 @@ def test_progress_is_a_running_mean(data: DataSplits) -> None:
     told: list[Progress] = []
     rows: list[Epoch] = []
     one = job(trial(epochs=1), data, rows.append, told.append, log_every=3)
-    scheduler.train([one])
+    training_jobs.train([one])
     assert [at.batch for at in told] == [3, 6]
     assert told[0].loss > told[1].loss > rows[0].train_loss > 0
 

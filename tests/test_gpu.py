@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from fmnist_sweep.engine import scheduler
+from fmnist_sweep.engine import training_jobs
 from fmnist_sweep.engine.data import DataSplits, Images
-from fmnist_sweep.engine.scheduler import TrainingJob
 from fmnist_sweep.engine.step import Trial
+from fmnist_sweep.engine.training_jobs import TrainingJob
 from fmnist_sweep.results.record import Epoch
 from tests.conftest import ROOT, Command
 from tests.test_stacks import MIXED, Case, check_bf16, train
@@ -79,7 +79,7 @@ def test_a_step_that_cannot_be_recorded(
         history: list[Epoch] = []
         trial = Trial(model, torch.optim.Adam, {"lr": 0.001}, 0, 2)
         job = TrainingJob(trial, data, 32, False, False, 5, 1, history.append, lambda _: None)
-        scheduler.train([job])
+        training_jobs.train([job])
         return [row.train_loss for row in history]
 
     assert losses(there) == pytest.approx(losses(data), rel=1e-3)

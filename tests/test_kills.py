@@ -131,7 +131,7 @@ def test_a_request_to_stop(launcher: tuple[str, ...], number: int, code: int) ->
     process.send_signal(number)
     out, err = process.communicate(timeout=30)
     assert process.returncode == code, err
-    assert err.strip().splitlines()[-1].endswith("The same command goes on.")
+    assert err.strip().splitlines()[-1].endswith("Run the same command to resume.")
     assert "rank" in out and "Traceback" not in err
     assert no_process_is_left(process.pid)
     url = f"sqlite:///{Path('multirun/a/study.db').absolute()}"
@@ -140,7 +140,7 @@ def test_a_request_to_stop(launcher: tuple[str, ...], number: int, code: int) ->
     assert len(pd.read_csv("multirun/a/sweep.csv")) == states.count("COMPLETE")
     database.disconnect()
     done = subprocess.run([*command, "hydra.sweeper.n_trials=8"], capture_output=True, text=True)
-    assert done.returncode == 0 and "goes on" in done.stdout, done.stderr
+    assert done.returncode == 0 and "resumes" in done.stdout, done.stderr
     check_complete(8)
 
 
@@ -222,6 +222,6 @@ def test_killed_trials_go_on_from_their_checkpoints(
     assert subprocess.run([*command, "name=a"]).returncode == 0
     assert subprocess.run([*command, "name=b"]).returncode == 0
     for run in "01":
-        assert "Going on after epoch" in (folder / f"{run}-2" / "train.log").read_text()
+        assert "Resuming after epoch" in (folder / f"{run}-2" / "train.log").read_text()
         assert len(epochs(f"{run}-2")) == 16
         assert epochs(f"{run}-2") == epochs(f"../b/{run}")

@@ -67,7 +67,7 @@ def test_a_backend_that_is_away_is_one_line(
     assert outcome.code == 0, outcome.err
     for trial in "01":
         log = Path("multirun/a", trial, "train.log").read_text()
-        assert log.count(f"logger={kind}: goes on without it: ") == 1 and "Traceback" not in log
+        assert log.count(f"logger={kind}: continues without it: ") == 1 and "Traceback" not in log
         assert (Path("multirun/a") / trial / "model.pt").exists()
 
 

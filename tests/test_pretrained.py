@@ -303,7 +303,7 @@ WRONG_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no tensors": (_of({}), f"{OTHER}has no conv1.weight"),
     "mlp": (_of(nn.Sequential(nn.Linear(784, 10)).state_dict()), f"{OTHER}has no conv1.weight"),
     "lacking": (_changed(**{"bn1.bias": None}), f"{OTHER}has no bn1.bias"),
-    "more": (_changed(extra=torch.zeros(1)), f"{OTHER}has extra, which it has not"),
+    "more": (_changed(extra=torch.zeros(1)), f"{OTHER}has extra, which the model lacks"),
     "shape": (
         _changed(**{"layer1.0.bn1.bias": torch.zeros(3)}),
         f"{OTHER}layer1.0.bn1.bias is [3], must be [64]",

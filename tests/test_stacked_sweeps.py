@@ -63,7 +63,7 @@ def test_a_stack_is_refilled_and_pruned_trials_leave_it(fmnist_train: Command) -
     assert list(rows["state"])[:2] == ["COMPLETE"] * 2
     assert set(rows["state"][[2, 4]]) == {"PRUNED"}
     outcome = fmnist_train(
-        "-m", *FAST[:3], rates, "trainer.epochs=4", "hydra/launcher=basic", "name=b"
+        "-m", *FAST, rates, "trainer.epochs=4", "hydra.launcher.max_stack=1", "name=b"
     )
     assert outcome.code == 0, outcome.err
     for trial, epochs in enumerate(rows["epochs"]):

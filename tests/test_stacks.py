@@ -16,12 +16,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fmnist_sweep.base.errors import ProcessDied
-from fmnist_sweep.engine import optimizers, scheduler, stack, step
+from fmnist_sweep.engine import optimizers, stack, step, training_jobs
 from fmnist_sweep.engine.checkpoint import Checkpoint
 from fmnist_sweep.engine.compiling import worth_compiling
 from fmnist_sweep.engine.data import DataSplits, Images
 from fmnist_sweep.engine.recipe import Recipe
-from fmnist_sweep.engine.scheduler import Scheduler, TrainingJob
 from fmnist_sweep.engine.settings import (
     AugmentConfig,
     CosineConfig,
@@ -30,6 +29,7 @@ from fmnist_sweep.engine.settings import (
 )
 from fmnist_sweep.engine.stack import Outcome, Progress, StackKey
 from fmnist_sweep.engine.step import Trial
+from fmnist_sweep.engine.training_jobs import JobScheduler, TrainingJob
 from fmnist_sweep.engine.workers import ProcessWorker, Worker
 from fmnist_sweep.models.mlp import MLP
 from fmnist_sweep.results.record import Epoch
@@ -80,7 +80,7 @@ def train(
 ) -> tuple[list[list[Epoch]], list[TrainingJob]]:
     histories: list[list[Epoch]] = [[] for _ in cases]
     jobs = [case.job(data, history, **how) for case, history in zip(cases, histories)]
-    with Scheduler(make_worker, workers, max_stack) as scheduler:
+    with JobScheduler(make_worker, workers, max_stack) as scheduler:
         for job in jobs:
             scheduler.add(job)
         while not all(job.ended for job in jobs):
@@ -231,7 +231,7 @@ def test_processes_train_the_same_and_their_death_is_told(data: DataSplits) -> N
 
     histories = [[], []]
     forever, short = (Case(0, 10**6), Case(1, 2, width=64))
-    with Scheduler(make_worker, 2, 4) as scheduler:
+    with JobScheduler(make_worker, 2, 4) as scheduler:
         long = forever.job(data, histories[0])
         scheduler.add(long)
         while not histories[0]:
@@ -259,7 +259,7 @@ def test_the_death_of_a_process_costs_one_trial(
     for number, job in enumerate(jobs) if kept else ():
         job.trial.checkpoint = Checkpoint(tmp_path / f"{number}.pt", str(number), 0.0)
     kills = 0
-    with Scheduler(lambda: ProcessWorker(), 1, 4) as scheduler:
+    with JobScheduler(lambda: ProcessWorker(), 1, 4) as scheduler:
         for job in jobs:
             scheduler.add(job)
         while not all(job.ended for job in jobs):
@@ -349,7 +349,7 @@ def test_a_callback_that_raises_ends_the_training(data: DataSplits) -> None:
     jobs = [Case(seed).job(data, []) for seed in range(2)]
     jobs[1].on_epoch = on_epoch
     with pytest.raises(OSError, match="no space left"):
-        scheduler.train(jobs)
+        training_jobs.train(jobs)
 
 
 def test_memory_bounds_a_stack(data: DataSplits, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -474,7 +474,7 @@ def test_every_trial_is_in_exactly_one_stack(
         )
     original, stack.load = stack.load, lambda *_: None
     try:
-        with Scheduler(lambda: Recorder(together), workers, max_stack) as scheduler:
+        with JobScheduler(lambda: Recorder(together), workers, max_stack) as scheduler:
             coming = iter(jobs)
             for job in itertools.islice(coming, max(1, len(jobs) - late)):
                 scheduler.add(job)
@@ -502,7 +502,7 @@ def test_stacks_at_work_have_no_more_threads_than_there_are(
     jobs = [replace(Case(seed).job(data, []), threads=each) for seed, each in enumerate(wanted)]
     original, stack.load = stack.load, lambda *_: None
     try:
-        with Scheduler(lambda: Recorder([]), workers, 4, threads) as scheduler:
+        with JobScheduler(lambda: Recorder([]), workers, 4, threads) as scheduler:
             for job in jobs:
                 scheduler.add(job)
             while not all(job.ended for job in jobs):
@@ -533,7 +533,7 @@ def test_a_process_takes_the_threads_of_each_stack(data: DataSplits) -> None:
         ignore: Callable[[Any], None] = lambda _: None  # noqa: E731
         job = TrainingJob(one, data, 100, False, False, 5, threads, ignore, ignore)
         told.clear()
-        scheduler.train([job])
+        training_jobs.train([job])
         assert set(told[-3:]) == {threads}
 
 
@@ -547,7 +547,7 @@ def test_busy_processes_end_together(data: DataSplits) -> None:
         return workers[-1]
 
     images = Images(data.train.pixels.repeat(200, 1, 1, 1), data.train.labels.repeat(200))
-    with Scheduler(make_worker, 4, 1) as scheduler:
+    with JobScheduler(make_worker, 4, 1) as scheduler:
         for seed in range(4):
             job = Case(seed, 2).job(replace(data, train=images), [])
             often = 10**6 if seed else 10

@@ -124,7 +124,7 @@ def test_results_outlive_a_database_that_is_gone_for_good(
     assert outcome.code == 1
     last = outcome.err.strip().splitlines()[-1]
     assert last.startswith("The study's database is gone (") and last.endswith(
-        "The same command goes on."
+        "Run the same command to resume."
     )
     assert "Traceback" not in outcome.err
     finished = {p: p.read_bytes() for p in Path("multirun/a").glob("*/summary.json")}

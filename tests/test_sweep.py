@@ -429,7 +429,7 @@ def test_a_launcher_that_starts_nothing_uses_no_trial_up(tiny: Command) -> None:
         outcome = tiny(*grid, "hydra/launcher=joblib", "hydra.launcher.n_jobs=0")
         assert outcome.code == 1 and "Traceback" not in outcome.err
         assert "the launcher starts no job (ValueError: n_jobs == 0" in outcome.err
-        assert "3 trials left. The same command goes on." in outcome.err
+        assert "3 trials left. Run the same command to resume." in outcome.err
     assert tiny(*grid).code == 0
     assert [trial.state.name for trial in study("a").trials] == ["COMPLETE"] * 3
 

@@ -198,7 +198,7 @@ def test_bf16_where_it_cannot_be_had_is_one_line(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
     outcome = fmnist_train("trainer.precision=bf16", "trainer.device=cpu")
     assert outcome.code == 1
-    assert outcome.err == "trainer.precision=bf16: cpu has no bfloat16; float32 is there\n"
+    assert outcome.err == "trainer.precision=bf16: cpu has no bfloat16; use float32\n"
     assert not list(Path().iterdir())
 
 

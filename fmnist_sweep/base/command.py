@@ -86,7 +86,7 @@ def interruptible() -> Iterator[None]:
 
 
 def make_streams_robust() -> None:
-    """Let no write to `sys.stdout` or `sys.stderr` of this process fail; may be called again.
+    """Make writes to `sys.stdout` and `sys.stderr` never fail; may be called again.
 
     Characters that a stream cannot encode are written as `?`. A standard descriptor that was
     closed when the command started is opened on the null device; otherwise the next file that

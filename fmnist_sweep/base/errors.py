@@ -20,8 +20,6 @@ import errno
 import re
 from collections.abc import Iterable
 
-from omegaconf.errors import OmegaConfBaseException
-
 
 class Error(Exception):
     """An error whose message is all that the user sees."""
@@ -133,6 +131,8 @@ def hydra_line(error: BaseException, known: Iterable[str] = ()) -> str:
         error: the error that Hydra or OmegaConf raised.
         known: the dotted keys that exist in any configuration of the application.
     """
+    from omegaconf.errors import OmegaConfBaseException  # most commands run without it
+
     cause = error.__cause__
     text = f"{error}\n{cause}" if isinstance(cause, OmegaConfBaseException) else str(error)
     unknown = re.search(r"Could not override '([^']+)'", text)

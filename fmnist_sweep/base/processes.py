@@ -53,6 +53,25 @@ def fork_server(*modules: str) -> ForkServerContext | SpawnContext:
     return server
 
 
+def start_server(*modules: str) -> None:
+    """Start the fork server in the background: it imports while this process does other work.
+
+    Args:
+        modules: as in `fork_server`; only the first call in a process has an effect.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return
+    fork_server(*modules)
+    # Ctrl-C would print the server's traceback. A signal that is ignored at the start stays so.
+    in_main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
+    try:
+        ensure_running()
+    finally:
+        if in_main:
+            signal.signal(signal.SIGINT, handler)
+
+
 def _put_sockets_in_tmp() -> None:
     """Let `multiprocessing` make its sockets in /tmp, because paths in TMPDIR are too long."""
     previous = tempfile.tempdir
@@ -119,7 +138,7 @@ def enter_child_process() -> None:
 
 @functools.cache
 def exit_with_launcher() -> None:
-    """Exit this process within a second of the process that started it, by whatever library."""
+    """Exit this process within a second of the process that started it."""
     if _exits_with_parent:
         return
     # The launcher may have ended already; a process of joblib still knows its id.

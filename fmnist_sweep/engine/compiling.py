@@ -82,7 +82,7 @@ def compiled(step: Callable[..., Any], device: torch.device) -> Callable[..., An
             except torch._dynamo.exc.TorchDynamoException as error:
                 # A compilation fails before the first kernel runs: no tensor has changed.
                 reason = first_line(error)
-                log.warning("torch.compile failed, going on with eager steps: %s", reason)
+                log.warning("torch.compile failed, continuing with eager steps: %s", reason)
                 failed = True
         return step(*arguments)
 

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from fmnist_sweep.engine.settings import EarlyStoppingConfig
+from fmnist_sweep.results.metrics import direction
 from fmnist_sweep.results.record import Epoch
 
 
@@ -31,5 +32,5 @@ class EarlyStopping:
     def _improvement(self, row: Epoch, best: Epoch) -> float:
         name = self.config.metric
         increase = getattr(row, name) - getattr(best, name)
-        improvement = float(increase if name.endswith("accuracy") else -increase)
+        improvement = float(increase if direction(name) == "maximize" else -increase)
         return -math.inf if math.isnan(improvement) else improvement

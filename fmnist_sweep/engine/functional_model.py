@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map, tree_map_only
 
 from fmnist_sweep.base.errors import first_line
 from fmnist_sweep.engine.data import Images, normalise
+from fmnist_sweep.models.mlp import MLP
 
 EVALUATION_BATCH = 1000
 
@@ -225,6 +226,9 @@ def choose_execution_mode(
     Returns:
         The mode, and the reason if the mode is not "stacked".
     """
+    if type(model) is MLP and not bf16:
+        # Known without a trial step, which imports PyTorch's compiler in more than a second.
+        return "stacked", None
     candidates: list[ExecutionMode] = ["stacked"]
     reason = None
     if any(isinstance(m, nn.modules.conv._ConvNd) for m in model.modules()):

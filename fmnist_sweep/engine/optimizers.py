@@ -77,7 +77,7 @@ class Adam:
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        self.lr, self.eps, self.weight_decay = lr, eps, weight_decay
+        self.eps, self.weight_decay = eps, weight_decay
         self.beta1, self.beta2 = betas
 
     def coefficients(self, steps: np.ndarray, lr: np.ndarray) -> np.ndarray:
@@ -214,7 +214,7 @@ class RMSprop:
         weight_decay: float = 0.0,
         momentum: float = 0.0,
     ) -> None:
-        self.lr, self.constants = lr, (1 - alpha, eps, momentum, weight_decay)
+        self.constants = (1 - alpha, eps, momentum, weight_decay)
 
     def coefficients(self, steps: np.ndarray, lr: np.ndarray) -> np.ndarray:
         return np.stack([lr, *(value * np.ones_like(lr) for value in self.constants)], axis=1)
@@ -254,7 +254,7 @@ class SGD:
     ) -> None:
         if nesterov and not momentum:
             raise ValueError("optimizer.nesterov=True: needs optimizer.momentum > 0")
-        self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
+        self.momentum, self.weight_decay = momentum, weight_decay
         self.nesterov = nesterov
 
     def coefficients(self, steps: np.ndarray, lr: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from fmnist_sweep.engine.settings import (
     StepConfig,
     WarmupCosineConfig,
 )
+from fmnist_sweep.results.metrics import direction
 from fmnist_sweep.results.record import Epoch
 
 
@@ -55,7 +56,7 @@ def _plateau(config: PlateauConfig) -> ReduceLROnPlateau:
     """Return PyTorch's scheduler on a dummy optimizer whose learning rate is the factor."""
     return ReduceLROnPlateau(
         torch.optim.SGD([torch.zeros(1)], lr=1.0),
-        mode="max" if config.metric.endswith("accuracy") else "min",
+        mode="max" if direction(config.metric) == "maximize" else "min",
         factor=config.factor,
         patience=config.patience,
         threshold=config.min_change,

@@ -163,6 +163,7 @@ def max_stack_size(trial: Trial, batch_size: int, device: torch.device) -> int:
     stacked_optimizer = optimizers.stacked_optimizer(trial.optimizer, trial.arguments)
     parameters = sum(p.numel() for p in trial.model.parameters())
     copies = 3 + (len(stacked_optimizer.state_names) if stacked_optimizer else 2)
+    copies += trial.recipe.average is not None
     bytes_per_trial = 4 * parameters * copies + 8 * batch_size * _activations(trial.model)
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
@@ -375,7 +376,7 @@ class Stack:
         try:
             target.write(row.state())
         except OSError as error:
-            log.warning("%s: %s; the trial goes on without", target.path, error.strerror)
+            log.warning("%s: %s; the trial continues without it", target.path, error.strerror)
 
 
 def load(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:

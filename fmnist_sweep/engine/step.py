@@ -10,6 +10,7 @@ by a counter that is on the device too: it takes no argument from the host and n
 import copy
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import astuple, dataclass, field
 from typing import Any
 
@@ -360,7 +361,7 @@ class Chunk:
             self._has_stepped = True
         if self.step_cache.capturable is None and self.batch < end_of_full:
             self.step_cache.capturable = can_capture(self._run_batch)
-        with skip_guards():
+        with skip_guards() if self.step_cache.compile else nullcontext():
             if self.step_cache.capturable and self._graph is None and self.batch < end_of_full:
                 self._graph = capture_cuda_graph(lambda: self._take_step(full=True), self.device)
                 self.step_cache.capturable = self._graph is not None

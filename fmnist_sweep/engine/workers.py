@@ -25,6 +25,7 @@ from fmnist_sweep.base.processes import (
     start,
 )
 from fmnist_sweep.engine.data import DataSplits
+from fmnist_sweep.engine.settings import WORKER_MODULES
 from fmnist_sweep.engine.stack import CHUNK_SIZE, Outcome, Progress, Stack, StackKey
 from fmnist_sweep.engine.step import StepCache, Trial
 
@@ -114,7 +115,7 @@ class ProcessWorker(Worker):
     """A trainer in its own process, which ends with this process."""
 
     def __init__(self) -> None:
-        server = fork_server(__name__)
+        server = fork_server(*WORKER_MODULES)
         self.connection, theirs = server.Pipe()
         self.process = server.Process(target=_serve, args=(theirs,), daemon=True)
         start(self.process)

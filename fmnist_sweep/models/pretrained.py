@@ -202,7 +202,7 @@ def _assign_weights(network: nn.Module, state: files.State, architecture: str) -
         if name.endswith("num_batches_tracked"):  # missing in torchvision's older files
             state.setdefault(name, torch.tensor(0))
     mismatch = next((f"has no {name}" for name in expected if name not in state), "") or next(
-        (f"has {name}, which it has not" for name in state if name not in expected), ""
+        (f"has {name}, which the model lacks" for name in state if name not in expected), ""
     )
     if mismatch:
         raise ValueError(f"is not of model.architecture={architecture}: {mismatch}")

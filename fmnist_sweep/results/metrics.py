@@ -1,11 +1,17 @@
-"""The metrics: names, labels, units and directions. Add a metric here.
+"""The metrics of this package's training: names, labels, units and directions.
 
-To add a metric, put its name into `METRICS`, its label into `LABELS` and its unit into `_UNITS`.
-The name decides the rest: accuracies are shown in per cent, losses are in nats, and `direction`
-reads from the last word whether higher or lower is better.
+To add a metric of each epoch:
 
-The columns of a run's history are the fields of `record.Epoch`. Add a metric of each epoch there
-and to `EPOCH_METRICS`.
+1. Compute it in `engine.functional_model`, and pass it on in `engine.stack`.
+2. Make it a field of `record.Epoch`, which is a column of `history.csv` and `curves.csv`.
+3. Put its name into `EPOCH_METRICS`, its label into `LABELS` and its unit into `_UNITS`.
+4. Return its final value in `task.trial`, and let `tables._SummaryFile` know it.
+5. For a column of the ranking, add it to `ranking` and `page`.
+
+A metric that only the summary has needs its name in `METRICS` and steps 4 and 5. The metrics of
+other applications need nothing: what they report is recorded.
+
+The name's last word says whether higher or lower is better. Accuracies are shown in per cent.
 """
 
 import re

@@ -78,7 +78,7 @@ def show(runs: Sequence[Run], screen: Console) -> None:
         table = _table(columns, shown)
     screen.print(table)
     if left_out:
-        screen.print(f"For want of room not shown: {', '.join(left_out)}; all are in sweep.csv")
+        screen.print(f"Too narrow to show: {', '.join(left_out)}; all are in sweep.csv")
     for run in rows:
         if run.state == "FAILED":
             screen.print(f"Trial {run.trial} failed: {run.summary.get('reason')}")

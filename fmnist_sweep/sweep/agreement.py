@@ -48,7 +48,7 @@ def check_unchanged(
                     f"The sweep {study.study_name} began with something else:",
                     *(line[:200] for line in changed[:SHOWN]),
                     *more,
-                    "name=another begins a new sweep; hydra.sweeper.accept_changes=true goes on",
+                    "name=another begins a new sweep; hydra.sweeper.accept_changes=true resumes",
                 ]
             )
         )

@@ -28,10 +28,10 @@ from fmnist_sweep.sweep import settings as settings_module
 from fmnist_sweep.sweep.job import SweepJob
 from fmnist_sweep.sweep.loop import SweepLoop, trials_at_once
 from fmnist_sweep.sweep.settings import Settings, make_sampler
-from fmnist_sweep.sweep.share import WorkerJob
 from fmnist_sweep.sweep.space import Space, parse_space
 from fmnist_sweep.sweep.study import SweepStudy, lock
 from fmnist_sweep.sweep.task import Task, seed_of, task_of
+from fmnist_sweep.sweep.worker_job import WorkerJob
 
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
@@ -53,7 +53,7 @@ def sweep(
         task: the application's function that Hydra runs.
 
     Raises:
-        ConfigError: the user new_folder a mistake; no trial has begun.
+        ConfigError: the user made a mistake; no trial has begun.
         SystemExit: interrupted (130 or 143), or stopped by failures (1).
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -83,8 +83,8 @@ def sweep(
             sweep_task.direction(name) or says_direction(name)
         ):
             print(
-                f"{name}: better when lower, as its name does not say; "
-                "hydra.sweeper.direction=maximize turns that",
+                f"{name}: minimized, as its name tells no direction; "
+                "hydra.sweeper.direction=maximize changes that",
                 file=sys.stderr,
             )
     with _sweep_folder(config, settings) as folder:

@@ -136,8 +136,8 @@ def connect(url: str) -> BaseStorage:
         if isinstance(error, ImportError):
             extra = "grpc" if url.startswith("grpc") else "postgresql"
             raise ConfigError(
-                f"{refusal(url, error)}; pip install 'fmnist-sweep[{extra}]' brings it for "
-                f"{extra}, other databases want their own driver"
+                f"{refusal(url, error)}; pip install 'fmnist-sweep[{extra}]' installs the "
+                f"driver for {extra}; other databases need their own"
             ) from None
         raise ConfigError(
             f"{refusal(url, error)}; it takes an SQLAlchemy URL such as sqlite:////folder/study.db "

@@ -197,7 +197,7 @@ class RunningTrial:
         return database.retry(ask)
 
     def take_epoch(self, row: Epoch) -> bool:
-        """Tell the study of an epoch; return whether the trial should go on."""
+        """Tell the study of an epoch; return whether the trial should continue."""
         return self.goes_on_after(row.epoch, asdict(row))
 
     def finish(self, returned: Any) -> None:

@@ -91,7 +91,9 @@ class SweepLoop:
         """
         folder = _relative(self.study.folder)
         resume_hint = (
-            "The same command goes on" if is_named else f"hydra.sweep.dir={folder} goes on"
+            "Run the same command to resume"
+            if is_named
+            else f"Add hydra.sweep.dir={folder} to resume"
         )
         stopped: str | None = None
         code, is_lost = 0, False
@@ -163,7 +165,7 @@ class SweepLoop:
             print(f"{design} in {folder} is complete: {done} of {total} trials")
         elif done or n_requeued:
             rerun = f", {n_requeued} interrupted to be run again" if n_requeued else ""
-            print(f"{design} in {folder} goes on: {done} of {total} trials done{rerun}")
+            print(f"{design} in {folder} resumes: {done} of {total} trials done{rerun}")
         else:
             print(f"{design} of {total} trials in {folder}")
             if not self.space.is_grid and self.settings.baseline and not self.space.initial_points:

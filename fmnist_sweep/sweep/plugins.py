@@ -9,6 +9,7 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
+from hydra.utils import get_class
 from omegaconf import DictConfig
 
 
@@ -38,7 +39,14 @@ class StudySweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         """Run the sweep to its end; see `begin.sweep`."""
         from fmnist_sweep.base import command
-        from fmnist_sweep.sweep import begin
 
         # Hydra would print a traceback for a user's mistake.
-        command.run(lambda: begin.sweep(arguments, self.settings, *self.hydra_setup))
+        command.run(lambda: self._sweep(arguments))
+
+    def _sweep(self, arguments: list[str]) -> None:
+        launcher = get_class(self.hydra_setup[0].hydra.launcher._target_)
+        if warm_up := getattr(launcher, "warm_up", None):
+            warm_up()
+        from fmnist_sweep.sweep import begin  # takes a second, in which the warm-up proceeds
+
+        begin.sweep(arguments, self.settings, *self.hydra_setup)

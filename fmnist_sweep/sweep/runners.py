@@ -108,7 +108,7 @@ class BasicRunner:
 
     def __init__(self, config: DictConfig, context: HydraContext, task: TaskFunction) -> None:
         self.hydra_setup = config, context, task
-        self.preload = [task_of(task).preload, *libraries_of_main()]
+        self.preload = [*task_of(task).preload, *libraries_of_main()]
 
     def run(self, jobs: JobSource) -> None:
         while job := jobs.next():
@@ -151,7 +151,7 @@ class BatchRunner:
             numbers = [number for number, _ in batch]
             lost = [n for n in numbers if n not in errors and not jobs.has_result(n)]
             if len(lost) > 1:
-                plan = f"{len(lost)} trials go on, each by itself"
+                plan = f"{len(lost)} trials continue, each by itself"
                 print(f"{describe(reason)}; {plan}", file=sys.stderr)
                 jobs.requeue(lost)
                 n_alone += len(lost)

@@ -30,7 +30,7 @@ class Task:
     default_objective: the objective if `hydra.sweeper.objective` is null.
     known_keys: keys of all possible configurations, for hints on misspelt keys.
     free_keys: keys that change no result; a sweep can be resumed although they have changed.
-    preload: a module that the server of trial processes imports once, for all of them.
+    preload: modules that the server of trial processes imports once, for all of them.
     """
 
     seed_key: str = "seed"
@@ -40,7 +40,7 @@ class Task:
     default_objective: str = "value"
     known_keys: Iterable[str] = ()
     free_keys: Sequence[str] = ()
-    preload: str = "fmnist_sweep.sweep.job"
+    preload: Sequence[str] = ("fmnist_sweep.sweep.job",)
 
     def check(self, config: DictConfig) -> None:
         """Check a configuration before any trial runs.
@@ -104,7 +104,7 @@ class Listener(Protocol):
         """
 
     def take_epoch(self, row: Epoch) -> bool:
-        """Take an epoch of training that writes its own history; return whether to go on."""
+        """Take an epoch of training that writes its own history; return whether to continue."""
 
 
 listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
@@ -122,7 +122,7 @@ def report(step: int, values: Mapping[str, float] | None = None, /, **metrics: f
 
     Raises:
         optuna.TrialPruned: the pruner ends this trial; do not catch it.
-        TypeError, ValueError: the step or a metric is no number.
+        TypeError, ValueError: the step or a metric is not a number.
     """
     there = listener.get()
     if there is not None:

@@ -26,7 +26,7 @@ def check(config: Config) -> None:
     """
     chosen = device(config)
     if config.trainer.precision == "bf16" and not has_bf16(chosen):
-        raise ConfigError(f"trainer.precision=bf16: {chosen} has no bfloat16; float32 is there")
+        raise ConfigError(f"trainer.precision=bf16: {chosen} has no bfloat16; use float32")
     trial = build(config)
     try:
         functional_model.check(trial.model)

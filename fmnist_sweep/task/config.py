@@ -229,7 +229,7 @@ def _check_scheduler(scheduler: Section, epochs: int) -> None:
     if isinstance(scheduler, StepConfig) and scheduler.every >= epochs:
         raise ConfigError(
             f"scheduler.every={scheduler.every}: must be less than trainer.epochs={epochs}, "
-            "or no step is ever taken; scheduler=constant is that"
+            "or the rate never changes; use scheduler=constant for that"
         )
 
 

@@ -31,7 +31,8 @@ class FashionTask(Task):
     default_objective = "val_accuracy"
     known_keys = tuple(known_keys(Config))
     free_keys = CHANGES_NO_RESULT
-    preload = "fmnist_sweep.task.trial"
+    # PyTorch imports its compiler, in more than a second, at the first use of `torch.func`.
+    preload = ("fmnist_sweep.sweep.job", "fmnist_sweep.task.trial", "torch._dynamo")
 
     def check(self, config: DictConfig) -> None:
         """Check types, ranges, targets and their arguments."""
@@ -44,7 +45,7 @@ class FashionTask(Task):
         parsed(config)
 
     def direction(self, metric: str) -> str:
-        """Return `minimize` for losses, seconds and parameters, else `maximize`."""
+        """Return the direction that the metric's name tells; see `results.metrics`."""
         return direction(metric)
 
 

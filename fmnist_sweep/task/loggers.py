@@ -70,7 +70,7 @@ class Logger:
             text = " ".join(str(error).split())[:200] or type(error).__name__
             if isinstance(error, ModuleNotFoundError):
                 text += f"; pip install 'fmnist-sweep[{self.kind}]'"
-            log.warning("logger=%s: goes on without it: %s", self.kind, text)
+            log.warning("logger=%s: continues without it: %s", self.kind, text)
 
 
 class TensorBoard:

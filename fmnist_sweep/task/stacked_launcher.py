@@ -12,6 +12,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from fmnist_sweep.base import processes
+from fmnist_sweep.engine.settings import WORKER_MODULES
 from fmnist_sweep.sweep.hydra_job import Job
 from fmnist_sweep.sweep.runners import JobSource, Runner, error_of
 
@@ -29,17 +31,15 @@ class StackedLauncher(Launcher):
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         """Take what Hydra passes before `launch`."""
-        self.surroundings = config, hydra_context, task_function
+        self.hydra_setup = config, hydra_context, task_function
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> list[JobReturn]:
         """Run a batch of jobs: Hydra's interface, which other sweepers use."""
-        from fmnist_sweep.base.processes import cores
-
         jobs = enumerate(job_overrides, initial_job_idx)
         returns: dict[int, JobReturn] = {}
-        self._run(cores(), partial(next, jobs, None), returns.__setitem__)
+        self._run(processes.cores(), partial(next, jobs, None), returns.__setitem__)
         return [returns[number] for number in sorted(returns)]
 
     def _run(
@@ -51,7 +51,7 @@ class StackedLauncher(Launcher):
         from fmnist_sweep.task import stacked_runner
 
         settings = stacked_runner.read(self.settings)
-        stacked_runner.run(settings, cores, *self.surroundings, next_job, on_end)
+        stacked_runner.run(settings, cores, *self.hydra_setup, next_job, on_end)
 
     @staticmethod
     def check(settings: Mapping[str, Any]) -> None:
@@ -63,6 +63,11 @@ class StackedLauncher(Launcher):
         from fmnist_sweep.task import stacked_runner
 
         stacked_runner.read(settings)
+
+    @staticmethod
+    def warm_up() -> None:
+        """Start importing what the workers need, before the sweep is checked."""
+        processes.start_server(*WORKER_MODULES)
 
     def runner(self, cores: int) -> Runner:
         """Return a runner that asks for a job whenever another has ended."""

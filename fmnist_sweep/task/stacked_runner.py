@@ -19,10 +19,10 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 
-from fmnist_sweep.base.errors import ConfigError, ImpossibleTrial
+from fmnist_sweep.base.errors import ConfigError, ImpossibleTrial, MachineFault, StopSweep
 from fmnist_sweep.base.schema import Section, checked
-from fmnist_sweep.engine.scheduler import Scheduler
 from fmnist_sweep.engine.stack import Progress
+from fmnist_sweep.engine.training_jobs import JobScheduler
 from fmnist_sweep.engine.workers import ProcessWorker, Worker
 from fmnist_sweep.results.record import Epoch
 from fmnist_sweep.sweep.hydra_job import Job, compose, execute, failed
@@ -71,7 +71,7 @@ def run(
     worker: type[Worker] = ProcessWorker if on_cpu or workers > 1 else Worker
     running: list[_StackedJob] = []
     more_may_come = True
-    with Scheduler(worker, workers, settings.max_stack, workers * threads_each) as scheduler:
+    with JobScheduler(worker, workers, settings.max_stack, workers * threads_each) as scheduler:
         try:
             while True:
                 while more_may_come and len(running) < workers * settings.max_stack:
@@ -86,6 +86,8 @@ def run(
                     return
                 scheduler.step()
                 more_may_come |= _collect(running, on_end)
+        except MachineFault as fault:  # no worker can be started
+            raise StopSweep(str(fault)) from None
         finally:
             for one in running:
                 one.log.close()
@@ -126,7 +128,7 @@ class _StackedJob:
         self.training: Training | None = None
         self.error: Exception | None = None
 
-    def start(self, scheduler: Scheduler) -> None:
+    def start(self, scheduler: JobScheduler) -> None:
         """Have Hydra set up the job and the task prepare its training, and schedule that."""
         known_keys = task_of(self.task).known_keys
         try:
@@ -161,7 +163,7 @@ class _StackedJob:
         return None
 
     def _trial(self) -> AbstractContextManager[None]:
-        """Run a part of the trial, which ends it where that fails."""
+        """Enter the trial, so that an error ends it."""
         return self.trial.running() if self.trial else nullcontext()
 
     def _take_epoch(self, on_epoch: Callable[[Epoch], None], row: Epoch) -> None:
@@ -207,7 +209,7 @@ class _StackedJob:
 
 
 def _go_on(_: Epoch) -> bool:
-    """Prune nothing, as under another sweeper than ours."""
+    """Prune nothing: under a sweeper other than `study` there is no pruner."""
     return True
 
 
@@ -225,7 +227,7 @@ class _WithoutJobEnd:
 
 
 class _JobLog:
-    """The log handlers that Hydra sets up for one job; they are the process's within `with`."""
+    """The log handlers that Hydra sets up for one job, active inside a `with` block."""
 
     def __init__(self) -> None:
         self.handlers = list(logging.getLogger().handlers)
@@ -249,7 +251,7 @@ class _JobLog:
 
 @contextmanager
 def _hydra_config(config: DictConfig) -> Iterator[None]:
-    """Make `HydraConfig` the job's."""
+    """Let `HydraConfig` return a job's configuration."""
     here = HydraConfig.instance()
     before = here.cfg
     here.set_config(config)

@@ -21,8 +21,8 @@ from fmnist_sweep.engine import checkpoint, functional_model
 from fmnist_sweep.engine.checkpoint import Checkpoint, CheckpointError, OtherConfiguration
 from fmnist_sweep.engine.compiling import worth_compiling
 from fmnist_sweep.engine.data import DataSplits
-from fmnist_sweep.engine.scheduler import TrainingJob, train
 from fmnist_sweep.engine.step import Trial
+from fmnist_sweep.engine.training_jobs import TrainingJob, train
 from fmnist_sweep.results import record, run_plot
 from fmnist_sweep.results.metrics import EPOCH_METRICS
 from fmnist_sweep.results.record import Epoch
@@ -110,7 +110,7 @@ def check_folder(config: Config, folder: Path) -> None:
         except OtherConfiguration:
             raise ConfigError(
                 f"{folder}: holds an interrupted run of another configuration; "
-                "name another folder, or give the same keys to go on"
+                "name another folder, or give the same keys to resume"
             ) from None
         except (CheckpointError, OSError):  # logged by `Training.resume`
             pass
@@ -119,7 +119,7 @@ def check_folder(config: Config, folder: Path) -> None:
 class Training:
     """The training of all repeats of one configuration, and the run folder that it writes.
 
-    jobs: one job for each repeat. Train them with `scheduler.train`, alone or together with the
+    jobs: one job for each repeat. Train them with `training_jobs.train`, alone or together with the
         jobs of other trials; then call `finish`.
     """
 
@@ -185,7 +185,7 @@ class Training:
             target.resume = path
             history = self.histories[repeat] = [Epoch(*row) for row in state["history"]]
             job.kept = history[state["kept_epoch"] - 1]
-            log.info("Going on after epoch %d, from %s", len(history), path)
+            log.info("Resuming after epoch %d, from %s", len(history), path)
         while self._completed_epochs() > len(self.history):
             self._append(self._next_mean())
         if self.history:  # the interruption may have come before this epoch was decided on
@@ -272,7 +272,8 @@ class Training:
 
     def _kept_row(self, repeat: int) -> Epoch:
         """Return the figures of the epoch whose weights a repeat keeps."""
-        return self.jobs[repeat].kept or self.histories[repeat][-1]
+        kept = self.jobs[repeat].kept if self.early_stopping else None
+        return kept or self.histories[repeat][-1]
 
     def _next_mean(self) -> Epoch:
         """Return the mean figures of the first epoch that is not in the history yet."""

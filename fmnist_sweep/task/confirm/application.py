@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fmnist_sweep.base.errors import ConfigError, RecordError
 from fmnist_sweep.results.metrics import Measure
@@ -61,16 +62,13 @@ class Application:
             "hydra.sweeper.max_failures=null",
             *(f"hydra.sweeper.{key}=null" for key in ("params", "repeats", "n_trials", "storage")),
         ]
-        done = self._call(arguments)
-        runs: dict[int, Run] = {}
-        if folder.is_dir():
-            sweep = Sweep(folder)
-            sweep.update()
-            runs = sweep.runs
-        found = {run.params.get(seed_key): run for run in runs.values()}
+        found = _runs_by_seed(folder, seed_key)
         if set(found) != set(seeds):
-            lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-            raise ConfigError(f"--app={self.command!r}: {candidate.name}: {lines[-1]}")
+            done = self._call(arguments)
+            found = _runs_by_seed(folder, seed_key)
+            if set(found) != set(seeds):
+                lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+                raise ConfigError(f"--app={self.command!r}: {candidate.name}: {lines[-1]}")
         return {seed: _value(found[seed], measure) for seed in seeds}
 
     def _call(self, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
@@ -80,6 +78,15 @@ class Application:
             )
         except OSError as error:
             raise ConfigError(f"--app={self.command!r}: {error.strerror}") from None
+
+
+def _runs_by_seed(folder: Path, seed_key: str) -> dict[Any, Run]:
+    """Return the finished runs of a candidate's sweep."""
+    if not folder.is_dir():
+        return {}
+    sweep = Sweep(folder)
+    sweep.update()
+    return {run.params.get(seed_key): run for run in sweep.runs.values()}
 
 
 def _value(run: Run, measure: Measure) -> float | None:

@@ -80,7 +80,7 @@ def candidates(folder: Path, runs: Sequence[Run], top: int, metric: str) -> list
 def application_candidates(
     folder: Path, runs: Sequence[Run], top: int, metric: str
 ) -> list[Candidate]:
-    """Return the same for another application; overrides make its configurations."""
+    """Return the candidates of another application, each defined by its overrides."""
     found = []
     for group in _by_configuration(folder, runs):
         run = group[0]

@@ -14,7 +14,7 @@ from fmnist_sweep.results.metrics import Measure
 from fmnist_sweep.results.publish import publish
 from fmnist_sweep.results.tables import Run, Sweep
 from fmnist_sweep.task.config import Config
-from fmnist_sweep.task.confirm import plots, test_set, testing, writing
+from fmnist_sweep.task.confirm import plots, test_set, writing
 from fmnist_sweep.task.confirm.application import Application, is_of_application
 from fmnist_sweep.task.confirm.candidates import (
     Candidate,
@@ -22,7 +22,6 @@ from fmnist_sweep.task.confirm.candidates import (
     candidates,
     fresh_seeds,
 )
-from fmnist_sweep.task.confirm.training import of_seed, trained
 from fmnist_sweep.task.confirm.verdict import (
     CandidateResult,
     Mean,
@@ -72,7 +71,7 @@ def confirm(options: ConfirmOptions) -> None:
 
 
 def _confirm_application(options: ConfirmOptions, runs: Sequence[Run]) -> None:
-    """Run the winners of another application's sweep again; its test data are its own affair."""
+    """Rerun the winners of another application's sweep. Its test data stay untouched."""
     folder = options.folder
     if options.app is None:
         raise ConfigError(
@@ -170,6 +169,8 @@ def _train(
     folder: Path, found: Sequence[Candidate], seeds: Sequence[int], measure: Measure
 ) -> tuple[list[CandidateResult], dict[str, Path]]:
     """Train the candidates on the seeds; return them ranked, and the run folders by name."""
+    from fmnist_sweep.task.confirm.training import of_seed, trained  # imports torch
+
     wanted = {_name(one, seeds): one.config(seeds, validation="held_out") for one in found}
     folders = trained(folder / "confirm", list(wanted.items()), _say)
 
@@ -198,6 +199,9 @@ def _test(
     options: ConfirmOptions, winner: CandidateResult, folders: dict[str, Path], seeds: Sequence[int]
 ) -> dict[str, Any]:
     """Train the winner on all training images if asked to, and open the test set for it."""
+    from fmnist_sweep.task.confirm import testing  # imports torch
+    from fmnist_sweep.task.confirm.training import of_seed, trained
+
     one = winner.candidate
     if options.refit:
         config = one.config(seeds, validation="train", train_size=None)

@@ -7,8 +7,8 @@ import numpy as np
 from fmnist_sweep.base.figures import Figure, as_label, png
 from fmnist_sweep.results.metrics import Measure
 from fmnist_sweep.results.plot_style import BLUE, GREY, VERMILION
-from fmnist_sweep.task.confirm.testing import CLASSES
 from fmnist_sweep.task.confirm.verdict import CandidateResult
+from fmnist_sweep.task.data.idx import CLASS_NAMES
 
 
 def confusion(confusions: Sequence[Sequence[Sequence[int]]], title: str) -> bytes:
@@ -32,8 +32,8 @@ def confusion(confusions: Sequence[Sequence[Sequence[int]]], title: str) -> byte
                 fontsize="small",
                 color="black" if value > 25 else "white",
             )
-    axes.set_xticks(range(10), CLASSES, rotation=40, ha="right")
-    axes.set_yticks(range(10), CLASSES)
+    axes.set_xticks(range(10), CLASS_NAMES, rotation=40, ha="right")
+    axes.set_yticks(range(10), CLASS_NAMES)
     axes.set(xlabel="Predicted class", ylabel="True class")
     axes.set_title(title, fontsize="medium")
     bar = figure.colorbar(image, label="Share of the true class' test images (%)", shrink=0.8)

@@ -18,18 +18,6 @@ from fmnist_sweep.task.data import source
 
 FILE = "test.json"
 BATCH = 1000
-CLASSES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
 
 
 _Row = Annotated[list[int], Field(min_length=10, max_length=10)]

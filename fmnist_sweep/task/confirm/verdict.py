@@ -10,7 +10,7 @@ from scipy import stats
 
 from fmnist_sweep.results.metrics import Measure
 from fmnist_sweep.task.confirm.candidates import Candidate
-from fmnist_sweep.task.confirm.testing import CLASSES
+from fmnist_sweep.task.data.idx import CLASS_NAMES
 
 CONFIDENCE = 0.95
 
@@ -127,9 +127,9 @@ def per_class(confusions: Sequence[Sequence[Sequence[int]]]) -> list[dict[str, A
             "accuracy_std": float(recall[:, i].std(ddof=1)) if len(counts) > 1 else None,
             "precision": float(precision[:, i].mean()),
             "f1": float(f1[:, i].mean()),
-            "most_often_taken_for": CLASSES[int(mistaken[i].argmax())],
+            "most_often_taken_for": CLASS_NAMES[int(mistaken[i].argmax())],
         }
-        for i, name in enumerate(CLASSES)
+        for i, name in enumerate(CLASS_NAMES)
     ]
 
 

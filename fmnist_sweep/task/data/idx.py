@@ -27,6 +27,20 @@ SPLITS = {
 # file may claim to be.
 LARGEST = 64 * 2**20
 
+# By label.
+CLASS_NAMES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+
 
 class SourceError(Exception):
     """A file or a source cannot be used; the message continues a sentence that its name begins."""

@@ -91,7 +91,7 @@ class TrainingJob:
         return epoch >= self.trial.epochs or (self.stop and epoch >= self.reported_epochs)
 
 
-class Scheduler:
+class JobScheduler:
     """Trains jobs on workers; jobs with the same stack key share a stack.
 
     Trials start, end and are replaced between epochs. A waiting trial joins a stack with its stack
@@ -124,7 +124,7 @@ class Scheduler:
         self.loaded_images: dict[Worker, Images] = {}
         self._numbers = itertools.count()
 
-    def __enter__(self) -> "Scheduler":
+    def __enter__(self) -> "JobScheduler":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -173,7 +173,7 @@ class Scheduler:
             (job,) = jobs.values()
             job.error, job.ended = error, True
             return
-        log.warning("%d trials go on, each by itself: %s", len(jobs), first_line(error))
+        log.warning("%d trials continue, each by itself: %s", len(jobs), first_line(error))
         for number, job in jobs.items():
             job.retry_alone()
             self.waiting.append((number, job))
@@ -271,7 +271,7 @@ def train(jobs: Sequence[TrainingJob]) -> None:
     Raises:
         Exception: the error of the first job that was ended by an error.
     """
-    with Scheduler(Worker, count=1, max_stack=max(1, len(jobs))) as scheduler:
+    with JobScheduler(Worker, count=1, max_stack=max(1, len(jobs))) as scheduler:
         for job in jobs:
             scheduler.add(job)
         while not all(job.ended for job in jobs):
