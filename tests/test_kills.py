@@ -62,7 +62,7 @@ def no_process_is_left(group: int) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kills", [6, pytest.param(20, marks=pytest.mark.torture)])
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.torture)])
 def test_kills_lose_nothing(kills: int) -> None:
     kill(kills, 0, N_TRIALS)
     check_complete(N_TRIALS)
@@ -117,7 +117,7 @@ def kill(kills: int, seed: int, n_trials: int, *options: str) -> None:
 def test_a_request_to_stop(launcher: tuple[str, ...], number: int, code: int) -> None:
     command = [sys.executable, "-m", "tests.tiny_task", *SEARCH, *launcher]
     process = subprocess.Popen(
-        [*command, "hydra.sweeper.n_trials=8"],
+        [*command, "hydra.sweeper.n_trials=4"],
         env={**os.environ, "TINY_TASK_HANGS_IN": "2"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -139,9 +139,9 @@ def test_a_request_to_stop(launcher: tuple[str, ...], number: int, code: int) ->
     assert set(states) == {"COMPLETE", "WAITING"}
     assert len(pd.read_csv("multirun/a/sweep.csv")) == states.count("COMPLETE")
     database.disconnect()
-    done = subprocess.run([*command, "hydra.sweeper.n_trials=8"], capture_output=True, text=True)
+    done = subprocess.run([*command, "hydra.sweeper.n_trials=4"], capture_output=True, text=True)
     assert done.returncode == 0 and "resumes" in done.stdout, done.stderr
-    check_complete(8)
+    check_complete(4)
 
 
 @pytest.mark.parametrize(

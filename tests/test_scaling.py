@@ -54,7 +54,10 @@ def check_complete(n_trials: int, url: str | None = None) -> set[str]:
     [
         # submitit's executor of local processes; a cluster's differs in who starts them.
         ("hydra/launcher=submitit_local", "hydra.sweeper.n_jobs=2"),
-        ("hydra/launcher=ray", "hydra.launcher.init.num_cpus=2", "hydra.sweeper.shares=2"),
+        pytest.param(
+            ("hydra/launcher=ray", "hydra.launcher.init.num_cpus=2", "hydra.sweeper.shares=2"),
+            marks=pytest.mark.torture,
+        ),
         pytest.param(
             ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweeper.shares=2"),
             marks=pytest.mark.torture,
@@ -116,7 +119,7 @@ def test_no_ray_anywhere(tmp_path: Path) -> None:
     assert not (tmp_path / "multirun").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_failing_shares_stop_the_sweep(tiny: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     where = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweeper.shares=2")

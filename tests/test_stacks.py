@@ -248,7 +248,7 @@ def test_processes_train_the_same_and_their_death_is_told(data: DataSplits) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("kept", [True, pytest.param(False, marks=pytest.mark.torture)])
 def test_the_death_of_a_process_costs_one_trial(
     kept: bool, data: DataSplits, tmp_path: Path
 ) -> None:

@@ -12,6 +12,8 @@ from hydra.types import HydraContext, TaskFunction
 from hydra.utils import get_class
 from omegaconf import DictConfig
 
+from fmnist_sweep.sweep.task import task_of
+
 
 class SweepSearchPath(SearchPathPlugin):
     """Search path plugin that adds `hydra/sweeper=study`, its pruners and the launchers."""
@@ -44,9 +46,10 @@ class StudySweeper(Sweeper):
         command.run(lambda: self._sweep(arguments))
 
     def _sweep(self, arguments: list[str]) -> None:
-        launcher = get_class(self.hydra_setup[0].hydra.launcher._target_)
+        config, _, function = self.hydra_setup
+        launcher = get_class(config.hydra.launcher._target_)
         if warm_up := getattr(launcher, "warm_up", None):
-            warm_up()
+            warm_up(task_of(function))
         from fmnist_sweep.sweep import begin  # takes a second, in which the warm-up proceeds
 
         begin.sweep(arguments, self.settings, *self.hydra_setup)

@@ -31,8 +31,6 @@ class FashionTask(Task):
     default_objective = "val_accuracy"
     known_keys = tuple(known_keys(Config))
     free_keys = CHANGES_NO_RESULT
-    # PyTorch imports its compiler, in more than a second, at the first use of `torch.func`.
-    preload = ("fmnist_sweep.sweep.job", "fmnist_sweep.task.trial", "torch._dynamo")
 
     def check(self, config: DictConfig) -> None:
         """Check types, ranges, targets and their arguments."""
@@ -51,6 +49,9 @@ class FashionTask(Task):
 
 class FashionTraining(FashionTask):
     """The task of `fmnist_sweep.train`, whose trials can be trained together in stacks."""
+
+    # PyTorch imports its compiler, in more than a second, at the first use of `torch.func`.
+    preload = (*Task.preload, "fmnist_sweep.task.trial", "torch._dynamo")
 
     def prepare(
         self, config: DictConfig, run: Path, on_epoch: Callable[[Epoch], bool]

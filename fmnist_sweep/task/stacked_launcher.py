@@ -16,6 +16,7 @@ from fmnist_sweep.base import processes
 from fmnist_sweep.engine.settings import WORKER_MODULES
 from fmnist_sweep.sweep.hydra_job import Job
 from fmnist_sweep.sweep.runners import JobSource, Runner, error_of
+from fmnist_sweep.sweep.task import Task
 
 
 class StackedLauncher(Launcher):
@@ -65,9 +66,10 @@ class StackedLauncher(Launcher):
         stacked_runner.read(settings)
 
     @staticmethod
-    def warm_up() -> None:
+    def warm_up(task: Task) -> None:
         """Start importing what the workers need, before the sweep is checked."""
-        processes.start_server(*WORKER_MODULES)
+        if hasattr(task, "prepare"):  # else no worker will be started
+            processes.start_server(*WORKER_MODULES)
 
     def runner(self, cores: int) -> Runner:
         """Return a runner that asks for a job whenever another has ended."""
