@@ -97,7 +97,8 @@ def application_candidates(
     def default() -> Candidate:
         first = found[0]
         rest = overrides_of(first.run, without=[first.seed_key, *first.params])
-        return Candidate("baseline", {}, None, True, {}, first.run, first.seed_key, rest)
+        params = dict.fromkeys(first.params, "default")
+        return Candidate("baseline", params, None, True, {}, first.run, first.seed_key, rest)
 
     return _with_baseline(found, top, default)
 

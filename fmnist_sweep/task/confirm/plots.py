@@ -49,7 +49,9 @@ def candidates(table: Sequence[CandidateResult], measure: Measure) -> bytes:
     axes = figure.subplots()
     names = []
     for place, one in enumerate(reversed(table)):
-        names.append(one.candidate.name + (" (baseline)" if one.candidate.is_baseline else ""))
+        name = one.candidate.name
+        mark = " (baseline)" if one.candidate.is_baseline and name != "baseline" else ""
+        names.append(name + mark)
         values = [measure.scale * v for v in one.values.values() if v is not None]
         axes.plot(
             values,
