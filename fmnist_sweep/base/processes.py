@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.forkserver import ensure_running
@@ -56,12 +57,19 @@ def fork_server(*modules: str) -> ForkServerContext | SpawnContext:
 def start_server(*modules: str) -> None:
     """Start the fork server in the background: it imports while this process does other work.
 
+    If the machine starts no process, do nothing; `start` reports it.
+
     Args:
         modules: as in `fork_server`; only the first call in a process has an effect.
     """
+    fork_server(*modules)
+    with suppress(OSError, EOFError):
+        _ensure_server()
+
+
+def _ensure_server() -> None:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return
-    fork_server(*modules)
     # Ctrl-C would print the server's traceback. A signal that is ignored at the start stays so.
     in_main = threading.current_thread() is threading.main_thread()
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
@@ -89,8 +97,7 @@ def start(process: BaseProcess) -> None:
         MachineFault: no process can be started, for example because too many are running.
     """
     try:
-        if "forkserver" in multiprocessing.get_all_start_methods():
-            ensure_running()  # before signals are blocked: the server's processes inherit the mask
+        _ensure_server()  # before signals are blocked: the server's processes inherit the mask
         # An interruption before `start` returns would leave behind an unknown child.
         _block_stop_signals(True)
         try:

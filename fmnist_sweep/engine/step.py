@@ -177,7 +177,7 @@ class TrialState:
 
     @property
     def is_exhausted(self) -> bool:
-        """Whether early stopping ends the trial after the current epoch."""
+        """True if early stopping ends the trial after the current epoch."""
         return self.stopping is not None and self.stopping.exhausted
 
     @property

@@ -13,7 +13,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Task:
-    """What a sweep asks of an application; this class serves a plain Hydra application.
+    """The properties of an application that a sweep uses; the defaults suit any Hydra app.
 
     An application that can tell more about itself derives from it and marks its function:
 

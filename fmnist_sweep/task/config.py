@@ -124,7 +124,7 @@ class DataConfig(Section):
 
 
 class TrainerConfig(Section):
-    """How long, where and how a trial trains."""
+    """The length, the device and the procedure of a trial's training."""
 
     epochs: int = Field(ge=1)
     label_smoothing: float = Field(ge=0, lt=1)

@@ -28,6 +28,8 @@ from fmnist_sweep.results.record import Epoch
 from fmnist_sweep.sweep.hydra_job import Job, compose, execute, failed
 from fmnist_sweep.sweep.job import RunningTrial, SweepJob
 from fmnist_sweep.sweep.task import task_of
+from fmnist_sweep.task import build
+from fmnist_sweep.task.cli import parsed
 from fmnist_sweep.task.fashion import FashionTraining, objective_values
 from fmnist_sweep.task.trial import Training
 
@@ -94,9 +96,6 @@ def run(
 
 
 def _on_cpu(config: DictConfig) -> bool:
-    from fmnist_sweep.task import build
-    from fmnist_sweep.task.cli import parsed
-
     try:
         return build.device(parsed(config)).type == "cpu"
     except ConfigError:  # the trials report it
@@ -127,6 +126,7 @@ class _StackedJob:
         self.trial: RunningTrial | None = None
         self.training: Training | None = None
         self.error: Exception | None = None
+        self.returned = JobReturn()
 
     def start(self, scheduler: JobScheduler) -> None:
         """Have Hydra set up the job and the task prepare its training, and schedule that."""

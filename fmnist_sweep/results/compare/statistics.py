@@ -16,7 +16,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Difference:
-    """How much better B is than A, in the objective's unit; positive means better.
+    """The advantage of B over A in the objective's unit; positive if B is better.
 
     n: the number of values.
     low, high: the interval; None with too few values.
@@ -31,7 +31,7 @@ class Difference:
 
     @property
     def within_noise(self) -> bool:
-        """Whether the interval includes zero or is unknown."""
+        """True if the interval includes zero or is unknown."""
         return self.low is None or self.high is None or self.low <= 0 <= self.high
 
 

@@ -15,8 +15,8 @@ from fmnist_sweep.task.confirm.candidates import Candidate
 
 
 def is_of_application(run: Run) -> bool:
-    """Return whether a run is another application's: it has metrics of its own naming."""
-    return bool(run.metrics)
+    """Return whether a run is another application's, by the section that only its summary has."""
+    return "metrics" in run.summary
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def _confirm_application(options: ConfirmOptions, runs: Sequence[Run]) -> None:
     if options.app is None:
         raise ConfigError(
             f"{folder}: is a sweep of another application; name its command: "
-            f"--app 'python your_app.py'"
+            "--app 'python your_app.py'"
         )
     application = Application(options.app)
     measure = Measure(runs[0].objective[0], runs[0].direction[0])

@@ -56,7 +56,7 @@ class CandidateResult:
 
     @property
     def within_noise(self) -> bool:
-        """Whether the winner's lead may be chance."""
+        """True if the winner's lead may be chance."""
         return self.behind is not None and (self.behind.low is None or self.behind.low <= 0)
 
 
