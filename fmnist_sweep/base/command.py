@@ -1,5 +1,6 @@
 """Run a command: errors as one line, standard streams that never fail, SIGINT and SIGTERM."""
 
+import gc
 import io
 import os
 import signal
@@ -50,6 +51,23 @@ def _file_error_line(error: Exception) -> str | None:
     if is_machine_fault(error):
         return f"{describe(error)}; what has finished is kept"
     return describe(error) if isinstance(error, OSError) and error.filename else None
+
+
+@contextmanager
+def imports() -> Iterator[None]:
+    """Import large libraries inside the block without garbage collections.
+
+    PyTorch makes half a million objects that live as long as the process. The collector would look
+    at them several times during the import and again at the exit, together for more than a second.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if was_enabled:
+            gc.enable()
 
 
 class Interrupted(KeyboardInterrupt):

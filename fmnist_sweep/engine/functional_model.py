@@ -16,6 +16,9 @@ from fmnist_sweep.models.mlp import MLP
 EVALUATION_BATCH = 1000
 
 ExecutionMode = Literal["stacked", "single", "plain"]
+BatchSums = Callable[
+    [torch.Tensor, dict[str, torch.Tensor], torch.Tensor, torch.Tensor], torch.Tensor
+]
 
 
 class FunctionalModel:
@@ -83,25 +86,53 @@ class FunctionalModel:
 
     @torch.no_grad()
     def evaluate(
-        self, rows: torch.Tensor, buffers: dict[str, torch.Tensor], images: Images
+        self,
+        rows: torch.Tensor,
+        buffers: dict[str, torch.Tensor],
+        images: Images,
+        batch_sums: BatchSums | None = None,
     ) -> list[tuple[float, float]]:
-        """Return the mean loss and the accuracy of each row of weights [K, P] on the images."""
-        self.model.eval()
+        """Return the mean loss and the accuracy of each row of weights [K, P] on the images.
+
+        Args:
+            rows: the weights.
+            buffers: what `buffers_and_frozen` returns, with a leading dimension K.
+            images: the images.
+            batch_sums: a replacement for `self.batch_sums`.
+        """
+        sums = batch_sums or self.batch_sums
         totals = torch.zeros(
             2, len(rows), dtype=accumulation_dtype(rows.device), device=rows.device
         )
         for start in range(0, len(images), EVALUATION_BATCH):
-            pixels = normalise(images.pixels[start : start + EVALUATION_BATCH])
+            pixels = images.pixels[start : start + EVALUATION_BATCH]
             labels = images.labels[start : start + EVALUATION_BATCH]
-            # Expanded rather than shared: the matrix products are then the same for every K.
-            sums = self._evaluate_rows(
-                self.unflatten(rows),
-                buffers,
-                pixels.expand(len(rows), *pixels.shape),
-                labels.expand(len(rows), -1),
-            )
-            totals += torch.stack(sums)
+            totals += sums(rows, buffers, pixels, labels)
         return [(loss, accuracy) for loss, accuracy in (totals / len(images)).T.tolist()]
+
+    def batch_sums(
+        self,
+        rows: torch.Tensor,
+        buffers: dict[str, torch.Tensor],
+        pixels: torch.Tensor,
+        labels: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the sums of losses [0] and of correct predictions [1] of each row: [2, K].
+
+        Args:
+            rows, buffers: as in `evaluate`.
+            pixels, labels: images, uint8 [n, 1, 28, 28] and int64 [n].
+        """
+        self.model.eval()
+        images = normalise(pixels)
+        # Expanded rather than shared: the matrix products are then the same for every K.
+        sums = self._evaluate_rows(
+            self.unflatten(rows),
+            buffers,
+            images.expand(len(rows), *images.shape),
+            labels.expand(len(rows), -1),
+        )
+        return torch.stack(sums)
 
     def _logits(self, weights: Any, buffers: Any, images: torch.Tensor) -> Any:
         if not self.bf16:
@@ -226,7 +257,7 @@ def choose_execution_mode(
     Returns:
         The mode, and the reason if the mode is not "stacked".
     """
-    if type(model) is MLP and not bf16:
+    if type(model) is MLP:
         # Known without a trial step, which imports PyTorch's compiler in more than a second.
         return "stacked", None
     candidates: list[ExecutionMode] = ["stacked"]

@@ -8,9 +8,8 @@ from pydantic import BeforeValidator, Field
 from fmnist_sweep.base.errors import ConfigError
 from fmnist_sweep.base.schema import Section, checked
 
-# Modules of the workers' fork server. Otherwise `torch.func` imports PyTorch's compiler in each
-# worker, in more than a second.
-WORKER_MODULES = ("fmnist_sweep.engine.workers", "torch._dynamo")
+# Modules of the workers' fork server.
+WORKER_MODULES = ("fmnist_sweep.engine.workers",)
 
 
 class ConstantConfig(Section):

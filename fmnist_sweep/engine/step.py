@@ -12,7 +12,8 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import astuple, dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ from fmnist_sweep.engine.layers import with_stackable_layers
 from fmnist_sweep.engine.optimizers import TorchOptimizer
 from fmnist_sweep.engine.recipe import Recipe, clip_gradients, parameter_scales, update_ema
 from fmnist_sweep.engine.schedules import Schedule
+from fmnist_sweep.engine.step_library import FlatStep, StepLibrary
 from fmnist_sweep.results.record import Epoch
 
 
@@ -189,17 +191,69 @@ class TrialState:
 Step = Callable[..., torch.Tensor | None]
 
 
+class StepTensors(NamedTuple):
+    """The tensors that a step reads and writes, for K rows and n images.
+
+    weights: float32 [K, P].
+    optimizer_state: float32 [K, P] by name.
+    buffers: what `buffers_and_frozen` returns, with a leading dimension K.
+    totals: sums of losses [0] and of correct predictions [1] so far: [2, K].
+    counter: the number of the step in the tables below: int64 [1].
+    pixels, labels: the training images: uint8 [n, 1, 28, 28] and int64 [n].
+    batches: the numbers of each step's images: int64 [steps, K, batch].
+    coefficients: of the optimizer and the recipe: float32 [steps, C, K].
+    random_keys: keys of the dropout masks: int64 [steps, K].
+    augmentation_draws: see `augmentation.draws`: float32 [steps, K, batch, D].
+    """
+
+    weights: torch.Tensor
+    optimizer_state: dict[str, torch.Tensor]
+    buffers: dict[str, torch.Tensor]
+    totals: torch.Tensor
+    counter: torch.Tensor
+    pixels: torch.Tensor
+    labels: torch.Tensor
+    batches: torch.Tensor
+    coefficients: torch.Tensor
+    random_keys: torch.Tensor
+    augmentation_draws: torch.Tensor
+
+    def flat(self) -> list[torch.Tensor]:
+        """Return the tensors as a list."""
+        weights, state, buffers, *others = self
+        return [weights, *state.values(), *buffers.values(), *others]
+
+    def like(self, flat: Sequence[torch.Tensor]) -> "StepTensors":
+        """Return other tensors, given as `flat` returns them."""
+        end_of_state = 1 + len(self.optimizer_state)
+        end_of_buffers = end_of_state + len(self.buffers)
+        return StepTensors(
+            flat[0],
+            dict(zip(self.optimizer_state, flat[1:end_of_state])),
+            dict(zip(self.buffers, flat[end_of_state:end_of_buffers])),
+            *flat[end_of_buffers:],
+        )
+
+
 class StepCache:
     """The step functions of one stack key, compiled once per number of rows.
 
     Args:
         trial: any trial with the stack key; its layers are replaced by `with_stackable_layers`.
-        compile: run the step under `torch.compile`.
+        compile: compile the step.
         bf16: see `FunctionalModel`.
         device: the device of the training.
+        library: keeps steps on disk, if the device is a CPU; None to trace and compile them anew.
     """
 
-    def __init__(self, trial: Trial, compile: bool, bf16: bool, device: torch.device) -> None:
+    def __init__(
+        self,
+        trial: Trial,
+        compile: bool,
+        bf16: bool,
+        device: torch.device,
+        library: StepLibrary | None = None,
+    ) -> None:
         self.dropout_keys = with_stackable_layers(trial.model)
         execution_mode, _ = functional_model.choose_execution_mode(trial.model, device, bf16)
         self.functional_model = FunctionalModel(trial.model, execution_mode, bf16)
@@ -212,11 +266,74 @@ class StepCache:
         # Whether the step can be captured as a CUDA graph; None until this has been tried.
         may_capture = execution_mode != "plain" and self.stacked_optimizer is not None
         self.capturable: bool | None = None if device.type == "cuda" and may_capture else False
+        self.library = library if execution_mode != "plain" and device.type == "cpu" else None
         self.eager = self._make_step()
         self._compiled: dict[int, Step] = {}
+        self._kept: dict[tuple[int, bool], FlatStep | None] = {}
+        self._kept_sums: dict[tuple[int, int], FlatStep | None] = {}
 
-    def for_rows(self, rows: int) -> Step:
-        """Return the step function for chunks with this number of rows."""
+    def bind(self, tensors: StepTensors, full: bool) -> Callable[[], torch.Tensor | None]:
+        """Return a function that takes a step with these tensors.
+
+        Args:
+            tensors: the step's tensors.
+            full: whether the batches are full. The last, shorter batch is not compiled: one step
+                per epoch does not repay it.
+
+        Returns:
+            A function that returns the gradient [K, P] if the optimizer is PyTorch's own.
+        """
+        rows = len(tensors.weights)
+        if self.library is not None:
+            if (rows, full) not in self._kept:
+                self._kept[rows, full] = self._open_kept(self.library, tensors, full)
+            kept = self._kept[rows, full]
+            if kept is not None:
+                return partial(_call_flat, kept, tensors.flat())
+        return partial(self._for_rows(rows) if full else self.eager, *tensors)
+
+    def _open_kept(self, library: StepLibrary, tensors: StepTensors, full: bool) -> FlatStep | None:
+        def step(flat: list[torch.Tensor]) -> list[torch.Tensor]:
+            gradient = self.eager(*tensors.like(flat))
+            return [] if gradient is None else [gradient]
+
+        if full and self.compile:
+            return library.compiled(step, tensors.flat())
+        return library.traced("step", step, tensors.flat())
+
+    def evaluate(
+        self, weights: torch.Tensor, buffers: dict[str, torch.Tensor], images: Images
+    ) -> list[tuple[float, float]]:
+        """Return the mean loss and the accuracy of each row of weights; see `FunctionalModel`."""
+        batch_sums = self._batch_sums if self.library else None
+        return self.functional_model.evaluate(weights, buffers, images, batch_sums)
+
+    def _batch_sums(
+        self,
+        weights: torch.Tensor,
+        buffers: dict[str, torch.Tensor],
+        pixels: torch.Tensor,
+        labels: torch.Tensor,
+    ) -> torch.Tensor:
+        """Do the same as `FunctionalModel.batch_sums`, if possible from the library."""
+        sums = self.functional_model.batch_sums
+        flat, names = [weights, *buffers.values(), pixels, labels], list(buffers)
+
+        def step(flat: list[torch.Tensor]) -> list[torch.Tensor]:
+            weights, *values, pixels, labels = flat
+            return [sums(weights, dict(zip(names, values)), pixels, labels)]
+
+        shape = len(weights), len(pixels)
+        if shape not in self._kept_sums:
+            assert self.library is not None
+            self._kept_sums[shape] = self.library.traced("evaluation", step, flat)
+        return (self._kept_sums[shape] or step)(flat)[0]
+
+    def has_guards(self, rows: int) -> bool:
+        """Return whether the step checks the tensors' shapes, as those of `torch.compile` do."""
+        return rows in self._compiled
+
+    def _for_rows(self, rows: int) -> Step:
         if not self.compile:
             return self.eager
         if rows not in self._compiled:
@@ -273,6 +390,11 @@ class StepCache:
         return step
 
 
+def _call_flat(step: FlatStep, tensors: list[torch.Tensor]) -> torch.Tensor | None:
+    outputs = step(tensors)
+    return outputs[0] if outputs else None
+
+
 class Chunk:
     """Trials that are trained in the same step, for one or several epochs.
 
@@ -317,7 +439,7 @@ class Chunk:
         )
         self.counter = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.batch = 0
-        self._step = step_cache.for_rows(len(rows))
+        self._steps: dict[bool, Callable[[], torch.Tensor | None]] = {}
         self._has_stepped = False
         self._graph: torch.cuda.CUDAGraph | None = None
 
@@ -328,6 +450,7 @@ class Chunk:
         torch.manual_seed(_model_seed(self.rows[0].trial.seed, self.rows[0].epoch))
         self._prepare_tables(coefficients)
         self._graph = None  # reads the last epoch's tables
+        self._steps = {}
         self.totals.zero_()
         self.counter.zero_()
         self.batch = 0
@@ -361,7 +484,7 @@ class Chunk:
             self._has_stepped = True
         if self.step_cache.capturable is None and self.batch < end_of_full:
             self.step_cache.capturable = can_capture(self._run_batch)
-        with skip_guards() if self.step_cache.compile else nullcontext():
+        with skip_guards() if self.step_cache.has_guards(len(self.rows)) else nullcontext():
             if self.step_cache.capturable and self._graph is None and self.batch < end_of_full:
                 self._graph = capture_cuda_graph(lambda: self._take_step(full=True), self.device)
                 self.step_cache.capturable = self._graph is not None
@@ -379,15 +502,17 @@ class Chunk:
         self.batch += 1
 
     def _take_step(self, full: bool) -> None:
-        # The last, shorter batch runs eagerly: one step per epoch does not repay a compilation.
-        step, batches, draws, first = (
-            (self._step, self.full_batches, self.full_draws, 0)
-            if full
-            else (self.step_cache.eager, self.last_batch, self.last_draws, len(self.full_batches))
-        )
+        if full not in self._steps:
+            self._steps[full] = self.step_cache.bind(self._tensors(full), full)
         if not full:
             self.counter.zero_()
-        gradient = step(
+        gradient = self._steps[full]()
+        if gradient is not None:
+            self._step_torch_optimizer(gradient[0])
+
+    def _tensors(self, full: bool) -> StepTensors:
+        first = 0 if full else len(self.full_batches)
+        return StepTensors(
             self.weights,
             self.optimizer_state,
             self.buffers,
@@ -395,13 +520,11 @@ class Chunk:
             self.counter,
             self.images.pixels,
             self.images.labels,
-            batches,
+            self.full_batches if full else self.last_batch,
             self.coefficients[first:] if first else self.coefficients,
             self.random_keys[first:] if first else self.random_keys,
-            draws,
+            self.full_draws if full else self.last_draws,
         )
-        if gradient is not None:
-            self._step_torch_optimizer(gradient[0])
 
     def _step_torch_optimizer(self, gradient: torch.Tensor) -> None:
         (row,) = self.rows
@@ -421,7 +544,7 @@ class Chunk:
     def evaluate(self, images: Images) -> list[tuple[float, float]]:
         """Return each row's mean loss and accuracy on the images."""
         weights = self.optimizer_state.get("ema", self.weights)
-        return self.step_cache.functional_model.evaluate(weights, self.buffers, images)
+        return self.step_cache.evaluate(weights, self.buffers, images)
 
     def halves(self) -> list["Chunk"]:
         """Split the rows into two chunks that continue at the current batch of the epoch."""
@@ -444,7 +567,7 @@ class Chunk:
         half.random_keys = self.random_keys[:, part].contiguous()
         half.totals = self.totals[:, part].clone()
         half.counter = torch.full_like(self.counter, self.batch)
-        half._step = self.step_cache.for_rows(len(half.rows))
+        half._steps = {}
         half._has_stepped = False
         return half
 

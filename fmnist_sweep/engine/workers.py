@@ -28,6 +28,7 @@ from fmnist_sweep.engine.data import DataSplits
 from fmnist_sweep.engine.settings import WORKER_MODULES
 from fmnist_sweep.engine.stack import CHUNK_SIZE, Outcome, Progress, Stack, StackKey
 from fmnist_sweep.engine.step import StepCache, Trial
+from fmnist_sweep.engine.step_library import StepLibrary, is_portable
 
 MAX_STEP_CACHES = 16
 
@@ -56,7 +57,8 @@ class Trainer:
         if stack_key not in self.step_caches:
             if len(self.step_caches) >= MAX_STEP_CACHES:
                 del self.step_caches[next(iter(self.step_caches))]
-            step_cache = StepCache(first, stack_key.compile, stack_key.bf16, device)
+            compile, bf16 = stack_key.compile, stack_key.bf16
+            step_cache = StepCache(first, compile, bf16, device, _library(stack_key))
             self.step_caches[stack_key] = step_cache
         self.stack = Stack(
             self.step_caches[stack_key],
@@ -73,6 +75,12 @@ class Trainer:
     def remove(self, number: int) -> dict[str, torch.Tensor]:
         """Remove a trial from the stack; see `Stack.remove`."""
         return self.stack.remove(number)
+
+
+def _library(stack_key: StackKey) -> StepLibrary | None:
+    if not is_portable(stack_key.signature):
+        return None
+    return StepLibrary(stack_key.signature, stack_key.bf16, stack_key.threads)
 
 
 class Worker:

@@ -12,6 +12,7 @@ from hydra.types import HydraContext, TaskFunction
 from hydra.utils import get_class
 from omegaconf import DictConfig
 
+from fmnist_sweep.base import command
 from fmnist_sweep.sweep.task import task_of
 
 
@@ -40,8 +41,6 @@ class StudySweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the sweep to its end; see `begin.sweep`."""
-        from fmnist_sweep.base import command
-
         # Hydra would print a traceback for a user's mistake.
         command.run(lambda: self._sweep(arguments))
 
@@ -50,6 +49,7 @@ class StudySweeper(Sweeper):
         launcher = get_class(config.hydra.launcher._target_)
         if warm_up := getattr(launcher, "warm_up", None):
             warm_up(task_of(function))
-        from fmnist_sweep.sweep import begin  # takes a second, in which the warm-up proceeds
+        with command.imports():
+            from fmnist_sweep.sweep import begin  # takes a second, in which the warm-up proceeds
 
         begin.sweep(arguments, self.settings, *self.hydra_setup)

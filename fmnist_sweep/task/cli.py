@@ -63,7 +63,8 @@ class PrepareRun(Callback):
             sys.exit(1)
 
     def _prepare(self, config: DictConfig) -> None:
-        from fmnist_sweep.task import build, trial
+        with command.imports():
+            from fmnist_sweep.task import build, trial
 
         checked = parsed(config)
         build.check(checked)

@@ -5,6 +5,7 @@ import logging
 import math
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -23,7 +24,7 @@ from fmnist_sweep.engine.compiling import worth_compiling
 from fmnist_sweep.engine.data import DataSplits
 from fmnist_sweep.engine.step import Trial
 from fmnist_sweep.engine.training_jobs import TrainingJob, train
-from fmnist_sweep.results import record, run_plot
+from fmnist_sweep.results import record
 from fmnist_sweep.results.metrics import EPOCH_METRICS
 from fmnist_sweep.results.record import Epoch
 from fmnist_sweep.task import build
@@ -54,8 +55,16 @@ def run(
         TrialFailed: the loss or a weight became NaN or infinite; history and summary are written.
     """
     training = prepare(config, folder, test=test, on_epoch=on_epoch)
+    # Matplotlib takes half a second to import. Steps leave Python free in the meantime.
+    threading.Thread(target=_import_run_plot, daemon=True).start()
     train(training.jobs)
     return training.finish()
+
+
+def _import_run_plot() -> Any:
+    from fmnist_sweep.results import run_plot
+
+    return run_plot
 
 
 def prepare(
@@ -329,7 +338,7 @@ class Training:
                 self._write_repeat(repeat, {**ending, **own}, finite)
         elif finite:
             write_atomically(self.folder / "model.pt", _state_dict_bytes(self.jobs[0].trial.model))
-        picture = run_plot.curves(self.history, _title(self.config))
+        picture = _import_run_plot().curves(self.history, _title(self.config))
         write_atomically(self.folder / "results.png", picture)
         record.write_json(self.folder, "summary.json", summary)
         for repeat in range(self.config.repeats):
