@@ -4,7 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from fmnist_sweep.base import command
+from fmnist_sweep.base import command, processes
+from fmnist_sweep.engine.settings import WORKER_MODULES
 
 
 def main() -> None:
@@ -46,8 +47,11 @@ def main() -> None:
 
 
 def _confirm(arguments: argparse.Namespace) -> None:
+    if arguments.app is None:
+        processes.start_server(*WORKER_MODULES)
     # Late, as it imports torch, which --help does not need.
-    from fmnist_sweep.task.confirm.confirmation import ConfirmOptions, confirm
+    with command.imports():
+        from fmnist_sweep.task.confirm.confirmation import ConfirmOptions, confirm
 
     confirm(ConfirmOptions(**vars(arguments)))
 

@@ -12,7 +12,7 @@ import torch
 from fmnist_sweep import report as report_command
 from fmnist_sweep import train
 from fmnist_sweep.engine.data import DataSplits, Images
-from fmnist_sweep.sweep import loop
+from fmnist_sweep.results import publish
 from fmnist_sweep.task.data import source
 from tests import tiny_task
 
@@ -109,7 +109,7 @@ def fmnist_train(in_process: InProcess) -> Command:
 @pytest.fixture
 def tiny(in_process: InProcess, monkeypatch: pytest.MonkeyPatch) -> Command:
     """The same command around a task that trains nothing, without pictures of it."""
-    monkeypatch.setattr(loop, "publish", lambda folder, runs: None)
+    monkeypatch.setattr(publish, "publish", lambda folder, runs: None)
     return in_process(tiny_task.main)
 
 

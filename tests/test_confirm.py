@@ -178,16 +178,15 @@ def test_the_experiment_is_the_whole_configuration(
 def test_interrupted_it_goes_on(
     folder: Path, confirm: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train, count = training.trial.run, [0]
+    finish, count = training.trial.Training.finish, [0]
 
-    def run(config: Any, run: Path, **more: Any) -> Any:
+    def interrupted(run: training.trial.Training) -> Any:
         count[0] += 1
         if count[0] == 2:
-            record.write_history(run, [])
             raise KeyboardInterrupt
-        return train(config, run, **more)
+        return finish(run)
 
-    monkeypatch.setattr(training.trial, "run", run)
+    monkeypatch.setattr(training.trial.Training, "finish", interrupted)
     outcome = confirm(str(folder), *QUICK)
     assert outcome.code == 130 and "Run the same command to resume" in outcome.err
     assert not (folder / "test_set.json").exists()
@@ -244,15 +243,15 @@ def test_refit_takes_all_training_images(tmp_path: Path, confirm: Command) -> No
 def test_a_damaged_model_is_one_line(
     content: bytes | None, folder: Path, confirm: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train = training.trial.run
+    finish = training.trial.Training.finish
 
-    def run(config: Any, run: Path, **more: Any) -> Any:
-        found = train(config, run, **more)
-        for model in run.rglob("model.pt"):
+    def damaged(run: training.trial.Training) -> Any:
+        found = finish(run)
+        for model in run.folder.rglob("model.pt"):
             model.unlink() if content is None else model.write_bytes(content)
         return found
 
-    monkeypatch.setattr(training.trial, "run", run)
+    monkeypatch.setattr(training.trial.Training, "finish", damaged)
     outcome = confirm(str(folder), "--top", "1", "--seeds", "1", "--no-refit")
     assert outcome.code == 1 and "model.pt: " in outcome.err
     assert len(outcome.err.splitlines()) == 1, outcome.err
@@ -264,13 +263,13 @@ def test_a_damaged_model_is_one_line(
 def test_a_test_result_of_somebody_elses_is_one_line(
     text: str, folder: Path, confirm: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train = training.trial.run
+    finish = training.trial.Training.finish
 
-    def run(config: Any, run: Path, **more: Any) -> Any:
-        (run / "test.json").write_text(text)
-        return train(config, run, **more)
+    def with_test(run: training.trial.Training) -> Any:
+        (run.folder / "test.json").write_text(text)
+        return finish(run)
 
-    monkeypatch.setattr(training.trial, "run", run)
+    monkeypatch.setattr(training.trial.Training, "finish", with_test)
     outcome = confirm(str(folder), "--top", "1", "--seeds", "1", "--no-refit")
     assert outcome.code == 1 and "test.json: " in outcome.err
     assert len(outcome.err.splitlines()) == 1, outcome.err

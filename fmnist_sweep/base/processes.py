@@ -43,15 +43,24 @@ def fork_server(*modules: str) -> ForkServerContext | SpawnContext:
     On Windows, which cannot fork, each process imports for itself.
 
     Args:
-        modules: names of the modules that the server imports before its first fork.
+        modules: names of the modules that the server imports before its first fork; none to leave
+            them as they are.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(list(modules))
+    if modules:
+        server.set_forkserver_preload([*modules, *_own_main()])
     if len(os.fsencode(tempfile.gettempdir())) > _MAX_TEMP_DIR_BYTES:
         _put_sockets_in_tmp()
     return server
+
+
+def _own_main() -> list[str]:
+    """Return the name of this package's command, which each child process imports."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    is_ours = spec is not None and spec.name.startswith("fmnist_sweep.")
+    return [spec.name] if spec is not None and is_ours else []
 
 
 def start_server(*modules: str) -> None:

@@ -12,6 +12,7 @@ checkpoint-0.pt   during training: the state of the first repeat at the end of a
 """
 
 import csv
+import functools
 import glob
 import importlib.metadata
 import io
@@ -23,6 +24,7 @@ import shlex
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -36,6 +38,8 @@ from fmnist_sweep.base.processes import cores
 
 # In bytes. The history of half a million epochs, the longest text file of a run, is smaller.
 LARGEST = 64 * 2**20
+# Between two writes of a history in progress.
+HISTORY_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,34 @@ def write_history(folder: Path, history: Sequence[Epoch | Mapping[str, float]]) 
     writer.writerow(columns)
     writer.writerows([row.get(name, "") for name in columns] for row in rows)
     write_atomically(folder / "history.csv", text.getvalue())
+
+
+class HistoryFile:
+    """The `history.csv` of a run in progress, written from time to time.
+
+    A write waits for the disk, which takes longer than many an epoch.
+
+    Args:
+        folder: the run folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rows: Sequence[Epoch | Mapping[str, float]] = []
+        self.written = 0
+        self.written_at = time.monotonic()
+
+    def update(self, rows: Sequence[Epoch | Mapping[str, float]]) -> None:
+        """Take the rows so far; write them if the last write is `HISTORY_SECONDS` ago."""
+        self.rows = rows
+        if time.monotonic() - self.written_at >= HISTORY_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write rows that have not been written."""
+        if len(self.rows) > self.written:
+            write_history(self.folder, self.rows)
+            self.written, self.written_at = len(self.rows), time.monotonic()
 
 
 def read_history(folder: Path) -> list[dict[str, float]]:
@@ -278,6 +310,16 @@ def environment(**training: Any) -> dict[str, Any]:
     Args:
         training: further items, such as device and threads; they come first.
     """
+    return {
+        **training,
+        **_installation(),
+        "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
+    }
+
+
+@functools.cache
+def _installation() -> dict[str, Any]:
+    """Return what does not change while a process runs."""
     versions: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:
@@ -285,14 +327,12 @@ def environment(**training: Any) -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
     return {
-        **training,
         "python": platform.python_version(),
         "versions": versions,
         "platform": platform.platform(),
         "processor": _processor(),
         "cores": cores(),
         **_git_state(),
-        "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
     }
 
 

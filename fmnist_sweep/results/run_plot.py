@@ -1,14 +1,31 @@
 """The picture of a run, drawn by matplotlib's object interface: no global state, no display."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from fmnist_sweep.base.figures import Axes, Figure, as_label, png, ticker
+from fmnist_sweep.base.files import write_atomically
+from fmnist_sweep.results import record
 from fmnist_sweep.results.record import Epoch
 
 # Okabe and Ito's blue and vermilion, safe for colour blindness; markers serve grey prints.
 TRAINING: dict[str, Any] = {"color": "#0072B2", "marker": "o"}
 VALIDATION: dict[str, Any] = {"color": "#D55E00", "marker": "s"}
+
+
+def draw(folder: Path, title: str) -> None:
+    """Draw `results.png` into a run folder from its `history.csv`.
+
+    Args:
+        folder: the run folder.
+        title: see `curves`.
+
+    Raises:
+        OSError, RecordError: there is no history, or the folder cannot be written.
+    """
+    history = [Epoch(**row) for row in record.read_history(folder)]  # type: ignore[arg-type]
+    write_atomically(folder / "results.png", curves(history, title))
 
 
 def curves(history: Sequence[Epoch], title: str) -> bytes:

@@ -121,7 +121,12 @@ class RunningTrial:
         self.number = number
         self.run = run
         self.pruner = make_pruner(job.pruner)
+        self.prunes = len(job.objectives) == 1 and not isinstance(
+            self.pruner, optuna.pruners.NopPruner
+        )
+        self.values: dict[int, float] = {}  # of the objective by step, for the study
         self.writes_itself = job.sweep_task.objectives is not None
+        self.history_file = record.HistoryFile(run)
         self.seed: int | None = None
         self.history: dict[int, dict[str, float]] = {}  # by step, of the repeat that is running
         self.repeats: list[dict[int, dict[str, float]]] = []  # histories of those that have ended
@@ -158,7 +163,9 @@ class RunningTrial:
                 # A job may outlive its sweep's process; another sweeper then reruns its trial.
                 ours = os.getpid() == self.job.sweeper
                 with nullcontext() if ours else study.lock(self.run.parent):
-                    study.tell(self.job.address, self.number, self.run, self.job.objectives)
+                    study.tell(
+                        self.job.address, self.number, self.run, self.job.objectives, self.values
+                    )
 
     def report(self, step: int, metrics: Mapping[str, float]) -> None:
         """Take a step's metrics: see `fmnist_sweep.sweep.report`."""
@@ -167,7 +174,7 @@ class RunningTrial:
         now = time.monotonic()
         seconds, self.reported_at = now - self.reported_at, now
         self.history[step] = {"step": step, **metrics, "seconds": seconds}
-        record.write_history(self.run, _means([*self.repeats, self.history]))
+        self.history_file.update(_means([*self.repeats, self.history]))
         # Of several repeats the pruner decides on the first, which every trial has.
         if not self.repeats and not self.goes_on_after(step, metrics):
             raise optuna.TrialPruned(f"pruned after step {step}")
@@ -180,6 +187,9 @@ class RunningTrial:
         """
         name = self.job.objectives[0]
         if len(self.job.objectives) > 1 or name not in metrics:
+            return True
+        if not self.prunes:  # the study hears of all steps at the end
+            self.values[step] = metrics[name]
             return True
 
         def ask() -> bool:
@@ -277,6 +287,7 @@ class RunningTrial:
     ) -> None:
         """Write the trial's final row: state, reason and figures."""
         values = dict(values or {})
+        self.history_file.flush()
         if self.writes_itself:
             record.finish(self.run, state, reason, **values)
             return

@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import optuna
 from rich.console import Console
 
+from fmnist_sweep.base.background import Background
 from fmnist_sweep.base.command import Interrupted, interruptible
 from fmnist_sweep.base.errors import (
     ImpossibleTrial,
@@ -22,7 +24,6 @@ from fmnist_sweep.base.errors import (
 )
 from fmnist_sweep.base.files import make_unique_dir
 from fmnist_sweep.results import ranking, record
-from fmnist_sweep.results.publish import publish
 from fmnist_sweep.results.tables import Run, Sweep
 from fmnist_sweep.sweep.display import Display
 from fmnist_sweep.sweep.hydra_job import Job
@@ -33,6 +34,8 @@ from fmnist_sweep.sweep.study import SweepStudy, tell
 
 # The largest share of the time that is spent on writing tables.
 TABLES_SHARE = 0.05
+# The largest share of the time that a sweep that has ended waits for pictures of its trials.
+PICTURES_SHARE = 0.02
 # Trials of a search in stacks that are begun before the first of them has ended.
 AHEAD = 8
 LAUNCHERS = ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins")
@@ -72,6 +75,7 @@ class SweepLoop:
         self.run_jobs = run_jobs
         self.at_once = at_once
         self.extend = extend
+        self.background = Background()
         self.begun: dict[int, Path] = {}
         self.console = console
         self.table = Sweep(study.folder)
@@ -97,7 +101,10 @@ class SweepLoop:
         )
         stopped: str | None = None
         code, is_lost = 0, False
+        began = time.monotonic()
         self._announce()
+        # Imports Matplotlib, in half a second in which this process waits for its trials.
+        threading.Thread(target=_import_publish, daemon=True).start()
         before = list(self.table.runs.values())
         self.is_first = not before
         with Display(self.console, self.space.n_trials, before) as self.display:
@@ -125,11 +132,18 @@ class SweepLoop:
         if runs:
             ranking.show(runs, self.console)
         # A user who interrupts does not want to wait for plots.
-        if runs and code < 128 and not is_lost:
-            publish(self.study.folder, runs)
+        waits = code < 128 and not is_lost
+        if runs and waits:
+            _import_publish().publish(self.study.folder, runs)
+        n_undrawn = self._finish_pictures(began) if waits else self.background.close(0)
         names = ("sweep.csv", "curves.csv", "report.html")
         files = [name for name in names if (self.study.folder / name).exists()]
         print(f"Sweep folder: {folder} ({', '.join(files)})", flush=True)
+        if n_undrawn and waits:
+            print(
+                f"Not drawn yet: results.png of {n_undrawn} trials; "
+                f"python -m fmnist_sweep.report {folder} draws them"
+            )
         if stopped:
             left = self.space.n_trials - len(runs)
             print(f"{stopped}, {left} trials left. {resume_hint}.", file=sys.stderr)
@@ -139,6 +153,7 @@ class SweepLoop:
 
     def run_as_worker(self) -> None:
         """Run trials until none is left, as one of several processes, without messages."""
+        began = time.monotonic()
         self.table.update()
         before = list(self.table.runs.values())
         self.is_first = not before
@@ -149,6 +164,11 @@ class SweepLoop:
             finally:
                 self._release_own()
                 self.refresh(final=True)
+                self._finish_pictures(began)
+
+    def _finish_pictures(self, began: float) -> int:
+        """Wait for pictures of trials for some time; return how many are left out."""
+        return self.background.close(max(3.0, PICTURES_SHARE * (time.monotonic() - began)))
 
     def _release_own(self) -> None:
         with suppress(StopSweep):
@@ -174,19 +194,16 @@ class SweepLoop:
 
     # The interface for runners: see `runners.JobSource` and `runners.WorkerJobSource`.
 
-    def next(self) -> Job | None:
-        if self.at_once is not None and len(self.begun) >= self.at_once:
-            return None
-        taken = self.study.ask(self.extend)
-        if taken is None:
-            return None
-        trial, run = taken
-        self.display.started(trial.number)
-        self.begun[trial.number] = run
-        return trial.number, [
-            *self.space.overrides(trial.params),
-            *self._folder_overrides(Path(run.name)),
-        ]
+    def take(self, count: int) -> list[Job]:
+        if self.at_once is not None:
+            count = min(count, self.at_once - len(self.begun))
+        jobs: list[Job] = []
+        for trial in self.study.take(count, self.extend) if count > 0 else []:
+            self.display.started(trial.number)
+            self.begun[trial.number] = trial.run
+            overrides = self.space.overrides(trial.params)
+            jobs.append((trial.number, [*overrides, *self._folder_overrides(Path(trial.run.name))]))
+        return jobs
 
     def ended(self, number: int, error: Exception | None) -> None:
         run = self.begun.pop(number)
@@ -272,6 +289,12 @@ class SweepLoop:
         for run in new:
             self.display.finished(run)
         return new
+
+
+def _import_publish() -> Any:
+    from fmnist_sweep.results import publish
+
+    return publish
 
 
 def _relative(folder: Path) -> Path:

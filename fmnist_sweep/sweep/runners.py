@@ -20,6 +20,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from fmnist_sweep.base.background import Background
 from fmnist_sweep.base.errors import (
     Error,
     ImpossibleTrial,
@@ -38,10 +39,15 @@ REFRESH_SECONDS = 0.5
 
 
 class JobSource(Protocol):
-    """The source of a runner's jobs, and the receiver of their results."""
+    """The source of a runner's jobs, and the receiver of their results.
 
-    def next(self) -> Job | None:
-        """Return the next job; None if there is none now, though later calls may return one."""
+    background: a process for work that no trial waits for.
+    """
+
+    background: Background
+
+    def take(self, count: int) -> list[Job]:
+        """Return up to `count` jobs; fewer if there are no more now, though later calls may."""
 
     def ended(self, number: int, error: Exception | None) -> None:
         """Record that a job has ended.
@@ -111,7 +117,8 @@ class BasicRunner:
         self.preload = [*task_of(task).preload, *libraries_of_main()]
 
     def run(self, jobs: JobSource) -> None:
-        while job := jobs.next():
+        while taken := jobs.take(1):
+            (job,) = taken
             error: Exception | None
             try:
                 error = error_of(call_in_process(RemoteJob(job, *self.hydra_setup), *self.preload))
@@ -161,13 +168,14 @@ class BatchRunner:
 
     def _next_batch(self, jobs: JobSource, size: int) -> list[Job]:
         batch: list[Job] = []
-        while len(batch) < size and (job := jobs.next()):
-            try:  # an error in the job's process would end the whole batch
-                compose(job, *self.compose_arguments)
-            except ImpossibleTrial as error:
-                jobs.ended(job[0], error)
-            else:
-                batch.append(job)
+        while taken := jobs.take(size - len(batch)):
+            for job in taken:
+                try:  # an error in the job's process would end the whole batch
+                    compose(job, *self.compose_arguments)
+                except ImpossibleTrial as error:
+                    jobs.ended(job[0], error)
+                else:
+                    batch.append(job)
         return batch
 
     def _launch(

@@ -3,7 +3,7 @@
 import itertools
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +66,7 @@ class Space:
     n_trials: int
     is_grid: bool
 
-    def overrides(self, values: dict[str, Any]) -> list[str]:
+    def overrides(self, values: Mapping[str, Any]) -> list[str]:
         """Return the overrides of a trial with the given parameter values."""
         return [
             *self.fixed_overrides,
@@ -76,7 +76,7 @@ class Space:
             ),
         ]
 
-    def is_default(self, values: dict[str, Any]) -> bool:
+    def is_default(self, values: Mapping[str, Any]) -> bool:
         """Return whether the values are those of the default configuration."""
         return all(key in self.defaults and self.defaults[key] == v for key, v in values.items())
 

@@ -10,8 +10,9 @@ import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import optuna
 from filelock import FileLock
@@ -58,7 +59,13 @@ def lock(folder: Path) -> FileLock:
     return FileLock(folder / ".study.lock")
 
 
-def tell(address: Address, number: int, run: Path, objectives: Sequence[str]) -> None:
+def tell(
+    address: Address,
+    number: int,
+    run: Path,
+    objectives: Sequence[str],
+    steps: Mapping[int, float] | None = None,
+) -> None:
     """Tell the study how a trial ended, from its finished run folder.
 
     Do nothing if the study has the trial's result already, or if another attempt has replaced this
@@ -68,12 +75,13 @@ def tell(address: Address, number: int, run: Path, objectives: Sequence[str]) ->
         number: the trial's number.
         run: the run folder of this attempt.
         objectives: names of the metrics to tell as values, in the study's order.
+        steps: the objective by step, as far as the study has not heard of it.
     """
     summary = record.summary(run)
     assert summary is not None
 
     def tell_once() -> None:
-        study, backend = load(address), storage(address.url)
+        backend = storage(address.url)
         trial = read_trial(address, number)
         if trial.state.is_finished() or trial.user_attrs.get("run") != run.name:
             return
@@ -81,16 +89,30 @@ def tell(address: Address, number: int, run: Path, objectives: Sequence[str]) ->
             backend.set_trial_user_attr(trial._trial_id, "reason", summary["reason"])
         if trial.state == TrialState.WAITING:
             backend.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
-        if summary["state"] == "COMPLETE":
-            figures = {**(summary.get("metrics") or {}), **summary}
-            values = [figures[name] for name in objectives]
-            study.tell(number, values, skip_if_finished=True)
+        database.set_steps(address.url, trial, steps or {})
+        if summary["state"] == "PRUNED":  # its value is that of its last step
+            load(address).tell(number, state=TrialState.PRUNED, skip_if_finished=True)
+        elif summary["state"] == "FAILED":
+            backend.set_trial_state_values(trial._trial_id, TrialState.FAIL)
         else:
-            failed = summary["state"] == "FAILED"
-            state = TrialState.FAIL if failed else TrialState.PRUNED
-            study.tell(number, state=state, skip_if_finished=True)
+            figures = {**(summary.get("metrics") or {}), **summary}
+            values = [float(figures[name]) for name in objectives]
+            backend.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, values)
 
     retry(tell_once)
+
+
+class TakenTrial(NamedTuple):
+    """A trial that a process has taken to run it.
+
+    number: the trial's number.
+    params: its parameters by key.
+    run: its run folder.
+    """
+
+    number: int
+    params: Mapping[str, Any]
+    run: Path
 
 
 class SweepStudy:
@@ -127,8 +149,10 @@ class SweepStudy:
             self._life_lock = LifeLock(self._worker_lock(self.worker))
             try:
                 self.study = self._open(name, settings, seed)
+                self.directions = [d.name.lower() for d in self.study.directions]
                 self._untried = {_point_key(point): point for point in space.initial_points}
                 self._n_seen = 0
+                self._random = optuna.create_study(sampler=self.study.sampler)
                 if space.is_grid:
                     # After a change of the grid, trials of the old grid do not count.
                     trials = self.study.get_trials(deepcopy=False)
@@ -179,54 +203,106 @@ class SweepStudy:
         """Return all trials by number; the caller must not change them."""
         return retry(lambda: self.study.get_trials(deepcopy=False))
 
-    def ask(
-        self, extend: Callable[[optuna.Trial], None] | None
-    ) -> tuple[optuna.Trial, Path] | None:
-        """Take the next trial and make its run folder.
+    def take(
+        self, count: int, extend: Callable[[optuna.Trial], None] | None = None
+    ) -> list[TakenTrial]:
+        """Take the next trials and make their run folders.
 
         Waiting trials come first, including those of an interrupted sweep. Then come the space's
         initial points, the sampler's suggestions, and last the trials of processes that have died.
 
         Args:
+            count: the maximum number of trials.
             extend: suggests further, conditional parameters.
 
         Returns:
-            The trial and its run folder; None if the sweep has begun all its trials.
+            The trials; fewer than `count` if the sweep has begun all others.
         """
+        taken: list[TakenTrial] = []
         with self.lock:
-            return retry(lambda: self._ask(extend))
+            total, waiting = retry(partial(database.count, self.address))
+            while len(taken) < count:
+                if not waiting and total >= self.space.n_trials:
+                    # Those of processes that have died, or that were interrupted in this function.
+                    waiting = self.reclaim_abandoned()
+                    if not waiting:
+                        break
+                if waiting:
+                    taken.append(retry(partial(self._take_asked, extend)))
+                    waiting -= 1
+                else:
+                    taken.append(retry(partial(self._take_new, total, extend)))
+                    total += 1
+        return taken
 
-    def _ask(
-        self, extend: Callable[[optuna.Trial], None] | None
-    ) -> tuple[optuna.Trial, Path] | None:
-        space, trials = self.space, self.trials()
-        for known in trials:
-            # Its process stopped, or lost the database, before it could note the run folder.
-            if known.state == TrialState.RUNNING and "run" not in known.user_attrs:
-                self._requeue(known)
-                return self._ask(extend)
-        if not any(trial.state == TrialState.WAITING for trial in trials):
-            if len(trials) >= space.n_trials:
-                return self._ask(extend) if self.reclaim_abandoned() else None
-            untried = self._untried_points(trials)
-            point = next(iter(untried.values()), {})
-            self.study.enqueue_trial(point, user_attrs=space.fixed_values)
-        trial = self.study.ask(space.distributions)
+    def _take_new(self, number: int, extend: Callable[[optuna.Trial], None] | None) -> TakenTrial:
+        """Take a trial that the study does not have yet, under a number that is probably its."""
+        space = self.space
+        point = self._next_point()
+        if point is None and type(self.study.sampler) is optuna.samplers.RandomSampler:
+            # It needs no other trials: one transaction instead of one for each parameter.
+            point = self._random.ask(space.distributions).params
+        if point is not None and point.keys() == space.distributions.keys() and not extend:
+            return self._begin_point(point, number)
+        if point is not None or space.fixed_values:
+            self.study.enqueue_trial(point or {}, user_attrs=space.fixed_values)
+        return self._take_asked(extend)
+
+    def _take_asked(self, extend: Callable[[optuna.Trial], None] | None) -> TakenTrial:
+        """Take a waiting trial or one of the sampler's."""
+        trial = self.study.ask(self.space.distributions)
         if extend:
             extend(trial)
-        run = make_unique_dir(self.folder / str(trial.number))
-        note = {
-            "trial": trial.number,
-            "params": trial.params,
-            "default": space.is_default(trial.params),
+        run = self._make_run(trial.number, trial.params)
+        trial.set_user_attr("run", run.name)
+        return TakenTrial(trial.number, trial.params, run)
+
+    def _begin_point(self, point: dict[str, Any], number: int) -> TakenTrial:
+        """Begin a trial whose parameters are known, in a single transaction."""
+        run = self._make_run(number, point)
+        frozen = optuna.trial.create_trial(
+            state=TrialState.RUNNING,
+            params=point,
+            distributions=self.space.distributions,
+            user_attrs={**self.space.fixed_values, "run": run.name},
+            system_attrs={"fixed_params": point},
+        )
+        backend = storage(self.address.url)
+        try:
+            trial_id = backend.create_new_trial(self.study._study_id, template_trial=frozen)
+        except Exception:
+            # The database may have it nevertheless. Without a worker it will be released.
+            record.write_json(run, "trial.json", {**self._note(number, point), "worker": None})
+            raise
+        actual = backend.get_trial_number_from_id(trial_id)
+        if actual != number:  # another program has added a trial
+            run = self._make_run(actual, point)
+            backend.set_trial_user_attr(trial_id, "run", run.name)
+        return TakenTrial(actual, point, run)
+
+    def _make_run(self, number: int, params: Mapping[str, Any]) -> Path:
+        """Make a trial's run folder with its `trial.json`."""
+        run = make_unique_dir(self.folder / str(number))
+        record.write_json(run, "trial.json", self._note(number, params))
+        return run
+
+    def _note(self, number: int, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the content of a run's `trial.json`."""
+        return {
+            "trial": number,
+            "params": params,
+            "default": self.space.is_default(params),
             "objective": self.objectives,
-            "direction": [direction.name.lower() for direction in self.study.directions],
+            "direction": self.directions,
             "seed_key": self.seed_key,
             "worker": self.worker,
         }
-        record.write_json(run, "trial.json", note)
-        trial.set_user_attr("run", run.name)
-        return trial, run
+
+    def _next_point(self) -> dict[str, Any] | None:
+        """Return the first initial point that no trial has been given yet."""
+        if not self._untried:
+            return None
+        return next(iter(self._untried_points(self.trials()).values()), None)
 
     def _untried_points(self, trials: Sequence[FrozenTrial]) -> dict[str, dict[str, Any]]:
         """Return the initial points, in order, that no trial has been given yet."""

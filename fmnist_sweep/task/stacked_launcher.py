@@ -4,7 +4,7 @@ Every Hydra application loads it, so the module imports little.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from itertools import islice
 from typing import Any
 
 from hydra.core.utils import JobReturn
@@ -13,10 +13,14 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from fmnist_sweep.base import processes
+from fmnist_sweep.base.background import Background
 from fmnist_sweep.engine.settings import WORKER_MODULES
 from fmnist_sweep.sweep.hydra_job import Job
 from fmnist_sweep.sweep.runners import JobSource, Runner, error_of
 from fmnist_sweep.sweep.task import Task
+
+# What a picture may take, if others wait for it.
+PICTURE_SECONDS = 2.0
 
 
 class StackedLauncher(Launcher):
@@ -38,21 +42,31 @@ class StackedLauncher(Launcher):
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> list[JobReturn]:
         """Run a batch of jobs: Hydra's interface, which other sweepers use."""
-        jobs = enumerate(job_overrides, initial_job_idx)
+        jobs = iter(enumerate(job_overrides, initial_job_idx))
         returns: dict[int, JobReturn] = {}
-        self._run(processes.cores(), partial(next, jobs, None), returns.__setitem__)
+        background = Background()
+        try:
+            self._run(
+                processes.cores(),
+                lambda count: list(islice(jobs, count)),
+                returns.__setitem__,
+                background,
+            )
+        finally:
+            background.close(PICTURE_SECONDS * len(job_overrides))
         return [returns[number] for number in sorted(returns)]
 
     def _run(
         self,
         cores: int,
-        next_job: Callable[[], Job | None],
+        take: Callable[[int], list[Job]],
         on_end: Callable[[int, JobReturn], None],
+        background: Background,
     ) -> None:
         from fmnist_sweep.task import stacked_runner
 
         settings = stacked_runner.read(self.settings)
-        stacked_runner.run(settings, cores, *self.hydra_setup, next_job, on_end)
+        stacked_runner.run(settings, cores, *self.hydra_setup, take, on_end, background)
 
     @staticmethod
     def check(settings: Mapping[str, Any]) -> None:
@@ -85,4 +99,4 @@ class _StackedRunner:
         def on_end(number: int, returned: JobReturn) -> None:
             jobs.ended(number, error_of(returned))
 
-        self.launcher._run(self.cores, jobs.next, on_end)
+        self.launcher._run(self.cores, jobs.take, on_end, jobs.background)

@@ -6,9 +6,8 @@ trial's training has ended, the task finishes its run folder, and Hydra's `on_jo
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,22 +15,23 @@ from typing import Annotated, Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from pydantic import Field
 
-from fmnist_sweep.base.errors import ConfigError, ImpossibleTrial, MachineFault, StopSweep
+from fmnist_sweep.base.background import Background
+from fmnist_sweep.base.errors import ConfigError, MachineFault, StopSweep
 from fmnist_sweep.base.schema import Section, checked
 from fmnist_sweep.engine.stack import Progress
 from fmnist_sweep.engine.training_jobs import JobScheduler
-from fmnist_sweep.engine.workers import ProcessWorker, Worker
+from fmnist_sweep.engine.workers import ProcessWorker
 from fmnist_sweep.results.record import Epoch
-from fmnist_sweep.sweep.hydra_job import Job, compose, execute, failed
+from fmnist_sweep.sweep.hydra_job import Job, JobStarter
 from fmnist_sweep.sweep.job import RunningTrial, SweepJob
 from fmnist_sweep.sweep.task import task_of
-from fmnist_sweep.task import build
+from fmnist_sweep.task import scheduling
 from fmnist_sweep.task.cli import parsed
 from fmnist_sweep.task.fashion import FashionTraining, objective_values
-from fmnist_sweep.task.trial import Training
+from fmnist_sweep.task.trial import Training, draw_picture
 
 
 class Settings(Section):
@@ -57,32 +57,31 @@ def run(
     config: DictConfig,
     context: HydraContext,
     task: TaskFunction,
-    next_job: Callable[[], Job | None],
+    take: Callable[[int], list[Job]],
     on_end: Callable[[int, JobReturn], None],
+    background: Background,
 ) -> None:
-    """Run jobs until `next_job` returns None and all that were begun have ended.
+    """Run jobs until there are no more and all that were begun have ended.
 
     Args:
+        take: returns up to a number of jobs.
         cores: CPU cores for this process and its workers.
+        background: draws the pictures of the runs.
         on_end: called with each job's number and return.
     """
-    on_cpu = _on_cpu(config)
-    # As many stacks side by side as cores allow; a GPU takes one, in this process.
-    threads_each = OmegaConf.select(config, "trainer.threads") or 1
-    workers = settings.workers or max(1, cores // threads_each if on_cpu else 1)
-    worker: type[Worker] = ProcessWorker if on_cpu or workers > 1 else Worker
+    starter = JobStarter(config, context, task_of(task).known_keys)
     running: list[_StackedJob] = []
     more_may_come = True
-    with JobScheduler(worker, workers, settings.max_stack, workers * threads_each) as scheduler:
+    with _scheduler(settings, cores, config) as scheduler:
         try:
             while True:
-                while more_may_come and len(running) < workers * settings.max_stack:
-                    job = next_job()
-                    if job is None:
-                        more_may_come = False
-                        break
-                    running.append(_StackedJob(job, config, context, task))
-                    running[-1].start(scheduler)
+                room = scheduler.count * scheduler.max_stack - len(running)
+                if more_may_come and room:
+                    jobs = take(room)
+                    more_may_come = len(jobs) == room
+                    for job in jobs:
+                        running.append(_StackedJob(job, task, background))
+                        running[-1].start(starter, scheduler)
                     _collect(running, on_end)
                 if not running:
                     return
@@ -92,14 +91,15 @@ def run(
             raise StopSweep(str(fault)) from None
         finally:
             for one in running:
-                one.log.close()
+                one.abandon()
 
 
-def _on_cpu(config: DictConfig) -> bool:
+def _scheduler(settings: Settings, cores: int, config: DictConfig) -> JobScheduler:
     try:
-        return build.device(parsed(config)).type == "cpu"
-    except ConfigError:  # the trials report it
-        return True
+        return scheduling.scheduler([parsed(config)], cores, settings.max_stack, settings.workers)
+    except ConfigError:  # a value is missing; the trials report it
+        count = settings.workers or max(1, cores)
+        return JobScheduler(ProcessWorker, count, settings.max_stack, count)
 
 
 def _collect(running: list["_StackedJob"], on_end: Callable[[int, JobReturn], None]) -> bool:
@@ -114,36 +114,20 @@ def _collect(running: list["_StackedJob"], on_end: Callable[[int, JobReturn], No
 class _StackedJob:
     """One of Hydra's jobs and its trial, from preparation to its end."""
 
-    def __init__(
-        self, job: Job, config: DictConfig, context: HydraContext, task: TaskFunction
-    ) -> None:
+    def __init__(self, job: Job, task: TaskFunction, background: Background) -> None:
         self.number = job[0]
+        self.background = background
         self.job = job
-        self.config = config
-        self.context = context
         self.task = task
         self.log = _JobLog()
         self.trial: RunningTrial | None = None
         self.training: Training | None = None
         self.error: Exception | None = None
-        self.returned = JobReturn()
 
-    def start(self, scheduler: JobScheduler) -> None:
+    def start(self, starter: JobStarter, scheduler: JobScheduler) -> None:
         """Have Hydra set up the job and the task prepare its training, and schedule that."""
-        known_keys = task_of(self.task).known_keys
-        try:
-            self.config = compose(self.job, self.config, self.context, known_keys)
-        except ImpossibleTrial as error:
-            self.returned = failed(error)
-            return
-        # The job ends for Hydra's callbacks when its training has ended, not with the preparation.
-        callbacks: Any = _WithoutJobEnd(self.context.callbacks)
-        try:
-            with self.log:
-                context = replace(self.context, callbacks=callbacks)
-                self.returned = execute(self.config, context, self._prepare)
-        except Exception as error:  # not the task's, which Hydra catches, but Hydra's own
-            self.returned = failed(error)
+        with self.log:
+            self.begun = starter.begin(self.job, self._prepare)
         if self.training:
             for job in self.training.jobs:
                 job.on_epoch = partial(self._take_epoch, job.on_epoch)
@@ -160,6 +144,7 @@ class _StackedJob:
             run = Path(HydraConfig.get().runtime.output_dir)
             on_epoch = self.trial.take_epoch if self.trial else _go_on
             self.training = task.prepare(config, run, on_epoch)
+            self.training.draw = partial(self.background.submit, draw_picture)
         return None
 
     def _trial(self) -> AbstractContextManager[None]:
@@ -190,40 +175,34 @@ class _StackedJob:
 
     def finish(self) -> JobReturn:
         """Complete the run folder, and end the job for Hydra."""
-        with self.log, _hydra_config(self.config):
+        returned = self.begun.returned
+        with self.log, self.begun.active():
             if self.training and not self.error:
                 try:
                     with self._trial():
-                        self.returned.return_value = objective_values(self.training.finish())
+                        returned.return_value = objective_values(self.training.finish())
                         if self.trial:
-                            self.trial.finish(self.returned.return_value)
+                            self.trial.finish(returned.return_value)
                 except Exception as error:
                     self.error = error
             if self.error:
-                self.returned.return_value = self.error
-                self.returned.status = JobStatus.FAILED
-            if self.returned.overrides is not None:  # Hydra has called `on_job_start`
-                self.context.callbacks.on_job_end(config=self.config, job_return=self.returned)
+                returned.return_value = self.error
+                returned.status = JobStatus.FAILED
+            self.begun.end()
         self.log.close()
-        return self.returned
+        return returned
+
+    def abandon(self) -> None:
+        """Keep what an interrupted job has recorded."""
+        if self.training:
+            with suppress(OSError):
+                self.training.history_file.flush()
+        self.log.close()
 
 
 def _go_on(_: Epoch) -> bool:
     """Prune nothing: under a sweeper other than `study` there is no pruner."""
     return True
-
-
-class _WithoutJobEnd:
-    """Hydra's callbacks, `on_job_end` left out."""
-
-    def __init__(self, callbacks: Any) -> None:
-        self.callbacks = callbacks
-
-    def on_job_end(self, **_: Any) -> None:
-        pass
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.callbacks, name)
 
 
 class _JobLog:
@@ -247,15 +226,3 @@ class _JobLog:
         for handler in self.handlers:
             if isinstance(handler, logging.FileHandler):
                 handler.close()
-
-
-@contextmanager
-def _hydra_config(config: DictConfig) -> Iterator[None]:
-    """Let `HydraConfig` return a job's configuration."""
-    here = HydraConfig.instance()
-    before = here.cfg
-    here.set_config(config)
-    try:
-        yield
-    finally:
-        here.cfg = before

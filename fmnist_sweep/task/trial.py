@@ -57,14 +57,22 @@ def run(
     training = prepare(config, folder, test=test, on_epoch=on_epoch)
     # Matplotlib takes half a second to import. Steps leave Python free in the meantime.
     threading.Thread(target=_import_run_plot, daemon=True).start()
-    train(training.jobs)
+    try:
+        train(training.jobs)
+    finally:
+        training.history_file.flush()
     return training.finish()
 
 
-def _import_run_plot() -> Any:
-    from fmnist_sweep.results import run_plot
+def draw_picture(folder: Path, title: str) -> None:
+    """Draw `results.png` into a run folder; see `run_plot.draw`."""
+    from fmnist_sweep.results import run_plot  # imports Matplotlib, which takes half a second
 
-    return run_plot
+    run_plot.draw(folder, title)
+
+
+def _import_run_plot() -> None:
+    import fmnist_sweep.results.run_plot  # noqa: F401
 
 
 def prepare(
@@ -130,7 +138,11 @@ class Training:
 
     jobs: one job for each repeat. Train them with `training_jobs.train`, alone or together with the
         jobs of other trials; then call `finish`.
+    draw: draws `results.png`, given the run folder and a title; another process may do so later.
+    history_file: flush it if the training ends without `finish`.
     """
+
+    draw: Callable[[Path, str], None] = staticmethod(draw_picture)
 
     def __init__(
         self,
@@ -152,6 +164,7 @@ class Training:
         self.test = test
         self.on_epoch = on_epoch
         self.history: list[Epoch] = []
+        self.history_file = record.HistoryFile(folder)
         seeds = [config.seed + repeat for repeat in range(config.repeats)]
         self.configs = [config.model_copy(update={"seed": seed}) for seed in seeds]
         self.histories: list[list[Epoch]] = [[] for _ in seeds]
@@ -291,7 +304,7 @@ class Training:
 
     def _append(self, mean: Epoch) -> None:
         self.history.append(mean)
-        record.write_history(self.folder, self.history)
+        self.history_file.update(self.history)
         self.logger.epoch(mean)
 
     def _check_stop(self, mean: Epoch) -> None:
@@ -316,6 +329,7 @@ class Training:
             TrialFailed: the loss or a weight became NaN or infinite; the folder is complete.
             Exception: the error that ended the training early.
         """
+        self.history_file.flush()
         for job in self.jobs:
             if job.error is not None:
                 raise job.error
@@ -338,8 +352,9 @@ class Training:
                 self._write_repeat(repeat, {**ending, **own}, finite)
         elif finite:
             write_atomically(self.folder / "model.pt", _state_dict_bytes(self.jobs[0].trial.model))
-        picture = _import_run_plot().curves(self.history, _title(self.config))
-        write_atomically(self.folder / "results.png", picture)
+        # A tracker takes a copy of the picture when the run ends.
+        draw = draw_picture if self.logger.backend else self.draw
+        draw(self.folder, _title(self.config))
         record.write_json(self.folder, "summary.json", summary)
         for repeat in range(self.config.repeats):
             record.checkpoint(self.folder, repeat).unlink(missing_ok=True)
