@@ -10,7 +10,15 @@ from typing import Any
 
 import torch
 
-from benchmarks import commands, convolving, coordinating, stacking, sweeping, training
+from benchmarks import (
+    commands,
+    convolving,
+    coordinating,
+    overhead,
+    stacking,
+    sweeping,
+    training,
+)
 from fmnist_sweep.base import command
 from fmnist_sweep.base.errors import ConfigError
 from fmnist_sweep.base.files import write_atomically
@@ -43,6 +51,11 @@ ROWS = {
         "ten epochs as a whole command",
         lambda root, options: commands.ten_epochs(root, options.rounds, options.threads),
         commands.ten_epochs_table,
+    ),
+    "overhead": Row(
+        "whole commands, beside the training in them",
+        lambda root, options: overhead.measure(root, options.rounds, options.threads),
+        overhead.table,
     ),
     "stack": Row(
         "trials in stacks, beside one alone and the bare kernels",

@@ -4,13 +4,13 @@ import errno
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
-from hydra.core import utils
 from omegaconf import DictConfig
 
-from fmnist_sweep.sweep import database
+from fmnist_sweep.sweep import database, hydra_job
 from tests import tiny_task as bad
 from tests.conftest import ROOT, Command
 
@@ -193,17 +193,17 @@ def test_a_full_disk_is_no_fault_of_a_trial(
 def test_a_full_disk_in_hydras_part_is_none_either(
     tiny: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = utils._save_config, []
+    real, calls = hydra_job.configure_log, []
 
-    def save(config: DictConfig, filename: str, output_dir: Path) -> None:
-        calls.append(filename)
-        if len(calls) == 4:  # of the second trial
+    def configure_log(config: DictConfig, *more: Any, **others: Any) -> None:
+        calls.append(config)
+        if len(calls) == 2:  # of the second trial
             raise OSError(errno.ENOSPC, "No space left on device")
-        real(config, filename, output_dir)
+        real(config, *more, **others)
 
     sweep = ("-m", "name=a", "trainer.epochs=1", "seed=0,1,2")
     with monkeypatch.context() as patch:
-        patch.setattr(utils, "_save_config", save)
+        patch.setattr(hydra_job, "configure_log", configure_log)
         outcome = tiny(*sweep)
     assert outcome.code == 1 and "No space left on device" in outcome.err.splitlines()[-1]
     assert tiny(*sweep).code == 0

@@ -34,6 +34,8 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # temporary directory.
 _MAX_TEMP_DIR_BYTES = 60
 
+_NVML_VARIABLE = "PYTORCH_NVML_BASED_CUDA_CHECK"
+
 _exits_with_parent = False
 
 
@@ -82,9 +84,15 @@ def _ensure_server() -> None:
     # Ctrl-C would print the server's traceback. A signal that is ignored at the start stays so.
     in_main = threading.current_thread() is threading.main_thread()
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
+    # Modules that the server imports may ask PyTorch whether there is a GPU. Without the variable
+    # that starts CUDA, which the server's forks could then not use.
+    chosen = os.environ.get(_NVML_VARIABLE)
+    os.environ.setdefault(_NVML_VARIABLE, "1")
     try:
         ensure_running()
     finally:
+        if chosen is None:
+            del os.environ[_NVML_VARIABLE]
         if in_main:
             signal.signal(signal.SIGINT, handler)
 

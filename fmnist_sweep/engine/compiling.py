@@ -18,14 +18,19 @@ log = logging.getLogger(__name__)
 # steps and parameters on:
 MIN_STEPS_TIMES_PARAMETERS_ON_CPU = 4e8
 # On a GPU kernel launches dominate a step, which is captured as a CUDA graph besides (see
-# `cuda_graphs`): on an H200, 57 microseconds compiled and 135 eager for one trial of the baseline,
-# 436 and 1,477 for 256 trials in one step. A compilation of 5 s pays off after 64,000 steps for one
-# trial and after 5,000 steps for 256.
-MIN_STEPS_ON_GPU = 15_000
+# `cuda_graphs`). A compilation takes seconds, and saves microseconds of each step: on an H200, 78
+# of 135 for one trial of the baseline, and 1,041 of 1,477 for 256 trials in one step.
+COMPILE_SECONDS_ON_GPU = 5.0
+SAVED_ON_GPU = 78e-6
+SAVED_ON_GPU_BY_EACH_FURTHER_TRIAL = 3.8e-6
 
 
 def worth_compiling(
-    wish: bool | Literal["auto"], steps: int, parameters: int, device: torch.device
+    wish: bool | Literal["auto"],
+    steps: int,
+    parameters: int,
+    device: torch.device,
+    together: int = 1,
 ) -> tuple[bool, str]:
     """Decide between compiled and eager steps.
 
@@ -34,6 +39,8 @@ def worth_compiling(
         steps: number of steps in the run.
         parameters: number of the model's parameters.
         device: the device of the run.
+        together: number of trials that will probably share the steps. On a CPU it does not matter:
+            a trial has the same numbers in a stack as alone.
 
     Returns:
         Whether to compile, and the reason for the log.
@@ -47,7 +54,8 @@ def worth_compiling(
     if device.type == "mps":
         return False, "eager steps (torch.compile is not used on mps)"
     if device.type == "cuda":
-        too_few = steps < MIN_STEPS_ON_GPU
+        saved = SAVED_ON_GPU + SAVED_ON_GPU_BY_EACH_FURTHER_TRIAL * (together - 1)
+        too_few = steps * saved < COMPILE_SECONDS_ON_GPU
     else:
         too_few = steps * parameters < MIN_STEPS_TIMES_PARAMETERS_ON_CPU
     if too_few:

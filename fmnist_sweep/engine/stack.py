@@ -6,6 +6,7 @@ CPU's cache from step to step: in a chunk of 64 a trial takes as long as in a ch
 """
 
 import copy
+import gc
 import logging
 import os
 import pickle
@@ -315,6 +316,7 @@ class Stack:
                     raise
                 log.warning("%d trials do not fit into memory, trying halves: %s", size, line)
                 self.chunk_size //= 2
+            free_cached_memory(self.step_cache.device)
 
     def _make_chunks(self) -> list[Chunk]:
         rows, chunks = list(self.rows.values()), []
@@ -335,36 +337,48 @@ class Stack:
     ) -> None:
         """Finish a chunk's epoch; after a failure continue with its halves, down to one trial."""
         try:
-            while chunk.batch < chunk.batches:
-                chunk.run(min(self.log_every, chunk.batches - chunk.batch))
-                if chunk.batch % self.log_every == 0:
-                    on_batches(
-                        [
-                            Progress(row.number, row.epoch, chunk.batch, *means)
-                            for row, means in zip(chunk.rows, chunk.running_means())
-                        ]
-                    )
-            trained, evaluated = chunk.running_means(), chunk.evaluate(self.data.validation)
+            trained, evaluated = self._train_chunk(chunk, on_batches)
         except Exception as error:
-            # Frames of the traceback would keep their tensors, and the memory may be short.
-            traceback.clear_frames(error.__traceback__)
-            if len(chunk.rows) == 1:
-                outcomes[chunk.rows[0].number] = error
-                return
-            if isinstance(error, torch.OutOfMemoryError):
-                self.chunk_size = len(chunk.rows) // 2
-            line = first_line(error)
-            log.warning("%d trials failed in one step, trying halves: %s", len(chunk.rows), line)
-            self._chunks = None
-            for half in chunk.halves():
-                self._finish_epoch(half, on_batches, outcomes, began)
+            failure = error
+        else:
+            seconds = (time.perf_counter() - began) / len(chunk.rows)
+            for row, training, validation in zip(chunk.rows, trained, evaluated):
+                metrics = Epoch(row.epoch, row.lr, *training, *validation, seconds=seconds)
+                row.epoch_ended(metrics)
+                outcomes[row.number] = Outcome(metrics, row.kept, row.is_exhausted)
+                self._write_checkpoint(row)
             return
-        seconds = (time.perf_counter() - began) / len(chunk.rows)
-        for row, training, validation in zip(chunk.rows, trained, evaluated):
-            metrics = Epoch(row.epoch, row.lr, *training, *validation, seconds=seconds)
-            row.epoch_ended(metrics)
-            outcomes[row.number] = Outcome(metrics, row.kept, row.is_exhausted)
-            self._write_checkpoint(row)
+        # Outside of the `except` block, so that the exception refers to nothing any more: its
+        # traceback's frames would keep their tensors, and the memory may be short.
+        traceback.clear_frames(failure.__traceback__)
+        failure.__traceback__ = failure.__context__ = None
+        if len(chunk.rows) == 1:
+            outcomes[chunk.rows[0].number] = failure
+            return
+        size = len(chunk.rows)
+        log.warning("%d trials failed in one step, trying halves: %s", size, first_line(failure))
+        self._chunks = None
+        halves = chunk.halves()
+        if isinstance(failure, torch.OutOfMemoryError):
+            self.chunk_size = size // 2
+            free_cached_memory(chunk.device)
+        for half in halves:
+            self._finish_epoch(half, on_batches, outcomes, began)
+
+    def _train_chunk(
+        self, chunk: Chunk, on_batches: Callable[[list[Progress]], None]
+    ) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+        """Train a chunk to the end of its epoch; return its figures of training and validation."""
+        while chunk.batch < chunk.batches:
+            chunk.run(min(self.log_every, chunk.batches - chunk.batch))
+            if chunk.batch % self.log_every == 0:
+                on_batches(
+                    [
+                        Progress(row.number, row.epoch, chunk.batch, *means)
+                        for row, means in zip(chunk.rows, chunk.running_means())
+                    ]
+                )
+        return chunk.running_means(), chunk.evaluate(self.data.validation)
 
     def _write_checkpoint(self, row: TrialState) -> None:
         """Write a trial's checkpoint if it is due and the trial does not end with this epoch."""
@@ -377,6 +391,13 @@ class Stack:
             target.write(row.state())
         except OSError as error:
             log.warning("%s: %s; the trial continues without it", target.path, error.strerror)
+
+
+def free_cached_memory(device: torch.device) -> None:
+    """Return memory that PyTorch keeps for later to the device, after it has run short."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def load(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:

@@ -547,10 +547,17 @@ class Chunk:
         return self.step_cache.evaluate(weights, self.buffers, images)
 
     def halves(self) -> list["Chunk"]:
-        """Split the rows into two chunks that continue at the current batch of the epoch."""
-        self._graph = None  # frees its memory for the halves
+        """Split the rows into two chunks that continue at the current batch of the epoch.
+
+        The chunk itself is of no use afterwards: it lets go of its tables and its graph.
+        """
+        self._graph = None
+        self._steps = {}
         cut = len(self.rows) // 2
-        return [self._with_rows(slice(None, cut)), self._with_rows(slice(cut, None))]
+        halves = [self._with_rows(slice(None, cut)), self._with_rows(slice(cut, None))]
+        del self.full_batches, self.last_batch, self.full_draws, self.last_draws
+        del self.coefficients, self.random_keys
+        return halves
 
     def _with_rows(self, part: slice) -> "Chunk":
         half = copy.copy(self)

@@ -129,8 +129,9 @@ def _make_loop(
         hydra_context=context, task_function=worker_job if settings.shares else job, config=config
     )
     if isinstance(launcher, runners.ProvidesRunner):
-        at_once = trials_at_once(settings, study.space)
-        run = launcher.runner(cores() // study.processes()).run
+        runner = launcher.runner(cores() // study.processes())
+        at_once = trials_at_once(settings, study.space, runner)
+        run = runner.run
     elif settings.shares:
         run = runners.WorkerJobRunner(launcher, settings.shares).run
     else:

@@ -91,6 +91,8 @@ class JobStarter:
         self.known_keys = known_keys
         self.templates: dict[tuple[str, ...], _Template] = {}
         self.groups: dict[str, bool] = {}
+        # Unresolved: an override may name an environment variable that holds a password.
+        self.of_hydra: Any = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
         self.takes_over = not (
             _hears_of_jobs(config) or config.hydra.job.chdir or config.hydra.job.env_set
         )
@@ -103,17 +105,15 @@ class JobStarter:
             task: the first part; called with the configuration without its `hydra` section.
         """
         try:
-            if self.takes_over:
-                return self._take_over(job, task)
-            config = compose(job, self.config, self.context, self.known_keys)
-        except ImpossibleTrial as error:
+            return self._take_over(job, task) if self.takes_over else self._run_whole(job, task)
+        except Exception as error:  # not the task's, which are returned, but those of the set-up
             return BegunJob(failed(error))
+
+    def _run_whole(self, job: Job, task: TaskFunction) -> "BegunJob":
+        config = compose(job, self.config, self.context, self.known_keys)
         # The job ends for Hydra's callbacks when its training has ended, not with its first part.
         callbacks: Any = _WithoutJobEnd(self.context.callbacks)
-        try:
-            returned = execute(config, replace(self.context, callbacks=callbacks), task)
-        except Exception as error:  # not the task's, which Hydra catches, but Hydra's own
-            return BegunJob(failed(error))
+        returned = execute(config, replace(self.context, callbacks=callbacks), task)
         return BegunJob(returned, config, self.context.callbacks)
 
     def _take_over(self, job: Job, task: TaskFunction) -> "BegunJob":
@@ -124,7 +124,7 @@ class JobStarter:
             composed = compose(job, self.config, self.context, self.known_keys)
             self.templates[shape] = template = _Template(composed)
         plain = [text for text, part in zip(overrides, shape) if part != text]
-        template.apply(number, overrides, plain, self.config.hydra.overrides.hydra)
+        template.apply(number, overrides, plain, self.of_hydra)
         returned = template.execute(task, self.context.execution_whitelist)
         return BegunJob(returned, template.hydra)
 

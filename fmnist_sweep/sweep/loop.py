@@ -28,6 +28,7 @@ from fmnist_sweep.results.tables import Run, Sweep
 from fmnist_sweep.sweep.display import Display
 from fmnist_sweep.sweep.hydra_job import Job
 from fmnist_sweep.sweep.overrides import override_text
+from fmnist_sweep.sweep.runners import Runner
 from fmnist_sweep.sweep.settings import Settings
 from fmnist_sweep.sweep.space import Space
 from fmnist_sweep.sweep.study import SweepStudy, tell
@@ -41,12 +42,14 @@ AHEAD = 8
 LAUNCHERS = ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins")
 
 
-def trials_at_once(settings: Settings, space: Space) -> int:
+def trials_at_once(settings: Settings, space: Space, runner: Runner) -> int:
     """Return the number of trials that a process that trains in stacks begins at once.
 
-    A grid begins all its trials, a search `AHEAD`, unless `hydra.sweeper.n_jobs` is set.
+    A grid begins all its trials, a search as many as the runner's `ahead` or else `AHEAD`, unless
+    `hydra.sweeper.n_jobs` is set.
     """
-    return settings.n_jobs or (space.n_trials if space.is_grid else AHEAD)
+    ahead: int = getattr(runner, "ahead", AHEAD)
+    return settings.n_jobs or (space.n_trials if space.is_grid else ahead)
 
 
 class SweepLoop:

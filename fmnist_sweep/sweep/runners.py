@@ -74,7 +74,11 @@ class JobSource(Protocol):
 
 
 class Runner(Protocol):
-    """A strategy to run a sweep's jobs until none is left."""
+    """A strategy to run a sweep's jobs until none is left.
+
+    A runner of many trials at once may have an attribute `ahead`: how many trials of a search it
+    wants to begin before the first has ended.
+    """
 
     def run(self, jobs: JobSource) -> None:
         """Run all jobs of a source and report how each ended.

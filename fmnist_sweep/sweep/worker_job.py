@@ -51,7 +51,7 @@ class WorkerJob:
         )
         # No more than an even share: the first job would take all trials of a small sweep.
         even_share = math.ceil(study.space.n_trials / (self.settings.shares or 1))
-        at_once = min(trials_at_once(self.settings, study.space), even_share)
+        at_once = min(trials_at_once(self.settings, study.space, runner), even_share)
         quiet = Console(quiet=True)
         try:
             SweepLoop(study, self.settings, runner.run, self.extend, quiet, at_once).run_as_worker()

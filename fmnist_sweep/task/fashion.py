@@ -50,16 +50,15 @@ class FashionTask(Task):
 class FashionTraining(FashionTask):
     """The task of `fmnist_sweep.train`, whose trials can be trained together in stacks."""
 
-    # PyTorch imports its compiler, in more than a second, at the first use of `torch.func`.
-    preload = (*Task.preload, "fmnist_sweep.task.trial", "torch._dynamo")
+    preload = (*Task.preload, "fmnist_sweep.task.trial")
 
     def prepare(
-        self, config: DictConfig, run: Path, on_epoch: Callable[[Epoch], bool]
+        self, config: DictConfig, run: Path, on_epoch: Callable[[Epoch], bool], together: int
     ) -> "Training":
         """Prepare a trial of a sweep; see `trial.prepare`."""
         from fmnist_sweep.task import trial
 
-        return trial.prepare(parsed(config), run, test=False, on_epoch=on_epoch)
+        return trial.prepare(parsed(config), run, test=False, on_epoch=on_epoch, together=together)
 
     def runner(
         self, config: DictConfig, context: HydraContext, function: TaskFunction, cores: int

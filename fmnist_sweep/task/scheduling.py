@@ -3,18 +3,22 @@
 from collections.abc import Sequence
 
 from fmnist_sweep.base.errors import ConfigError
+from fmnist_sweep.engine.stack import CHUNK_SIZE
 from fmnist_sweep.engine.training_jobs import JobScheduler
 from fmnist_sweep.engine.workers import ProcessWorker, Worker
 from fmnist_sweep.task import build
 from fmnist_sweep.task.config import Config
 
-MAX_STACK = 8
+
+def largest_stack(configs: Sequence[Config]) -> int:
+    """Return the default of `hydra.launcher.max_stack`: the largest chunk of the device."""
+    return min(CHUNK_SIZE[_device_type(config)] for config in configs)
 
 
 def scheduler(
     configs: Sequence[Config],
     cores: int,
-    max_stack: int = MAX_STACK,
+    max_stack: int | None = None,
     workers: int | None = None,
 ) -> JobScheduler:
     """Make a scheduler for trials with such configurations.
@@ -25,18 +29,18 @@ def scheduler(
     Args:
         configs: configurations of some of the trials, at least one.
         cores: CPU cores for this process and its workers.
-        max_stack: maximum number of trials in a stack.
+        max_stack: maximum number of trials in a stack; None for the default.
         workers: the number of workers, instead of one for `trainer.threads` cores.
     """
-    on_cpu = all(map(_is_on_cpu, configs))
+    on_cpu = all(_device_type(config) == "cpu" for config in configs)
     threads = max(config.trainer.threads for config in configs)
     count = workers or max(1, cores // threads if on_cpu else 1)
     worker: type[Worker] = ProcessWorker if on_cpu or count > 1 else Worker
-    return JobScheduler(worker, count, max_stack, count * threads)
+    return JobScheduler(worker, count, max_stack or largest_stack(configs), count * threads)
 
 
-def _is_on_cpu(config: Config) -> bool:
+def _device_type(config: Config) -> str:
     try:
-        return build.device(config).type == "cpu"
+        return build.device(config).type
     except ConfigError:  # the trials report it
-        return True
+        return "cpu"

@@ -95,6 +95,12 @@ class _StackedRunner:
         self.launcher = launcher
         self.cores = cores
 
+    @property
+    def ahead(self) -> int:
+        from fmnist_sweep.task import stacked_runner
+
+        return stacked_runner.ahead(self.launcher.hydra_setup[0])
+
     def run(self, jobs: JobSource) -> None:
         def on_end(number: int, returned: JobReturn) -> None:
             jobs.ended(number, error_of(returned))

@@ -37,7 +37,7 @@ from fmnist_sweep.task.trial import Training, draw_picture
 class Settings(Section):
     """The keys of `hydra.launcher`, documented in conf/hydra/launcher/stacked.yaml."""
 
-    max_stack: int = Field(ge=1)
+    max_stack: Annotated[int, Field(ge=1)] | None
     workers: Annotated[int, Field(ge=1)] | None
 
 
@@ -80,12 +80,13 @@ def run(
                     jobs = take(room)
                     more_may_come = len(jobs) == room
                     for job in jobs:
-                        running.append(_StackedJob(job, task, background))
+                        running.append(_StackedJob(job, task, background, len(jobs)))
                         running[-1].start(starter, scheduler)
-                    _collect(running, on_end)
-                if not running:
+                elif not running:
                     return
-                scheduler.step()
+                else:
+                    scheduler.step()
+                # The end of a trial makes room for others.
                 more_may_come |= _collect(running, on_end)
         except MachineFault as fault:  # no worker can be started
             raise StopSweep(str(fault)) from None
@@ -98,8 +99,19 @@ def _scheduler(settings: Settings, cores: int, config: DictConfig) -> JobSchedul
     try:
         return scheduling.scheduler([parsed(config)], cores, settings.max_stack, settings.workers)
     except ConfigError:  # a value is missing; the trials report it
-        count = settings.workers or max(1, cores)
-        return JobScheduler(ProcessWorker, count, settings.max_stack, count)
+        count, max_stack = settings.workers or max(1, cores), settings.max_stack or 1
+        return JobScheduler(ProcessWorker, count, max_stack, count)
+
+
+def ahead(config: DictConfig) -> int:
+    """Return how many trials of a search to begin before the first has ended.
+
+    A GPU needs as many as a stack holds; on a CPU, results to learn from are worth more.
+    """
+    try:
+        return scheduling.largest_stack([parsed(config)])
+    except ConfigError:  # a value is missing; the trials report it
+        return 1
 
 
 def _collect(running: list["_StackedJob"], on_end: Callable[[int, JobReturn], None]) -> bool:
@@ -114,8 +126,9 @@ def _collect(running: list["_StackedJob"], on_end: Callable[[int, JobReturn], No
 class _StackedJob:
     """One of Hydra's jobs and its trial, from preparation to its end."""
 
-    def __init__(self, job: Job, task: TaskFunction, background: Background) -> None:
+    def __init__(self, job: Job, task: TaskFunction, background: Background, together: int) -> None:
         self.number = job[0]
+        self.together = together  # trials that begin now
         self.background = background
         self.job = job
         self.task = task
@@ -143,7 +156,7 @@ class _StackedJob:
         with self._trial():
             run = Path(HydraConfig.get().runtime.output_dir)
             on_epoch = self.trial.take_epoch if self.trial else _go_on
-            self.training = task.prepare(config, run, on_epoch)
+            self.training = task.prepare(config, run, on_epoch, self.together)
             self.training.draw = partial(self.background.submit, draw_picture)
         return None
 

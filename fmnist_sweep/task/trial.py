@@ -76,7 +76,12 @@ def _import_run_plot() -> None:
 
 
 def prepare(
-    config: Config, folder: Path, *, test: bool, on_epoch: Callable[[Epoch], bool] | None = None
+    config: Config,
+    folder: Path,
+    *,
+    test: bool,
+    on_epoch: Callable[[Epoch], bool] | None = None,
+    together: int = 1,
 ) -> "Training":
     """Load the data, build the models and resume from checkpoints; train nothing yet.
 
@@ -92,6 +97,7 @@ def prepare(
         folder: the run folder, in which Hydra has written its log and configuration.
         test: evaluate the model on the test images after the last epoch. A sweep never does.
         on_epoch: called with each finished epoch; return False to prune the trial.
+        together: the number of trials that are trained at once; see `worth_compiling`.
 
     Raises:
         ConfigError, DataError: the trial cannot be trained; an existing run is left alone.
@@ -105,7 +111,7 @@ def prepare(
     # Dead ReLU units let Adam's moments decay into denormals, which slow a step several times.
     torch.set_flush_denormal(True)
     data = splits.load(config.data, device, test)
-    training = Training(config, folder, data, device, threads, test, on_epoch)
+    training = Training(config, folder, data, device, threads, test, on_epoch, together)
     training.resume()
     return training
 
@@ -153,6 +159,7 @@ class Training:
         threads: int,
         test: bool,
         on_epoch: Callable[[Epoch], bool] | None,
+        together: int,
     ) -> None:
         self.started = time.time()
         self.config = config
@@ -180,7 +187,11 @@ class Training:
         self.early_stopping = trials[0].recipe.early_stopping is not None
         self.parameters = sum(p.numel() for p in trials[0].model.parameters())
         compile, steps_note = worth_compiling(
-            config.trainer.compile, config.trainer.epochs * steps, self.parameters, device
+            config.trainer.compile,
+            config.trainer.epochs * steps,
+            self.parameters,
+            device,
+            config.repeats * together,
         )
         self.jobs = [self._make_job(repeat, trial, compile) for repeat, trial in enumerate(trials)]
         self._report_setup(steps_note)
