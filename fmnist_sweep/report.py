@@ -11,6 +11,7 @@ from fmnist_sweep.base.errors import ReportError
 from fmnist_sweep.results import ranking
 from fmnist_sweep.results.publish import publish
 from fmnist_sweep.results.tables import Sweep
+from fmnist_sweep.task import picture
 
 
 def main() -> None:
@@ -33,8 +34,10 @@ def report(folder: Path) -> None:
     if not sweep.update():
         raise ReportError(f"{folder}: holds no finished run; give a sweep's folder")
     sweep.write()
-    page = publish(folder, list(sweep.runs.values()))
-    ranking.show(list(sweep.runs.values()), ranking.console())
+    runs = list(sweep.runs.values())
+    page = publish(folder, runs)
+    picture.draw_missing(runs)
+    ranking.show(runs, ranking.console())
     print(f"Tables: {folder / 'sweep.csv'}, {folder / 'curves.csv'}")
     print(f"Pictures: {folder / 'plots'}, page: {page}")
 

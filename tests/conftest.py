@@ -1,6 +1,7 @@
 """Fixtures: the real data set and the command, run in this process."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from fmnist_sweep.task.data import source
 from tests import tiny_task
 
 ROOT = Path(__file__).parent.parent
+# Apart from the user's, and kept from session to session.
+os.environ["FMNIST_SWEEP_CACHE"] = str(ROOT / ".pytest_cache" / "fmnist_sweep")
 
 
 @pytest.fixture(scope="session")

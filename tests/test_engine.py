@@ -217,7 +217,7 @@ def test_stackable_batch_norm_is_pytorchs() -> None:
         (True, 1, "cpu", True),
         ("auto", 100, "cpu", False),
         ("auto", 10**6, "mps", False),
-        ("auto", 10**4, "cuda", False),
+        ("auto", 15_630, "cuda", False),
         ("auto", 10**5, "cuda", True),
     ],
 )
@@ -225,6 +225,12 @@ def test_when_steps_are_compiled(wish: Any, steps: int, device: str, expected: b
     decision, reason = worth_compiling(wish, steps, 10**5, torch.device(device))
     assert decision is expected
     assert reason.startswith("compiled" if expected else "eager")
+
+
+def test_on_a_gpu_many_trials_repay_a_compilation_sooner() -> None:
+    cuda = torch.device("cuda")
+    assert not worth_compiling("auto", 15_630, 10**5, cuda, together=1)[0]
+    assert worth_compiling("auto", 15_630, 10**5, cuda, together=256)[0]
 
 
 def test_without_a_compiler_steps_are_eager(monkeypatch: pytest.MonkeyPatch) -> None:

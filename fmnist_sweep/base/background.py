@@ -2,48 +2,63 @@
 
 import os
 import signal
+import time
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import suppress
 from typing import Any
 
 from fmnist_sweep.base import command
 from fmnist_sweep.base.processes import enter_child_process, fork_server
 
+# Seconds of work in which no process is started: until then there is little to do beside it.
+DELAY = 10.0
+
 
 class Background:
     """A process of lowest priority that does one piece of work after the other.
 
-    It starts with the first piece. A piece that fails is left out.
+    Work that it has not done by the end is done at the end, by this process. A piece may thus run
+    twice, and one that fails is left out.
     """
 
     def __init__(self) -> None:
+        self.began = time.monotonic()
         self.pool: ProcessPoolExecutor | None = None
-        self.open: set[Future[Any]] = set()
+        self.waiting: deque[Callable[[], Any]] = deque()
+        self.begun: list[tuple[Future[Any], Callable[[], Any]]] = []
 
-    def submit(self, work: Callable[..., Any], *arguments: Any) -> None:
-        """Add a piece of work: a function and its arguments, all of which can be pickled."""
-        if self.pool is None:
-            self.pool = ProcessPoolExecutor(1, mp_context=fork_server(), initializer=_begin)
-        self.open = {piece for piece in self.open if not piece.done()}
+    def submit(self, piece: Callable[[], Any]) -> None:
+        """Add a piece of work that can be pickled."""
+        self.waiting.append(piece)
+        if time.monotonic() - self.began < DELAY:
+            return
         with suppress(RuntimeError, OSError):  # the process has died, or cannot be started
-            self.open.add(self.pool.submit(work, *arguments))
+            if self.pool is None:
+                self.pool = ProcessPoolExecutor(1, mp_context=fork_server(), initializer=_begin)
+            while self.waiting:
+                future = self.pool.submit(self.waiting[0])
+                self.begun.append((future, self.waiting.popleft()))
+        self.begun = [(future, piece) for future, piece in self.begun if not future.done()]
 
     def close(self, seconds: float) -> int:
-        """Wait for all pieces, then end the process.
+        """End the process, and do here what it has not done.
 
         Args:
-            seconds: time to wait; pieces that have not begun by then are left out.
+            seconds: time after which no other piece is begun.
 
         Returns:
             The number of pieces left out.
         """
-        if self.pool is None:
-            return 0
-        late = wait(self.open, seconds).not_done
-        self.pool.shutdown(wait=not late, cancel_futures=True)
-        self.pool = None
-        return len(late)
+        until = time.monotonic() + seconds
+        pieces = [piece for future, piece in self.begun if not future.done()] + [*self.waiting]
+        if self.pool is not None:
+            self.pool.shutdown(wait=False, cancel_futures=True)
+        while pieces and time.monotonic() < until:
+            with suppress(Exception):
+                pieces.pop(0)()
+        return len(pieces)
 
 
 def _begin() -> None:

@@ -34,8 +34,9 @@ from fmnist_sweep.base.files import write_atomically
 log = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "FMNIST_SWEEP_CACHE"
-# A kept step takes 2 MB. The oldest are removed.
-MAX_STEPS = 200
+# The files that are kept, by their suffix; those that have not been used for longest are removed.
+# A compiled step takes 2 MB, a traced one 15 kB.
+MAX_FILES = {".so": 200, ".pt": 2000}
 _TRUSTED_MODULES = (
     "builtins",
     "collections",
@@ -138,7 +139,11 @@ class StepLibrary:
                         _remove_oldest(path.parent)
             with suppress(OSError):
                 path.touch()  # it was used
-            return load(path)
+            try:
+                return load(path)
+            except Exception:  # the file is damaged
+                path.unlink()
+                return self._open(suffix, tensors, make, load)
         except Exception as error:  # such as a full disk, or a compiler that fails
             log.debug("No step is kept in %s: %s", path, first_line(error))
             return None
@@ -229,8 +234,8 @@ def _load_traced(path: Path) -> FlatStep:
 
 def _remove_oldest(steps: Path) -> None:
     """Remove the steps that have not been used for longest."""
-    for suffix in (".so", ".pt"):
+    for suffix, most in MAX_FILES.items():
         kept = sorted(steps.glob(f"*{suffix}"), key=lambda path: path.stat().st_mtime)
-        for path in kept[:-MAX_STEPS]:
+        for path in kept[:-most]:
             path.unlink(missing_ok=True)
             Path(f"{path}.lock").unlink(missing_ok=True)

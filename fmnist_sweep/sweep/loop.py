@@ -35,8 +35,8 @@ from fmnist_sweep.sweep.study import SweepStudy, tell
 
 # The largest share of the time that is spent on writing tables.
 TABLES_SHARE = 0.05
-# The largest share of the time that a sweep that has ended waits for pictures of its trials.
-PICTURES_SHARE = 0.02
+# How long a sweep that has ended waits for pictures: seconds, and a share of its time.
+PICTURES_SECONDS, PICTURES_SHARE = 20.0, 0.02
 # Trials of a search in stacks that are begun before the first of them has ended.
 AHEAD = 8
 LAUNCHERS = ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins")
@@ -171,7 +171,9 @@ class SweepLoop:
 
     def _finish_pictures(self, began: float) -> int:
         """Wait for pictures of trials for some time; return how many are left out."""
-        return self.background.close(max(3.0, PICTURES_SHARE * (time.monotonic() - began)))
+        return self.background.close(
+            max(PICTURES_SECONDS, PICTURES_SHARE * (time.monotonic() - began))
+        )
 
     def _release_own(self) -> None:
         with suppress(StopSweep):

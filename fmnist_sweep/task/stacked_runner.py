@@ -28,10 +28,10 @@ from fmnist_sweep.results.record import Epoch
 from fmnist_sweep.sweep.hydra_job import Job, JobStarter
 from fmnist_sweep.sweep.job import RunningTrial, SweepJob
 from fmnist_sweep.sweep.task import task_of
-from fmnist_sweep.task import scheduling
+from fmnist_sweep.task import picture, scheduling
 from fmnist_sweep.task.cli import parsed
 from fmnist_sweep.task.fashion import FashionTraining, objective_values
-from fmnist_sweep.task.trial import Training, draw_picture
+from fmnist_sweep.task.trial import Training
 
 
 class Settings(Section):
@@ -157,8 +157,11 @@ class _StackedJob:
             run = Path(HydraConfig.get().runtime.output_dir)
             on_epoch = self.trial.take_epoch if self.trial else _go_on
             self.training = task.prepare(config, run, on_epoch, self.together)
-            self.training.draw = partial(self.background.submit, draw_picture)
+            self.training.draw = self._draw_later
         return None
+
+    def _draw_later(self, folder: Path, title: str) -> None:
+        self.background.submit(partial(picture.draw, folder, title))
 
     def _trial(self) -> AbstractContextManager[None]:
         """Enter the trial, so that an error ends it."""

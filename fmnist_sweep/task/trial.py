@@ -27,7 +27,7 @@ from fmnist_sweep.engine.training_jobs import TrainingJob, train
 from fmnist_sweep.results import record
 from fmnist_sweep.results.metrics import EPOCH_METRICS
 from fmnist_sweep.results.record import Epoch
-from fmnist_sweep.task import build
+from fmnist_sweep.task import build, picture
 from fmnist_sweep.task.config import Config
 from fmnist_sweep.task.data import splits
 from fmnist_sweep.task.loggers import Logger
@@ -62,13 +62,6 @@ def run(
     finally:
         training.history_file.flush()
     return training.finish()
-
-
-def draw_picture(folder: Path, title: str) -> None:
-    """Draw `results.png` into a run folder; see `run_plot.draw`."""
-    from fmnist_sweep.results import run_plot  # imports Matplotlib, which takes half a second
-
-    run_plot.draw(folder, title)
 
 
 def _import_run_plot() -> None:
@@ -148,7 +141,7 @@ class Training:
     history_file: flush it if the training ends without `finish`.
     """
 
-    draw: Callable[[Path, str], None] = staticmethod(draw_picture)
+    draw: Callable[[Path, str], None] = staticmethod(picture.draw)
 
     def __init__(
         self,
@@ -364,8 +357,8 @@ class Training:
         elif finite:
             write_atomically(self.folder / "model.pt", _state_dict_bytes(self.jobs[0].trial.model))
         # A tracker takes a copy of the picture when the run ends.
-        draw = draw_picture if self.logger.backend else self.draw
-        draw(self.folder, _title(self.config))
+        draw = picture.draw if self.logger.backend else self.draw
+        draw(self.folder, picture.title(self.config))
         record.write_json(self.folder, "summary.json", summary)
         for repeat in range(self.config.repeats):
             record.checkpoint(self.folder, repeat).unlink(missing_ok=True)
@@ -459,17 +452,6 @@ def _mean_figures(repeats: Sequence[dict[str, Any]]) -> dict[str, Any]:
     figures["best_epoch"] = figures["kept_epoch"] = None
     figures["epochs"] = max(own["epochs"] for own in repeats)
     return {**figures, "repeats": len(repeats)}
-
-
-def _title(config: Config) -> str:
-    model, optimizer = (t.target.rsplit(".", 1)[-1] for t in (config.model, config.optimizer))
-    seeds = f"seed {config.seed}"
-    if config.repeats > 1:
-        seeds = f"mean of seeds {config.seed} to {config.seed + config.repeats - 1}"
-    return (
-        f"{model}, {optimizer}, learning rate {config.optimizer.lr:g}, "
-        f"batch {config.data.batch_size}, {seeds}"
-    )
 
 
 def _state_dict_bytes(model: nn.Module) -> bytes:

@@ -16,7 +16,7 @@ from fmnist_sweep.base.files import make_unique_dir, write_atomically
 from fmnist_sweep.base.processes import cores
 from fmnist_sweep.engine.training_jobs import JobScheduler
 from fmnist_sweep.results import record
-from fmnist_sweep.task import scheduling, trial
+from fmnist_sweep.task import picture, scheduling, trial
 from fmnist_sweep.task.config import Config
 
 # How long to wait for the picture of a run.
@@ -108,7 +108,9 @@ class _Run:
         with self._log():
             # With a callback, the progress bar of a single run stays off the screen.
             self.training = trial.prepare(config, self.folder, test=False, on_epoch=lambda _: True)
-        self.training.draw = partial(background.submit, trial.draw_picture)
+        self.training.draw = lambda folder, title: background.submit(
+            partial(picture.draw, folder, title)
+        )
         for job in self.training.jobs:
             job.on_epoch = partial(self._logged, job.on_epoch)
             job.on_batches = partial(self._logged, job.on_batches)
