@@ -52,17 +52,10 @@ def fork_server(*modules: str) -> ForkServerContext | SpawnContext:
         return multiprocessing.get_context("spawn")
     server = multiprocessing.get_context("forkserver")
     if modules:
-        server.set_forkserver_preload([*modules, *_own_main()])
+        server.set_forkserver_preload(list(modules))
     if len(os.fsencode(tempfile.gettempdir())) > _MAX_TEMP_DIR_BYTES:
         _put_sockets_in_tmp()
     return server
-
-
-def _own_main() -> list[str]:
-    """Return the name of this package's command, which each child process imports."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    is_ours = spec is not None and spec.name.startswith("fmnist_sweep.")
-    return [spec.name] if spec is not None and is_ours else []
 
 
 def start_server(*modules: str) -> None:

@@ -19,6 +19,8 @@ from fmnist_sweep.sweep.hydra_job import Job
 from fmnist_sweep.sweep.runners import JobSource, Runner, error_of
 from fmnist_sweep.sweep.task import Task
 
+# What the workers need, and what the command imports, which each process imports again.
+SERVER_MODULES = (*WORKER_MODULES, "fmnist_sweep.task.fashion")
 # What a picture may take, if others wait for it.
 PICTURE_SECONDS = 2.0
 
@@ -83,7 +85,7 @@ class StackedLauncher(Launcher):
     def warm_up(task: Task) -> None:
         """Start importing what the workers need, before the sweep is checked."""
         if hasattr(task, "prepare"):  # else no worker will be started
-            processes.start_server(*WORKER_MODULES)
+            processes.start_server(*SERVER_MODULES)
 
     def runner(self, cores: int) -> Runner:
         """Return a runner that asks for a job whenever another has ended."""

@@ -77,8 +77,10 @@ def run(
             while True:
                 room = scheduler.count * scheduler.max_stack - len(running)
                 if more_may_come and room:
-                    jobs = take(room)
-                    more_may_come = len(jobs) == room
+                    # A task that cannot be split runs at once, and the next learns from it.
+                    count = room if isinstance(task_of(task), FashionTraining) else 1
+                    jobs = take(count)
+                    more_may_come = len(jobs) == count
                     for job in jobs:
                         running.append(_StackedJob(job, task, background, len(jobs)))
                         running[-1].start(starter, scheduler)
