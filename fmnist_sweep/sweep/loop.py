@@ -36,7 +36,7 @@ from fmnist_sweep.sweep.study import SweepStudy, tell
 # The largest share of the time that is spent on writing tables.
 TABLES_SHARE = 0.05
 # How long a sweep that has ended waits for pictures: seconds, and a share of its time.
-PICTURES_SECONDS, PICTURES_SHARE = 20.0, 0.02
+PICTURES_SECONDS, PICTURES_SHARE = 10.0, 0.02
 # Trials of a search in stacks that are begun before the first of them has ended.
 AHEAD = 8
 LAUNCHERS = ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins")
