@@ -557,3 +557,45 @@ def test_busy_processes_end_together(data: DataSplits) -> None:
         began = time.monotonic()
     assert len(workers) == 4 and not any(worker.process.is_alive() for worker in workers)
     assert time.monotonic() - began < 2.5
+
+
+@pytest.mark.parametrize("worker", [Worker, ProcessWorker])
+def test_an_idle_worker_takes_over_half_of_a_stack(
+    worker: type[Worker], data: DataSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    call = worker.call
+
+    def counted(self: Worker, method: str, *arguments: Any) -> Any:
+        calls.append(method)
+        return call(self, method, *arguments)
+
+    monkeypatch.setattr(worker, "call", counted)
+    early = EarlyStoppingConfig(patience=9, min_change=0, metric="val_loss")
+    recipe = Recipe(average=0.9, early_stopping=early)
+    cases = [
+        Case(seed, epochs=epochs, dropout=0.2, batch_norm=True, recipe=recipe)
+        for seed, epochs in enumerate((2, 2, 8, 9))
+    ]
+    histories, jobs = train(cases, data, worker, workers=2)
+    monkeypatch.undo()
+    assert calls.count("release") == 1
+    check_same_as_alone(cases, histories, jobs, data)
+
+
+def test_a_worker_that_cannot_take_over_is_replaced(
+    data: DataSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = Worker.call
+
+    def fails(self: Worker, method: str, *arguments: Any) -> Any:
+        if method == "add" and len(arguments) == 3:
+            raise RuntimeError("it has died")
+        return call(self, method, *arguments)
+
+    monkeypatch.setattr(Worker, "call", fails)
+    cases = [Case(seed, epochs=epochs) for seed, epochs in enumerate((2, 2, 8, 9))]
+    histories, jobs = train(cases, data, workers=2)
+    monkeypatch.undo()
+    assert not any(job.error for job in jobs)
+    check_same_as_alone(cases, histories, jobs, data)

@@ -224,12 +224,13 @@ class Stack:
         self.rows: dict[int, TrialState] = {}
         self._chunks: list[Chunk] | None = None
 
-    def add(self, number: int, trial: Trial) -> None:
+    def add(self, number: int, trial: Trial, state: State | None = None) -> None:
         """Add a trial, at its first epoch or at the state of the checkpoint to resume from.
 
         Args:
             number: identifies the trial in this stack.
             trial: the trial.
+            state: the state that another stack has released, from which the trial continues.
 
         Raises:
             CheckpointError: training cannot resume from the checkpoint.
@@ -242,9 +243,18 @@ class Stack:
         if trial.checkpoint:
             # The weights and about two tensors of optimizer state for each.
             trial.checkpoint.begin(3 * sum(p.nbytes for p in trial.model.parameters()))
-            if trial.checkpoint.resume:
+            if trial.checkpoint.resume and state is None:
                 state = checkpoint.read(trial.checkpoint.resume, trial.checkpoint.configuration)
                 self._restore(row, state)
+
+        if state is not None:
+            self._restore(row, state)
+
+    def release(self, number: int) -> State:
+        """Remove a trial and return its state, with which another stack continues it."""
+        state = self.rows.pop(number).state()
+        self._chunks = None
+        return state
 
     def _restore(self, row: TrialState, state: State) -> None:
         model = row.trial.model

@@ -17,6 +17,9 @@ from fmnist_sweep.results.record import Epoch
 
 log = logging.getLogger(__name__)
 
+# Epochs that a trial must have left to be worth the move to another worker.
+MIN_HANDED_OVER = 3
+
 
 @dataclass
 class TrainingJob:
@@ -61,6 +64,11 @@ class TrainingJob:
         settings = self.batch_size, self.compile, self.bf16, self.log_every, self.threads
         self.stack_key = stack.stack_key(self.trial, self.data, *settings)
 
+    @property
+    def remaining_epochs(self) -> int:
+        """Epochs that are left, if nothing stops the trial early."""
+        return self.trial.epochs - self.reported_epochs
+
     def retry_alone(self) -> None:
         """Prepare to train the trial again by itself, from its checkpoint or from the beginning.
 
@@ -97,7 +105,7 @@ class JobScheduler:
     Trials start, end and are replaced between epochs. A waiting trial joins a stack with its stack
     key if this has fewer than `max_stack` trials and fewer than its share: the trials of a key are
     spread evenly over the workers with this key. An idle worker begins a stack with the trial that
-    has waited longest.
+    has waited longest. If none waits, it takes over half of the next stack that ends an epoch.
 
     Args:
         make_worker: makes a worker; called when jobs are added.
@@ -153,23 +161,28 @@ class JobScheduler:
             self._process_event(wait_for_event(busy))
 
     @contextmanager
-    def _contain_failure(self, worker: Worker) -> Iterator[None]:
-        """Replace the worker if the body raises, for example because its process has died."""
+    def _contain_failure(self, worker: Worker, blame: bool = True) -> Iterator[None]:
+        """Replace the worker if the body raises, for example because its process has died.
+
+        Args:
+            worker: the worker.
+            blame: whether a job that was by itself is at fault.
+        """
         try:
             yield
         except Exception as error:
-            self._requeue(self.running.pop(worker), error)
+            self._requeue(self.running.pop(worker), error, blame)
             self.loaded_images.pop(worker, None)
             worker.close()
             if self.waiting:
                 self.running[self.make_worker()] = {}
 
-    def _requeue(self, jobs: dict[int, TrainingJob], error: Exception) -> None:
+    def _requeue(self, jobs: dict[int, TrainingJob], error: Exception, blame: bool) -> None:
         """Retry the jobs of a failed worker, each by itself; end a job that was by itself already.
 
         Presumably one job has caused the failure and will fail again.
         """
-        if len(jobs) == 1:
+        if len(jobs) == 1 and blame:
             (job,) = jobs.values()
             job.error, job.ended = error, True
             return
@@ -198,7 +211,40 @@ class JobScheduler:
             for number, outcome in outcomes.items():
                 if jobs[number].ends_with(outcome):
                     self._end(worker, number)
+            idle = self._idle_worker(jobs)
+            if idle is not None:
+                self._hand_over_half(worker, idle)
             self._start_epoch(worker)
+
+    def _idle_worker(self, jobs: dict[int, TrainingJob]) -> Worker | None:
+        """Return a worker that can take over trials of a stack, if it is worth it."""
+        long_ones = [job for job in jobs.values() if job.remaining_epochs >= MIN_HANDED_OVER]
+        if self.waiting or len(jobs) < 2 or len(long_ones) < 2:
+            return None
+        if not self._has_threads_for(long_ones[0]) or long_ones[0].stack_key.why_alone:
+            return None
+        return next((worker for worker, others in self.running.items() if not others), None)
+
+    def _hand_over_half(self, worker: Worker, idle: Worker) -> None:
+        """Continue half of a stack's trials, those with the most epochs left, on an idle worker."""
+        jobs = self.running[worker]
+        order = sorted(jobs, key=lambda number: (jobs[number].remaining_epochs, number))
+        chosen = order[-(len(order) // 2) :]
+        states = {number: worker.call("release", number) for number in chosen}
+        self.running[idle] = {number: jobs.pop(number) for number in chosen}
+        with self._contain_failure(idle, blame=False):
+            for number, job in self.running[idle].items():
+                if number == chosen[0]:
+                    self._open(idle, job)
+                idle.call("add", number, job.trial, states[number])
+            idle.begin_epoch()
+
+    def _open(self, worker: Worker, first: TrainingJob) -> None:
+        """Begin an empty stack for trials like this one."""
+        if self.loaded_images.get(worker) is not first.data.train:
+            self.loaded_images[worker] = first.data.train
+            worker.call("load_data", replace(first.data, test=None))
+        worker.call("open", first.stack_key, first.trial)
 
     def _end(self, worker: Worker, number: int) -> None:
         tensors = worker.call("remove", number)
@@ -218,10 +264,7 @@ class JobScheduler:
                 # Assigned before any call of the worker: a failure of the call is this job's fault.
                 number, first = self.waiting.pop(0)
                 jobs[number] = first
-                if self.loaded_images.get(worker) is not first.data.train:
-                    self.loaded_images[worker] = first.data.train
-                    worker.call("load_data", replace(first.data, test=None))
-                worker.call("open", first.stack_key, first.trial)
+                self._open(worker, first)
                 worker.call("add", number, first.trial)
             for number, job in self._jobs_to_join(jobs):
                 self.waiting.remove((number, job))

@@ -24,6 +24,7 @@ from fmnist_sweep.base.processes import (
     process_died,
     start,
 )
+from fmnist_sweep.engine.checkpoint import State
 from fmnist_sweep.engine.data import DataSplits
 from fmnist_sweep.engine.settings import WORKER_MODULES
 from fmnist_sweep.engine.stack import CHUNK_SIZE, Outcome, Progress, Stack, StackKey
@@ -68,9 +69,13 @@ class Trainer:
             CHUNK_SIZE[device.type],
         )
 
-    def add(self, number: int, trial: Trial) -> None:
+    def add(self, number: int, trial: Trial, state: State | None = None) -> None:
         """Add a trial to the stack; see `Stack.add`."""
-        self.stack.add(number, trial)
+        self.stack.add(number, trial, state)
+
+    def release(self, number: int) -> State:
+        """Remove a trial from the stack to continue it in another; see `Stack.release`."""
+        return self.stack.release(number)
 
     def remove(self, number: int) -> dict[str, torch.Tensor]:
         """Remove a trial from the stack; see `Stack.remove`."""

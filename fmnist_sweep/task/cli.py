@@ -36,8 +36,10 @@ def parsed(config: DictConfig) -> Config:
     Raises:
         ConfigError: one line for each wrong key.
     """
-    task = {key: value for key, value in config.items_ex(resolve=False) if key != "hydra"}
-    values = OmegaConf.to_container(OmegaConf.create(task), resolve=True)
+    if "hydra" in config:
+        task = {key: value for key, value in config.items_ex(resolve=False) if key != "hydra"}
+        config = OmegaConf.create(task)
+    values = OmegaConf.to_container(config, resolve=True)
     assert isinstance(values, dict)
     # A job may run in its run folder; Hydra knows the directory of the command.
     folder = HydraConfig.get().runtime.cwd if HydraConfig.initialized() else os.curdir
