@@ -38,7 +38,7 @@ bench: .venv/installed
 
 # Needs a CUDA device.
 bench-gpu: .venv/installed
-	$(BIN)/python -m benchmarks gpu
+	$(BIN)/python -m benchmarks gpu gpu-commands
 
 # The stamp is written last: an interrupted installation is done again.
 .venv/installed: pyproject.toml constraints.txt

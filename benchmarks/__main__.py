@@ -82,6 +82,11 @@ ROWS = {
         lambda root, options: stacking.measure_on_gpu(root, options.rounds),
         stacking.gpu_table,
     ),
+    "gpu-commands": Row(
+        "whole commands on a CUDA device",
+        lambda root, options: overhead.measure_on_gpu(root),
+        overhead.gpu_table,
+    ),
     "coordinate": Row(
         "many workers on one study",
         lambda root, options: coordinating.measure(options.server),
@@ -89,7 +94,7 @@ ROWS = {
     ),
 }
 # Run only by name, as they need a CUDA device or --server.
-ON_REQUEST = ("gpu", "coordinate")
+ON_REQUEST = ("gpu", "gpu-commands", "coordinate")
 
 
 def main() -> None:
@@ -138,7 +143,8 @@ def measure(options: argparse.Namespace) -> None:
         return
     options.out.parent.mkdir(parents=True, exist_ok=True)
     threads = {"peers": options.threads, "ours": 1}
-    device = torch.cuda.get_device_name() if "gpu" in rows else "cpu"
+    on_gpu = any(name.startswith("gpu") for name in rows)
+    device = torch.cuda.get_device_name() if on_gpu else "cpu"
     machine = record.environment(device=device, threads=threads)
     print(f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']},")
     print(f"torch {machine['versions']['torch']}; n = {options.rounds} rounds; threads: {threads}")
@@ -165,8 +171,9 @@ def _rows(options: argparse.Namespace) -> list[str]:
         raise ConfigError(f"{', '.join(sorted(unknown))}: no such row; there are {', '.join(ROWS)}")
     if "coordinate" in options.rows and not options.server:
         raise ConfigError("coordinate: needs --server")
-    if "gpu" in options.rows and not torch.cuda.is_available():
-        raise ConfigError("gpu: no CUDA device here")
+    for name in options.rows:
+        if name.startswith("gpu") and not torch.cuda.is_available():
+            raise ConfigError(f"{name}: no CUDA device here")
     return [name for name in ROWS if name in (options.rows or set(ROWS) - set(ON_REQUEST))]
 
 

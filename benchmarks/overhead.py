@@ -135,3 +135,30 @@ def table(seconds: dict[str, Any]) -> str:
             f"{VERY_MANY:,}.",
         ]
     )
+
+
+def measure_on_gpu(root: str) -> dict[str, float]:
+    """Measure whole commands on a CUDA device, once each, after a first run of the baseline.
+
+    Returns:
+        Seconds by command, less those of `import torch`.
+    """
+    data, device = f"data.root={root}", "trainer.device=cuda"
+    search = (*TRAIN, "-m", "search=lr", "trainer.epochs=10", data, device)
+    seconds = {}
+    with tempfile.TemporaryDirectory() as folder:
+        seconds_of(folder, *TRAIN, data, device)
+        torch_alone = min(seconds_of(folder, "-c", "import torch") for _ in range(2))
+        for about, command in {
+            "the baseline of ten epochs": (*TRAIN, data, device),
+            "search=lr, 256 trials of ten epochs": (*search, "hydra.sweeper.n_trials=256"),
+            "search=lr, 1,024 trials of ten epochs": (*search, "hydra.sweeper.n_trials=1024"),
+        }.items():
+            seconds[about] = seconds_of(folder, *command) - torch_alone
+    return seconds
+
+
+def gpu_table(seconds: dict[str, float]) -> str:
+    """Return the seconds of each command as Markdown."""
+    lines = ["| whole command on a GPU, beyond `import torch` | seconds |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {about} | {took:.1f} |" for about, took in seconds.items())])
