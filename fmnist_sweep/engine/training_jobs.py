@@ -219,9 +219,7 @@ class JobScheduler:
     def _idle_worker(self, jobs: dict[int, TrainingJob]) -> Worker | None:
         """Return a worker that can take over trials of a stack, if it is worth it."""
         long_ones = [job for job in jobs.values() if job.remaining_epochs >= MIN_HANDED_OVER]
-        if self.waiting or len(jobs) < 2 or len(long_ones) < 2:
-            return None
-        if not self._has_threads_for(long_ones[0]) or long_ones[0].stack_key.why_alone:
+        if self.waiting or len(long_ones) < 2 or not self._has_threads_for(long_ones[0]):
             return None
         return next((worker for worker, others in self.running.items() if not others), None)
 
@@ -231,11 +229,10 @@ class JobScheduler:
         order = sorted(jobs, key=lambda number: (jobs[number].remaining_epochs, number))
         chosen = order[-(len(order) // 2) :]
         states = {number: worker.call("release", number) for number in chosen}
-        self.running[idle] = {number: jobs.pop(number) for number in chosen}
+        taken = self.running[idle] = {number: jobs.pop(number) for number in chosen}
         with self._contain_failure(idle, blame=False):
-            for number, job in self.running[idle].items():
-                if number == chosen[0]:
-                    self._open(idle, job)
+            self._open(idle, taken[chosen[0]])
+            for number, job in taken.items():
                 idle.call("add", number, job.trial, states[number])
             idle.begin_epoch()
 

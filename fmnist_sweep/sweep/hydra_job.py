@@ -176,6 +176,7 @@ class _Template:
             HydraConfig.instance().set_config(composed)
             self.hydra: Any = HydraConfig.instance().cfg
         self.parser = OverridesParser.create()
+        self.nodes: dict[str, list[Any]] = {}
 
     def apply(
         self,
@@ -209,9 +210,17 @@ class _Template:
             self._set("hydra.runtime.output_dir", os.path.abspath(folder))
 
     def _set(self, key: str, value: Any) -> None:
-        copied = self.hydra if key.startswith("hydra.") else self.task
-        for section in (self.whole, copied):
-            OmegaConf.update(section, key, value, merge=not isinstance(value, list))
+        parent, _, name = key.rpartition(".")
+        for node in self._parents(parent):
+            node[name] = value
+
+    def _parents(self, key: str) -> list[Any]:
+        """Return the node at a key in both of the configurations that hold it."""
+        if key not in self.nodes:
+            copied = self.hydra if key.split(".")[0] == "hydra" else self.task
+            found = [OmegaConf.select(part, key) if key else part for part in (self.whole, copied)]
+            self.nodes[key] = found
+        return self.nodes[key]
 
     def execute(self, task: TaskFunction, whitelist: Any) -> JobReturn:
         """Do what Hydra's `run_job` does without callbacks: make folder, files and log, run."""
