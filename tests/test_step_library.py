@@ -116,6 +116,21 @@ def test_a_damaged_file_is_made_again(content: bytes, cache: Path, data: DataSpl
     assert all(len(path.read_bytes()) > 1000 for path in files)
 
 
+def test_files_that_never_load_are_done_without(
+    cache: Path, data: DataSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[Path] = []
+
+    def load(path: Path) -> Any:
+        tries.append(path)
+        raise RuntimeError("another format")
+
+    expected = train([CASES["adam"]], data)
+    monkeypatch.setattr(step_library, "_load_traced", load)
+    check_same(train([CASES["adam"]], data), expected)
+    assert len(tries) == 2 * len(set(tries)) and not list(cache.glob("*.pt"))
+
+
 def test_a_folder_that_cannot_be_written_is_done_without(
     tmp_path: Path, data: DataSplits, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,6 +107,8 @@ class StepLibrary:
 
         Compile it if it is not kept yet. Processes that want the same step wait for the first.
         """
+        if not hasattr(torch._C, "_aoti"):  # private: another version of PyTorch may lack it
+            return None
         return self._open(".so", tensors, functools.partial(_compile, step), _load_compiled)
 
     def traced(self, name: str, step: FlatStep, tensors: list[torch.Tensor]) -> FlatStep | None:
@@ -126,11 +128,12 @@ class StepLibrary:
         tensors: list[torch.Tensor],
         make: Callable[[list[torch.Tensor], Path], None],
         load: Callable[[Path], FlatStep],
+        is_first_try: bool = True,
     ) -> FlatStep | None:
         shapes = [(tuple(t.shape), t.stride(), t.dtype) for t in tensors]
         key = hashlib.sha256(repr((self.identity, shapes)).encode()).hexdigest()[:32]
-        path = folder() / f"{key}{suffix}"
         try:
+            path = folder() / f"{key}{suffix}"
             if not path.exists():
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 with FileLock(f"{path}.lock"):
@@ -141,11 +144,14 @@ class StepLibrary:
                 path.touch()  # it was used
             try:
                 return load(path)
-            except Exception:  # the file is damaged
+            except Exception:
                 path.unlink()
-                return self._open(suffix, tensors, make, load)
+                if not is_first_try:
+                    raise
+                # The file was damaged.
+                return self._open(suffix, tensors, make, load, is_first_try=False)
         except Exception as error:  # such as a full disk, or a compiler that fails
-            log.debug("No step is kept in %s: %s", path, first_line(error))
+            log.debug("The step %s%s is not kept: %s", key, suffix, first_line(error))
             return None
 
 
