@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 from fmnist_sweep.base import command, processes
-from fmnist_sweep.engine.settings import WORKER_MODULES
 
 
 def main() -> None:
@@ -47,9 +46,11 @@ def main() -> None:
 
 
 def _confirm(arguments: argparse.Namespace) -> None:
+    # Late, as it imports much that --help does not need.
     if arguments.app is None:
+        from fmnist_sweep.engine.settings import WORKER_MODULES
+
         processes.start_server(*WORKER_MODULES)
-    # Late, as it imports torch, which --help does not need.
     with command.imports():
         from fmnist_sweep.task.confirm.confirmation import ConfirmOptions, confirm
 

@@ -36,10 +36,12 @@ def report(folder: Path) -> None:
     sweep.write()
     runs = list(sweep.runs.values())
     page = publish(folder, runs)
-    picture.draw_missing(runs)
+    drawn = picture.draw_missing(runs)
     ranking.show(runs, ranking.console())
     print(f"Tables: {folder / 'sweep.csv'}, {folder / 'curves.csv'}")
     print(f"Pictures: {folder / 'plots'}, page: {page}")
+    if drawn:
+        print(f"Drawn now: results.png of {drawn} runs")
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def test_no_picture_is_drawn_while_stacks_are_fed(
 ) -> None:
     close, draw, closing = background.Background.close, run_plot.draw, [False]
 
-    def closed(beside: background.Background, seconds: float) -> int:
+    def closed(beside: background.Background, seconds: float | None = None) -> int:
         closing[0] = True
         return close(beside, seconds)
 
@@ -180,6 +180,14 @@ def test_the_study_knows_all_epochs_without_a_pruner(fmnist_train: Command) -> N
         history = pd.read_csv(f"multirun/a/{trial.number}/history.csv")
         assert trial.intermediate_values == dict(zip(history.epoch, history.val_accuracy))
     database.disconnect()
+
+
+def test_a_history_is_written_again_if_its_rows_have_changed(tmp_path: Path) -> None:
+    history = record.HistoryFile(tmp_path)
+    for loss in (1.0, 0.5):  # as the means over more and more repeats do
+        history.update([{"step": 1, "loss": loss}])
+        history.flush()
+        assert record.read_history(tmp_path) == [{"step": 1, "loss": loss}]
 
 
 def test_an_interrupted_run_keeps_its_epochs(

@@ -1,6 +1,7 @@
 """Run a command: errors as one line, standard streams that never fail, SIGINT and SIGTERM."""
 
 import gc
+import importlib
 import io
 import os
 import signal
@@ -57,8 +58,8 @@ def _file_error_line(error: Exception) -> str | None:
 def imports() -> Iterator[None]:
     """Import large libraries inside the block without garbage collections.
 
-    PyTorch makes half a million objects that live as long as the process. The collector would look
-    at them several times during the import and again at the exit, together for more than a second.
+    PyTorch's objects live as long as the process. The collector would look at them several times
+    during the import and again at the exit, together for more than a second.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -68,6 +69,14 @@ def imports() -> Iterator[None]:
         gc.freeze()
         if was_enabled:
             gc.enable()
+
+
+def import_beside(module: str) -> None:
+    """Import a module in a thread, while this process trains or waits for others.
+
+    Plotting takes half a second to import. Steps leave Python free in the meantime.
+    """
+    threading.Thread(target=importlib.import_module, args=(module,), daemon=True).start()
 
 
 class Interrupted(KeyboardInterrupt):

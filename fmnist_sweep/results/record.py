@@ -152,21 +152,20 @@ class HistoryFile:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.rows: Sequence[Epoch | Mapping[str, float]] = []
-        self.written = 0
+        self.unwritten: Sequence[Epoch | Mapping[str, float]] | None = None
         self.written_at = time.monotonic()
 
     def update(self, rows: Sequence[Epoch | Mapping[str, float]]) -> None:
-        """Take the rows so far; write them if the last write is `HISTORY_SECONDS` ago."""
-        self.rows = rows
+        """Take all rows so far; write them if the last write is `HISTORY_SECONDS` ago."""
+        self.unwritten = rows
         if time.monotonic() - self.written_at >= HISTORY_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Write rows that have not been written."""
-        if len(self.rows) > self.written:
-            write_history(self.folder, self.rows)
-            self.written, self.written_at = len(self.rows), time.monotonic()
+        """Write the rows, unless they have been written."""
+        if self.unwritten is not None:
+            write_history(self.folder, self.unwritten)
+            self.unwritten, self.written_at = None, time.monotonic()
 
 
 def read_history(folder: Path) -> list[dict[str, float]]:

@@ -106,7 +106,8 @@ def sweep(
     worker_job = WorkerJob(job, folder, str(name), space, settings, extend, config, context)
     try:
         loop = _make_loop(study, settings, job, worker_job, config, context, extend)
-        loop.run(is_named=_has_fixed_folder(config))
+        with loop.background:
+            loop.run(is_named=_has_fixed_folder(config))
     finally:
         study.close()
 

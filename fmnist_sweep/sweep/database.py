@@ -278,8 +278,7 @@ def set_steps(url: str, trial: FrozenTrial, steps: Mapping[int, float]) -> None:
 
 @functools.cache
 def _steps_table(engine: sqlalchemy.Engine) -> sqlalchemy.Table:
-    # Optuna writes one value in a transaction, which takes 3 ms. Its tables, unlike its classes,
-    # stay the same from version to version.
+    # Optuna's own method writes each value in a transaction of its own.
     return sqlalchemy.Table(
         "trial_intermediate_values", sqlalchemy.MetaData(), autoload_with=engine
     )

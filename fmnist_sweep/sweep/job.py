@@ -121,9 +121,7 @@ class RunningTrial:
         self.number = number
         self.run = run
         self.pruner = make_pruner(job.pruner)
-        self.prunes = len(job.objectives) == 1 and not isinstance(
-            self.pruner, optuna.pruners.NopPruner
-        )
+        self.prunes = not isinstance(self.pruner, optuna.pruners.NopPruner)
         self.values: dict[int, float] = {}  # of the objective by step, for the study
         self.writes_itself = job.sweep_task.objectives is not None
         self.history_file = record.HistoryFile(run)

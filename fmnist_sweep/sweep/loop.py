@@ -7,13 +7,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
 
 import optuna
 from rich.console import Console
 
 from fmnist_sweep.base.background import Background
-from fmnist_sweep.base.command import Interrupted, interruptible
+from fmnist_sweep.base.command import Interrupted, import_beside, interruptible
 from fmnist_sweep.base.errors import (
     ImpossibleTrial,
     ProcessDied,
@@ -106,8 +105,7 @@ class SweepLoop:
         code, is_lost = 0, False
         began = time.monotonic()
         self._announce()
-        # Imports Matplotlib, in half a second in which this process waits for its trials.
-        threading.Thread(target=_import_publish, daemon=True).start()
+        import_beside("fmnist_sweep.results.publish")
         before = list(self.table.runs.values())
         self.is_first = not before
         with Display(self.console, self.space.n_trials, before) as self.display:
@@ -137,12 +135,14 @@ class SweepLoop:
         # A user who interrupts does not want to wait for plots.
         waits = code < 128 and not is_lost
         if runs and waits:
-            _import_publish().publish(self.study.folder, runs)
-        n_undrawn = self._finish_pictures(began) if waits else self.background.close(0)
+            from fmnist_sweep.results import publish
+
+            publish.publish(self.study.folder, runs)
+        n_undrawn = self._finish_pictures(began) if waits else 0
         names = ("sweep.csv", "curves.csv", "report.html")
         files = [name for name in names if (self.study.folder / name).exists()]
         print(f"Sweep folder: {folder} ({', '.join(files)})", flush=True)
-        if n_undrawn and waits:
+        if n_undrawn:
             print(
                 f"Not drawn yet: results.png of {n_undrawn} trials; "
                 f"python -m fmnist_sweep.report {folder} draws them"
@@ -167,7 +167,7 @@ class SweepLoop:
             finally:
                 self._release_own()
                 self.refresh(final=True)
-                self._finish_pictures(began)
+        self._finish_pictures(began)
 
     def _finish_pictures(self, began: float) -> int:
         """Wait for pictures of trials for some time; return how many are left out."""
@@ -294,12 +294,6 @@ class SweepLoop:
         for run in new:
             self.display.finished(run)
         return new
-
-
-def _import_publish() -> Any:
-    from fmnist_sweep.results import publish
-
-    return publish
 
 
 def _relative(folder: Path) -> Path:

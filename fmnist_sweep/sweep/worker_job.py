@@ -54,7 +54,9 @@ class WorkerJob:
         at_once = min(trials_at_once(self.settings, study.space, runner), even_share)
         quiet = Console(quiet=True)
         try:
-            SweepLoop(study, self.settings, runner.run, self.extend, quiet, at_once).run_as_worker()
+            loop = SweepLoop(study, self.settings, runner.run, self.extend, quiet, at_once)
+            with loop.background:
+                loop.run_as_worker()
         except StopSweep as stop:
             raise MachineFault(str(stop)) from None
         finally:

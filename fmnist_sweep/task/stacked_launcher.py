@@ -21,8 +21,6 @@ from fmnist_sweep.sweep.task import Task
 
 # What the workers need, and what the command imports, which each process imports again.
 SERVER_MODULES = (*WORKER_MODULES, "fmnist_sweep.task.fashion")
-# What a picture may take, if others wait for it.
-PICTURE_SECONDS = 2.0
 
 
 class StackedLauncher(Launcher):
@@ -46,16 +44,14 @@ class StackedLauncher(Launcher):
         """Run a batch of jobs: Hydra's interface, which other sweepers use."""
         jobs = iter(enumerate(job_overrides, initial_job_idx))
         returns: dict[int, JobReturn] = {}
-        background = Background()
-        try:
+        with Background() as background:
             self._run(
                 processes.cores(),
                 lambda count: list(islice(jobs, count)),
                 returns.__setitem__,
                 background,
             )
-        finally:
-            background.close(PICTURE_SECONDS * len(job_overrides))
+            background.close()
         return [returns[number] for number in sorted(returns)]
 
     def _run(

@@ -5,7 +5,6 @@ import logging
 import math
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fmnist_sweep.base.command import import_beside
 from fmnist_sweep.base.errors import ConfigError, TrialFailed
 from fmnist_sweep.base.files import write_atomically
 from fmnist_sweep.base.processes import cores_from_environment
@@ -55,17 +55,12 @@ def run(
         TrialFailed: the loss or a weight became NaN or infinite; history and summary are written.
     """
     training = prepare(config, folder, test=test, on_epoch=on_epoch)
-    # Matplotlib takes half a second to import. Steps leave Python free in the meantime.
-    threading.Thread(target=_import_run_plot, daemon=True).start()
+    import_beside("fmnist_sweep.results.run_plot")
     try:
         train(training.jobs)
     finally:
         training.history_file.flush()
     return training.finish()
-
-
-def _import_run_plot() -> None:
-    import fmnist_sweep.results.run_plot  # noqa: F401
 
 
 def prepare(

@@ -19,9 +19,6 @@ from fmnist_sweep.results import record
 from fmnist_sweep.task import picture, scheduling, trial
 from fmnist_sweep.task.config import Config
 
-# How long to wait for the picture of a run.
-PICTURE_SECONDS = 2.0
-
 
 def trained(
     folder: Path, wanted: Sequence[tuple[str, Config]], say: Callable[[str], None]
@@ -71,8 +68,11 @@ def _train(
     """Train configurations in stacks on all cores; yield name, folder and summary of each run."""
     if not configs:
         return
-    background, running = Background(), []
-    with scheduling.scheduler([config for _, config in configs], cores()) as scheduler:
+    running: list[_Run] = []
+    with (
+        Background() as background,
+        scheduling.scheduler([config for _, config in configs], cores()) as scheduler,
+    ):
         try:
             for name, config in configs:
                 running.append(_Run(name, config, folder, background, scheduler))
@@ -82,10 +82,10 @@ def _train(
                     yield run.name, run.folder, run.finish()
                 if running:
                     scheduler.step()
+            background.close()
         finally:
             for run in running:
                 run.training.history_file.flush()
-            background.close(PICTURE_SECONDS * len(configs))
 
 
 class _Run:
