@@ -223,8 +223,8 @@ class StepTensors(NamedTuple):
         weights, state, buffers, *others = self
         return [weights, *state.values(), *buffers.values(), *others]
 
-    def like(self, flat: Sequence[torch.Tensor]) -> "StepTensors":
-        """Return other tensors, given as `flat` returns them."""
+    def unflatten(self, flat: Sequence[torch.Tensor]) -> "StepTensors":
+        """Return other tensors with the same names, given as `flat` returns them."""
         end_of_state = 1 + len(self.optimizer_state)
         end_of_buffers = end_of_state + len(self.buffers)
         return StepTensors(
@@ -269,8 +269,6 @@ class StepCache:
         self.library = library if execution_mode != "plain" and device.type == "cpu" else None
         self.eager = self._make_step()
         self._compiled: dict[int, Step] = {}
-        self._kept: dict[tuple[int, bool], FlatStep | None] = {}
-        self._kept_sums: dict[tuple[int, int], FlatStep | None] = {}
 
     def bind(self, tensors: StepTensors, full: bool) -> Callable[[], torch.Tensor | None]:
         """Return a function that takes a step with these tensors.
@@ -283,33 +281,37 @@ class StepCache:
         Returns:
             A function that returns the gradient [K, P] if the optimizer is PyTorch's own.
         """
-        rows = len(tensors.weights)
-        if self.library is not None:
-            if (rows, full) not in self._kept:
-                self._kept[rows, full] = self._open_kept(self.library, tensors, full)
-            kept = self._kept[rows, full]
-            if kept is not None:
-                return partial(_call_flat, kept, tensors.flat())
-        return partial(self._for_rows(rows) if full else self.eager, *tensors)
+        flat = tensors.flat()
+        kept = self._kept_step(tensors, full)
+        if kept is not None:
+            return lambda: next(iter(kept(flat)), None)
+        step = self._for_rows(len(tensors.weights)) if full else self.eager
+        return partial(step, *tensors)
 
-    def _open_kept(self, library: StepLibrary, tensors: StepTensors, full: bool) -> FlatStep | None:
+    def _kept_step(self, tensors: StepTensors, full: bool) -> FlatStep | None:
+        if self.library is None:
+            return None
+
         def step(flat: list[torch.Tensor]) -> list[torch.Tensor]:
-            gradient = self.eager(*tensors.like(flat))
+            gradient = self.eager(*tensors.unflatten(flat))
             return [] if gradient is None else [gradient]
 
         if full and self.compile:
-            return library.compiled(step, tensors.flat())
-        return library.traced("step", step, tensors.flat())
+            return self.library.compiled(step, tensors.flat())
+        return self.library.traced("step", step, tensors.flat())
 
     def evaluate(
         self, weights: torch.Tensor, buffers: dict[str, torch.Tensor], images: Images
     ) -> list[tuple[float, float]]:
         """Return the mean loss and the accuracy of each row of weights; see `FunctionalModel`."""
-        batch_sums = self._batch_sums if self.library else None
-        return self.functional_model.evaluate(weights, buffers, images, batch_sums)
+        if self.library is None:
+            return self.functional_model.evaluate(weights, buffers, images)
+        sums = partial(self._kept_sums, self.library)
+        return self.functional_model.evaluate(weights, buffers, images, sums)
 
-    def _batch_sums(
+    def _kept_sums(
         self,
+        library: StepLibrary,
         weights: torch.Tensor,
         buffers: dict[str, torch.Tensor],
         pixels: torch.Tensor,
@@ -323,11 +325,7 @@ class StepCache:
             weights, *values, pixels, labels = flat
             return [sums(weights, dict(zip(names, values)), pixels, labels)]
 
-        shape = len(weights), len(pixels)
-        if shape not in self._kept_sums:
-            assert self.library is not None
-            self._kept_sums[shape] = self.library.traced("evaluation", step, flat)
-        return (self._kept_sums[shape] or step)(flat)[0]
+        return (library.traced("evaluation", step, flat) or step)(flat)[0]
 
     def has_guards(self, rows: int) -> bool:
         """Return whether the step checks the tensors' shapes, as those of `torch.compile` do."""
@@ -388,11 +386,6 @@ class StepCache:
             return gradient if update is None else None
 
         return step
-
-
-def _call_flat(step: FlatStep, tensors: list[torch.Tensor]) -> torch.Tensor | None:
-    outputs = step(tensors)
-    return outputs[0] if outputs else None
 
 
 class Chunk:

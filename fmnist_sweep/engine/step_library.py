@@ -1,16 +1,15 @@
 """Training steps kept on disk, so that a later process neither traces nor compiles them again.
 
-Tracing and compiling the baseline's step takes a process 5 to 8 s even if PyTorch's own caches hold
-the machine code. A step kept here loads in milliseconds, and PyTorch's compiler, which takes 2 s to
-import, is not needed. It has the same bits as the step that `torch.compile` makes.
+Otherwise each process imports PyTorch's compiler, traces the step and compiles it, which takes
+seconds even if PyTorch's own caches hold the machine code. A step kept here loads in milliseconds,
+with the bits of the step that `torch.compile` makes.
 
-Each step has two files. `<key>.so` is the compiled step. `<key>.pt` is the step as a list of
-PyTorch's basic operations, which is run as it is on the last, shorter batch. Their name is a hash
-of everything that the step depends on. Only steps made of PyTorch's modules and of this package's
-are kept: the source of a user's model can change without a trace in the key.
+`<key>.so` is a compiled step. `<key>-<name>.pt` is a function as a list of PyTorch's basic
+operations: an eager step, or the evaluation of a batch. The key is a hash of everything that the
+function depends on. Only functions made of PyTorch's modules and of this package's are kept: the
+source of a user's model can change without a trace in the key.
 """
 
-import functools
 import hashlib
 import io
 import logging
@@ -21,6 +20,8 @@ import platform
 import tempfile
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
+from functools import cache, partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -101,6 +102,7 @@ class StepLibrary:
 
     def __init__(self, signature: Hashable, *settings: Hashable) -> None:
         self.identity = (signature, settings, _environment())
+        self.opened: dict[str, FlatStep | None] = {}
 
     def compiled(self, step: FlatStep, tensors: list[torch.Tensor]) -> FlatStep | None:
         """Return the step, compiled for tensors of these shapes; None if that is impossible.
@@ -109,7 +111,7 @@ class StepLibrary:
         """
         if not hasattr(torch._C, "_aoti"):  # private: another version of PyTorch may lack it
             return None
-        return self._open(".so", tensors, functools.partial(_compile, step), _load_compiled)
+        return self._open(".so", tensors, partial(_compile, step), _load_compiled)
 
     def traced(self, name: str, step: FlatStep, tensors: list[torch.Tensor]) -> FlatStep | None:
         """Return a function as a list of operations, with the bits of the function itself.
@@ -119,7 +121,7 @@ class StepLibrary:
             step: the function.
             tensors: its arguments, of the shapes with which it will be called.
         """
-        trace = functools.partial(_trace_to_file, step)
+        trace = partial(_trace_to_file, step)
         return self._open(f"-{name}.pt", tensors, trace, _load_traced)
 
     def _open(
@@ -128,34 +130,44 @@ class StepLibrary:
         tensors: list[torch.Tensor],
         make: Callable[[list[torch.Tensor], Path], None],
         load: Callable[[Path], FlatStep],
-        is_first_try: bool = True,
     ) -> FlatStep | None:
-        shapes = [(tuple(t.shape), t.stride(), t.dtype) for t in tensors]
-        key = hashlib.sha256(repr((self.identity, shapes)).encode()).hexdigest()[:32]
-        try:
-            path = folder() / f"{key}{suffix}"
-            if not path.exists():
-                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                with FileLock(f"{path}.lock"):
-                    if not path.exists():
-                        make(tensors, path)
-                        _remove_oldest(path.parent)
-            with suppress(OSError):
-                path.touch()  # it was used
+        shapes = repr([(tuple(t.shape), t.stride(), t.dtype) for t in tensors])
+        if (known := f"{shapes}{suffix}") not in self.opened:
+            key = hashlib.sha256(repr((self.identity, shapes)).encode()).hexdigest()[:32]
+            name = f"{key}{suffix}"
             try:
-                return load(path)
-            except Exception:
-                path.unlink()
-                if not is_first_try:
-                    raise
-                # The file was damaged.
-                return self._open(suffix, tensors, make, load, is_first_try=False)
-        except Exception as error:  # such as a full disk, or a compiler that fails
-            log.debug("The step %s%s is not kept: %s", key, suffix, first_line(error))
-            return None
+                self.opened[known] = _open_file(folder() / name, partial(make, tensors), load)
+            except Exception as error:  # such as a full disk, or a compiler that fails
+                log.debug("The step %s is not kept: %s", name, first_line(error))
+                self.opened[known] = None
+        return self.opened[known]
 
 
-@functools.cache
+def _open_file(
+    path: Path,
+    make: Callable[[Path], None],
+    load: Callable[[Path], FlatStep],
+    is_first_try: bool = True,
+) -> FlatStep:
+    """Load a kept step, after making it if it is missing or damaged."""
+    if not path.exists():
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                make(path)
+                _remove_oldest(path.parent)
+    with suppress(OSError):
+        path.touch()  # it was used
+    try:
+        return load(path)
+    except Exception:
+        path.unlink()
+        if not is_first_try:
+            raise
+        return _open_file(path, make, load, is_first_try=False)
+
+
+@cache
 def _environment() -> tuple[str, ...]:
     """Return what a step depends on besides its definition and its tensors."""
     package = Path(__file__).parent.parent
@@ -164,9 +176,7 @@ def _environment() -> tuple[str, ...]:
     for source in sources:
         digest.update(source.read_bytes())
     torchvision = ""
-    with suppress(ImportError):
-        from importlib.metadata import version
-
+    with suppress(PackageNotFoundError):
         torchvision = version("torchvision")
     return digest.hexdigest(), torch.__version__, torchvision, platform.machine(), _instructions()
 
@@ -190,7 +200,8 @@ def _compile(step: FlatStep, tensors: list[torch.Tensor], path: Path) -> None:
     graph = _trace(step, tensors)
     # Would warn about a missing CUDA runtime where only the CUDA tools are installed.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    # Precompiled headers save 5 s for each step and cost 20 s: not worth it for the first.
+    # Precompiled headers save 7 s for each step and cost 19 s (an AMD EPYC): not worth it for the
+    # first.
     is_first = not any(path.parent.glob("*.so"))
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         library = Path(scratch, "step.so")

@@ -85,7 +85,8 @@ class Trainer:
 def _library(stack_key: StackKey) -> StepLibrary | None:
     if not is_portable(stack_key.signature):
         return None
-    return StepLibrary(stack_key.signature, stack_key.bf16, stack_key.threads)
+    settings = stack_key.why_alone, stack_key.bf16, stack_key.threads
+    return StepLibrary(stack_key.signature, *settings)
 
 
 class Worker:
