@@ -36,13 +36,18 @@ LAUNCHERS = {
 }
 
 
-def seconds_of(folder: str, *arguments: str) -> float:
+def seconds_of(folder: str, *arguments: str, **variables: str) -> float:
     """Run Python in a folder, without its output, and return its duration in seconds.
 
     The folder's Python finds the benchmarks, which are not installed.
+
+    Args:
+        folder: the working directory.
+        arguments: Python's arguments.
+        variables: environment variables to set.
     """
     path = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), **variables}
     command = [sys.executable, *arguments]
     return timed(
         lambda: subprocess.run(

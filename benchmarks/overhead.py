@@ -51,7 +51,7 @@ def measure(root: str, rounds: int, threads: int) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as caches:
             names = ("FMNIST_SWEEP_CACHE", "TORCHINDUCTOR_CACHE_DIR")
             cold = {name: str(Path(caches, name)) for name in names}
-            seconds["first"].append(_with_environment(cold, folder, *single))
+            seconds["first"].append(seconds_of(folder, *single, **cold))
         for turn in range(-1, rounds):  # turn -1 fills the caches
             commands: dict[str, Sequence[str]] = {
                 "single": (*single, f"hydra.run.dir=single{turn}"),
@@ -75,16 +75,6 @@ def measure(root: str, rounds: int, threads: int) -> dict[str, Any]:
         )
     seconds["host"] = [(many - few) / (MANY - FEW), (very_many - many) / (VERY_MANY - MANY)]
     return seconds
-
-
-def _with_environment(variables: dict[str, str], folder: str, *command: str) -> float:
-    before = dict(os.environ)
-    os.environ.update(variables)
-    try:
-        return seconds_of(folder, *command)
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def _ten_epochs(run: Path) -> float:

@@ -282,13 +282,15 @@ class StepCache:
             A function that returns the gradient [K, P] if the optimizer is PyTorch's own.
         """
         flat = tensors.flat()
-        kept = self._kept_step(tensors, full)
+        kept = self._kept_step(tensors, flat, full)
         if kept is not None:
             return lambda: next(iter(kept(flat)), None)
         step = self._for_rows(len(tensors.weights)) if full else self.eager
         return partial(step, *tensors)
 
-    def _kept_step(self, tensors: StepTensors, full: bool) -> FlatStep | None:
+    def _kept_step(
+        self, tensors: StepTensors, flat: list[torch.Tensor], full: bool
+    ) -> FlatStep | None:
         if self.library is None:
             return None
 
@@ -297,8 +299,8 @@ class StepCache:
             return [] if gradient is None else [gradient]
 
         if full and self.compile:
-            return self.library.compiled(step, tensors.flat())
-        return self.library.traced("step", step, tensors.flat())
+            return self.library.compiled(step, flat)
+        return self.library.traced("step", step, flat)
 
     def evaluate(
         self, weights: torch.Tensor, buffers: dict[str, torch.Tensor], images: Images

@@ -91,8 +91,6 @@ class JobStarter:
         self.known_keys = known_keys
         self.templates: dict[tuple[str, ...], _Template] = {}
         self.groups: dict[str, bool] = {}
-        # Unresolved: an override may name an environment variable that holds a password.
-        self.of_hydra: Any = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
         self.takes_over = not (
             _hears_of_jobs(config) or config.hydra.job.chdir or config.hydra.job.env_set
         )
@@ -122,9 +120,9 @@ class JobStarter:
         template = self.templates.get(shape)
         if template is None:
             composed = compose(job, self.config, self.context, self.known_keys)
-            self.templates[shape] = template = _Template(composed)
+            self.templates[shape] = template = _Template(composed, self.config)
         plain = [text for text, part in zip(overrides, shape) if part != text]
-        template.apply(number, overrides, plain, self.of_hydra)
+        template.apply(number, overrides, plain)
         returned = template.execute(task, self.context.execution_whitelist)
         return BegunJob(returned, template.hydra)
 
@@ -163,9 +161,14 @@ class _Template:
     whole: the composed configuration, in which interpolations are resolved.
     task: a copy of the configuration without its `hydra` section.
     hydra: a copy of the `hydra` section, as `HydraConfig` keeps it.
+    command_overrides: the overrides of `hydra` in the sweep's command line.
     """
 
-    def __init__(self, composed: DictConfig) -> None:
+    def __init__(self, composed: DictConfig, config: DictConfig) -> None:
+        # Unresolved: an override may name an environment variable that holds a password.
+        self.command_overrides: Any = OmegaConf.to_container(
+            config.hydra.overrides.hydra, resolve=False
+        )
         self.whole = composed
         self.task = copy.deepcopy(composed)
         with read_write(self.task), open_dict(self.task):
@@ -178,26 +181,19 @@ class _Template:
         self.parser = OverridesParser.create()
         self.nodes: dict[str, list[Any]] = {}
 
-    def apply(
-        self,
-        number: int,
-        overrides: Sequence[str],
-        plain: Sequence[str],
-        of_hydra: Sequence[str],
-    ) -> None:
+    def apply(self, number: int, overrides: Sequence[str], plain: Sequence[str]) -> None:
         """Set the values of a job.
 
         Args:
             number: the job's number.
             overrides: the job's overrides.
             plain: those that set a plain value; in the others, jobs with this template agree.
-            of_hydra: the overrides of `hydra` in the sweep's command line.
         """
         own = [text for text in overrides if text.startswith("hydra.")]
         values: dict[str, Any] = {
             "hydra.job.id": str(number),
             "hydra.job.num": number,
-            "hydra.overrides.hydra": [*of_hydra, *own],
+            "hydra.overrides.hydra": [*self.command_overrides, *own],
             "hydra.overrides.task": [text for text in overrides if text not in own],
         }
         for override in self.parser.parse_overrides(list(plain)):

@@ -156,7 +156,9 @@ class SweepStudy:
                 if space.is_grid:
                     # After a change of the grid, trials of the old grid do not count.
                     trials = self.study.get_trials(deepcopy=False)
-                    tried = len(self._untried) - len(self._untried_points(trials))
+                    n_points = len(self._untried)
+                    self._forget_tried(trials)
+                    tried = n_points - len(self._untried)
                     self.space = replace(space, n_trials=space.n_trials + len(trials) - tried)
             except BaseException as error:
                 self.close()
@@ -221,6 +223,8 @@ class SweepStudy:
         taken: list[TakenTrial] = []
         with self.lock:
             total, waiting = retry(partial(database.count, self.address))
+            if self._untried:
+                self._forget_tried(self.trials())
             while len(taken) < count:
                 if not waiting and total >= self.space.n_trials:
                     # Those of processes that have died, or that were interrupted in this function.
@@ -238,7 +242,7 @@ class SweepStudy:
     def _take_new(self, number: int, extend: Callable[[optuna.Trial], None] | None) -> TakenTrial:
         """Take a trial that the study does not have yet, under a number that is probably its."""
         space = self.space
-        point = self._next_point()
+        point = next(iter(self._untried.values()), None)
         if point is None and type(self.study.sampler) is optuna.samplers.RandomSampler:
             # It needs no other trials: one transaction instead of one for each parameter.
             point = self._random.ask(space.distributions).params
@@ -246,6 +250,7 @@ class SweepStudy:
             return self._begin_point(point, number)
         if point is not None or space.fixed_values:
             self.study.enqueue_trial(point or {}, user_attrs=space.fixed_values)
+            self._untried.pop(_point_key(point or {}), None)
         return self._take_asked(extend)
 
     def _take_asked(self, extend: Callable[[optuna.Trial], None] | None) -> TakenTrial:
@@ -278,6 +283,7 @@ class SweepStudy:
         if actual != number:  # another program has added a trial
             run = self._make_run(actual, point)
             backend.set_trial_user_attr(trial_id, "run", run.name)
+        self._untried.pop(_point_key(point), None)
         return TakenTrial(actual, point, run)
 
     def _make_run(self, number: int, params: Mapping[str, Any]) -> Path:
@@ -298,19 +304,12 @@ class SweepStudy:
             "worker": self.worker,
         }
 
-    def _next_point(self) -> dict[str, Any] | None:
-        """Return the first initial point that no trial has been given yet."""
-        if not self._untried:
-            return None
-        return next(iter(self._untried_points(self.trials()).values()), None)
-
-    def _untried_points(self, trials: Sequence[FrozenTrial]) -> dict[str, dict[str, Any]]:
-        """Return the initial points, in order, that no trial has been given yet."""
+    def _forget_tried(self, trials: Sequence[FrozenTrial]) -> None:
+        """Keep those of the initial points that no trial has been given yet."""
         for trial in trials[self._n_seen :]:
             given = trial.system_attrs.get("fixed_params", trial.params)
             self._untried.pop(_point_key(given), None)
         self._n_seen = len(trials)
-        return self._untried
 
     def requeue(self, numbers: Sequence[int]) -> None:
         """Return running trials to the queue; any worker may run them again."""

@@ -12,7 +12,8 @@ from fmnist_sweep.task.config import Config
 
 def largest_stack(configs: Sequence[Config]) -> int:
     """Return the default of `hydra.launcher.max_stack`: the largest chunk of the device."""
-    return min(CHUNK_SIZE[_device_type(config)] for config in configs)
+    sizes = [CHUNK_SIZE[_device_type(config)] for config in configs]
+    return min(sizes, default=CHUNK_SIZE["cpu"])
 
 
 def scheduler(
@@ -27,13 +28,13 @@ def scheduler(
     trains one stack, in this process.
 
     Args:
-        configs: configurations of some of the trials, at least one.
+        configs: configurations of some of the trials; a CPU and one thread without any.
         cores: CPU cores for this process and its workers.
         max_stack: maximum number of trials in a stack; None for the default.
         workers: the number of workers, instead of one for `trainer.threads` cores.
     """
     on_cpu = all(_device_type(config) == "cpu" for config in configs)
-    threads = max(config.trainer.threads for config in configs)
+    threads = max((config.trainer.threads for config in configs), default=1)
     count = workers or max(1, cores // threads if on_cpu else 1)
     worker: type[Worker] = ProcessWorker if on_cpu or count > 1 else Worker
     return JobScheduler(worker, count, max_stack or largest_stack(configs), count * threads)

@@ -23,13 +23,13 @@ from fmnist_sweep.base.errors import ConfigError, MachineFault, StopSweep
 from fmnist_sweep.base.schema import Section, checked
 from fmnist_sweep.engine.stack import Progress
 from fmnist_sweep.engine.training_jobs import JobScheduler
-from fmnist_sweep.engine.workers import ProcessWorker
 from fmnist_sweep.results.record import Epoch
 from fmnist_sweep.sweep.hydra_job import Job, JobStarter
 from fmnist_sweep.sweep.job import RunningTrial, SweepJob
 from fmnist_sweep.sweep.task import task_of
 from fmnist_sweep.task import picture, scheduling
 from fmnist_sweep.task.cli import parsed
+from fmnist_sweep.task.config import Config
 from fmnist_sweep.task.fashion import FashionTraining, objective_values
 from fmnist_sweep.task.trial import Training
 
@@ -72,7 +72,8 @@ def run(
     starter = JobStarter(config, context, task_of(task).known_keys)
     running: list[_StackedJob] = []
     more_may_come = True
-    with _scheduler(settings, cores, config) as scheduler:
+    configs = _parsed(config)
+    with scheduling.scheduler(configs, cores, settings.max_stack, settings.workers) as scheduler:
         try:
             while True:
                 room = scheduler.count * scheduler.max_stack - len(running)
@@ -97,12 +98,11 @@ def run(
                 one.abandon()
 
 
-def _scheduler(settings: Settings, cores: int, config: DictConfig) -> JobScheduler:
+def _parsed(config: DictConfig) -> list[Config]:
     try:
-        return scheduling.scheduler([parsed(config)], cores, settings.max_stack, settings.workers)
+        return [parsed(config)]
     except ConfigError:  # a value is missing; the trials report it
-        count, max_stack = settings.workers or max(1, cores), settings.max_stack or 1
-        return JobScheduler(ProcessWorker, count, max_stack, count)
+        return []
 
 
 def ahead(config: DictConfig) -> int:
@@ -110,10 +110,7 @@ def ahead(config: DictConfig) -> int:
 
     A GPU needs as many as a stack holds; on a CPU, results to learn from are worth more.
     """
-    try:
-        return scheduling.largest_stack([parsed(config)])
-    except ConfigError:  # a value is missing; the trials report it
-        return 1
+    return scheduling.largest_stack(_parsed(config))
 
 
 def _collect(running: list["_StackedJob"], on_end: Callable[[int, JobReturn], None]) -> bool:
