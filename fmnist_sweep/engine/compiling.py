@@ -14,8 +14,9 @@ from fmnist_sweep.base.errors import first_line
 log = logging.getLogger(__name__)
 
 # On a CPU a compiled step saves about 15 ns per parameter, mostly the optimizer's temporaries. A
-# compilation costs 5 to 15 s, and 1 to 4 s from the cache on disk. It pays off from this product of
-# steps and parameters on:
+# compilation costs seconds, but only once (see `step_library`). The decision does not depend on
+# whether a step is kept already: compiled and eager steps may differ in the last digits. Compile
+# from this product of steps and parameters on:
 MIN_STEPS_TIMES_PARAMETERS_ON_CPU = 4e8
 # On a GPU kernel launches dominate a step, which is captured as a CUDA graph besides (see
 # `cuda_graphs`). A compilation takes seconds, and saves microseconds of each step: on an H200, 78

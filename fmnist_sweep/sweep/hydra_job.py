@@ -72,7 +72,7 @@ def failed(error: Exception) -> JobReturn:
 class JobStarter:
     """Begins the jobs of a sweep in this process; their trials train together afterwards.
 
-    Hydra takes a tenth of a second to compose a configuration and to set up its job. Jobs that
+    Hydra takes 0.2 s (on an AMD EPYC) to compose a configuration and to set up its job. Jobs that
     differ from an earlier one in plain values take over its configuration: they get the same
     folder, files, log and values, in a tenth of the time. If callbacks want to hear of jobs, Hydra
     sets up each.
