@@ -141,6 +141,27 @@ def test_after_a_while_another_process_works(
     assert beside.close(0) == 0
 
 
+def begin_and_sleep(path: Path) -> None:
+    path.touch()
+    time.sleep(60)
+
+
+def test_an_end_does_not_wait_for_a_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "DELAY", 0.0)
+    with background.Background() as beside:
+        beside.submit(partial(begin_and_sleep, tmp_path / "begun"))
+        beside.submit(partial(write_process, tmp_path / "process"))
+        until = time.monotonic() + 60
+        while not (tmp_path / "begun").exists() and time.monotonic() < until:
+            time.sleep(0.1)
+        process = beside.process
+        assert process is not None and process.is_alive()
+        began = time.monotonic()
+        assert beside.close(0) == 2
+    process.join(5)
+    assert time.monotonic() - began < 5 and not process.is_alive()
+
+
 def test_what_is_left_is_done_at_the_end_or_counted(tmp_path: Path) -> None:
     beside = background.Background()
     for piece in (fail, partial(write_process, tmp_path / "process"), fail):
