@@ -245,8 +245,6 @@ class Stack:
             trial.checkpoint.begin(3 * sum(p.nbytes for p in trial.model.parameters()))
             if trial.checkpoint.resume and state is None:
                 state = checkpoint.read(trial.checkpoint.resume, trial.checkpoint.configuration)
-                self._restore(row, state)
-
         if state is not None:
             self._restore(row, state)
 
