@@ -4,12 +4,11 @@ Each process opens a database once, and waits for a database that does not answe
 """
 
 import functools
-import math
 import re
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -19,7 +18,7 @@ import sqlalchemy
 from omegaconf import OmegaConf
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from fmnist_sweep.base.errors import ConfigError, StorageUnavailable
 from fmnist_sweep.base.files import absolute_url
@@ -90,7 +89,6 @@ def disconnect() -> None:
             opened.close()
     _lost.clear()
     load.cache_clear()
-    _steps_table.cache_clear()
     _opened.clear()
 
 
@@ -231,54 +229,4 @@ def read_trial(address: Address, number: int) -> FrozenTrial:
     study, backend = load(address), storage(address.url)
     return backend.get_trial(
         backend.get_trial_id_from_study_id_trial_number(study._study_id, number)
-    )
-
-
-def count(address: Address) -> tuple[int, int]:
-    """Return the number of trials in a study, and how many of them are waiting."""
-    backend, study = storage(address.url), load(address)
-    if isinstance(backend, RDBStorage):  # Optuna reads all trials to count them
-        query = "SELECT state, count(*) FROM trials WHERE study_id = :study GROUP BY state"
-        with backend.engine.begin() as connection:
-            rows = connection.execute(sqlalchemy.text(query), {"study": study._study_id}).all()
-        counts = {str(state): number for state, number in rows}
-        return sum(counts.values()), counts.get("WAITING", 0)
-    states = [trial.state for trial in study.get_trials(deepcopy=False)]
-    return len(states), states.count(TrialState.WAITING)
-
-
-def set_steps(url: str, trial: FrozenTrial, steps: Mapping[int, float]) -> None:
-    """Tell the database of many steps of a running trial at once.
-
-    Args:
-        url: see `storage`.
-        trial: the trial; steps that it has already are left as they are.
-        steps: the values by step.
-    """
-    backend = storage(url)
-    new = {step: value for step, value in steps.items() if step not in trial.intermediate_values}
-    if isinstance(backend, RDBStorage) and all(map(math.isfinite, new.values())):
-        rows = [
-            {
-                "trial_id": trial._trial_id,
-                "step": step,
-                "intermediate_value": value,
-                "intermediate_value_type": "FINITE",
-            }
-            for step, value in new.items()
-        ]
-        if rows:
-            table = _steps_table(backend.engine)  # before the transaction, which locks the tables
-            with backend.engine.begin() as connection:
-                connection.execute(table.insert(), rows)
-        return
-    for step, value in new.items():
-        backend.set_trial_intermediate_value(trial._trial_id, step, value)
-
-
-@functools.cache
-def _steps_table(engine: sqlalchemy.Engine) -> sqlalchemy.Table:
-    # Optuna's own method writes each value in a transaction of its own.
-    return sqlalchemy.Table(
-        "trial_intermediate_values", sqlalchemy.MetaData(), autoload_with=engine
     )

@@ -180,6 +180,10 @@ class _Template:
             self.hydra: Any = HydraConfig.instance().cfg
         self.parser = OverridesParser.create()
         self.nodes: dict[str, list[Any]] = {}
+        self.values: dict[str, Any] = {}  # as they were set last
+        self.plain: set[str] = set()  # the last job's overrides that set a plain value
+        self.task_file = _YamlFile(self.task)
+        self.hydra_file = _YamlFile(self.hydra, below="hydra")
 
     def apply(self, number: int, overrides: Sequence[str], plain: Sequence[str]) -> None:
         """Set the values of a job.
@@ -196,8 +200,10 @@ class _Template:
             "hydra.overrides.hydra": [*self.command_overrides, *own],
             "hydra.overrides.task": [text for text in overrides if text not in own],
         }
-        for override in self.parser.parse_overrides(list(plain)):
+        new = [text for text in plain if text not in self.plain]
+        for override in self.parser.parse_overrides(new):
             values[override.key_or_group] = override.value()
+        self.plain = set(plain)
         with read_write(self.whole.hydra), read_write(self.hydra.hydra), read_write(self.task):
             for key, value in values.items():
                 self._set(key, value)
@@ -206,6 +212,14 @@ class _Template:
             self._set("hydra.runtime.output_dir", os.path.abspath(folder))
 
     def _set(self, key: str, value: Any) -> None:
+        if key in self.values and _is_same(self.values[key], value):
+            return
+        self.values[key] = value
+        root, *path = key.split(".")
+        if root == "hydra":
+            self.hydra_file.changed.add(path[0])
+        else:
+            self.task_file.changed.add(root)
         parent, _, name = key.rpartition(".")
         for node in self._parents(parent):
             node[name] = value
@@ -227,13 +241,13 @@ class _Template:
         if hydra.output_subdir is not None:
             folder = run / hydra.output_subdir
             folder.mkdir(exist_ok=True)
-            parts = (
-                ("config", self.task),
-                ("hydra", self.hydra),
-                ("overrides", hydra.overrides.task),
-            )
-            for name, part in parts:
-                (folder / f"{name}.yaml").write_text(OmegaConf.to_yaml(part), encoding="utf-8")
+            files = {
+                "config": self.task_file.text(),
+                "hydra": self.hydra_file.text(),
+                "overrides": OmegaConf.to_yaml(hydra.overrides.task),
+            }
+            for name, text in files.items():
+                (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
         with _hydra_config(self.hydra):
             try:
                 returned.return_value = task(self.task)
@@ -242,6 +256,44 @@ class _Template:
                 returned.return_value = error
                 returned.status = JobStatus.FAILED
         return returned
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    """Return whether two values are written alike: `1`, `1.0` and `true` are not."""
+    return repr(value) == repr(other)
+
+
+class _YamlFile:
+    """A configuration as YAML, of which only the changed sections are formatted again.
+
+    Args:
+        config: the configuration; note a change in place in `changed`.
+        below: the key at which its sections are; None if they are at the top.
+    """
+
+    def __init__(self, config: Any, below: str | None = None) -> None:
+        self.config = config
+        self.below = below
+        sections = config[below] if below else config
+        self.changed: set[str] = {str(name) for name in sections}
+        self.texts: dict[str, str] = dict.fromkeys(map(str, sections), "")
+
+    def text(self) -> str:
+        """Return the text that `OmegaConf.to_yaml` returns for the whole configuration."""
+        for name in self.changed:
+            self.texts[name] = self._section(name)
+        self.changed.clear()
+        if not self.texts:
+            return OmegaConf.to_yaml(self.config)
+        head = f"{self.below}:\n" if self.below else ""
+        return head + "".join(self.texts.values())
+
+    def _section(self, name: str) -> str:
+        if not self.below:
+            return OmegaConf.to_yaml(OmegaConf.masked_copy(self.config, name))
+        section = OmegaConf.masked_copy(self.config[self.below], name)
+        text = OmegaConf.to_yaml(OmegaConf.create({self.below: section}))
+        return text.partition("\n")[2]
 
 
 @dataclass

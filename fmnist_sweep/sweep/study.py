@@ -5,12 +5,14 @@ trial belongs to a worker, the process whose id stands in the trial's `trial.jso
 holds a lock file. The operating system releases the lock when the process dies in any way.
 """
 
+import itertools
 import json
 import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,8 +24,8 @@ from fmnist_sweep.base.errors import ConfigError
 from fmnist_sweep.base.files import make_unique_dir, sqlite_url
 from fmnist_sweep.base.locks import LifeLock
 from fmnist_sweep.results import record
-from fmnist_sweep.sweep import agreement, database
-from fmnist_sweep.sweep.database import Address, load, read_trial, retry, storage
+from fmnist_sweep.sweep import agreement, database, trial_rows
+from fmnist_sweep.sweep.database import Address, load, retry, storage
 from fmnist_sweep.sweep.settings import Settings, make_sampler
 from fmnist_sweep.sweep.space import Space
 
@@ -82,22 +84,22 @@ def tell(
 
     def tell_once() -> None:
         backend = storage(address.url)
-        trial = read_trial(address, number)
-        if trial.state.is_finished() or trial.user_attrs.get("run") != run.name:
+        trial = trial_rows.read_status(address, number)
+        if trial.state.is_finished() or trial.run != run.name:
             return
         if summary["reason"]:
-            backend.set_trial_user_attr(trial._trial_id, "reason", summary["reason"])
+            backend.set_trial_user_attr(trial.id, "reason", summary["reason"])
         if trial.state == TrialState.WAITING:
-            backend.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
-        database.set_steps(address.url, trial, steps or {})
+            backend.set_trial_state_values(trial.id, TrialState.RUNNING)
+        trial_rows.set_steps(address.url, trial, steps or {})
         if summary["state"] == "PRUNED":  # its value is that of its last step
             load(address).tell(number, state=TrialState.PRUNED, skip_if_finished=True)
         elif summary["state"] == "FAILED":
-            backend.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+            backend.set_trial_state_values(trial.id, TrialState.FAIL)
         else:
             figures = {**(summary.get("metrics") or {}), **summary}
             values = [float(figures[name]) for name in objectives]
-            backend.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, values)
+            backend.set_trial_state_values(trial.id, TrialState.COMPLETE, values)
 
     retry(tell_once)
 
@@ -222,7 +224,7 @@ class SweepStudy:
         """
         taken: list[TakenTrial] = []
         with self.lock:
-            total, waiting = retry(partial(database.count, self.address))
+            total, waiting = retry(partial(trial_rows.count, self.address))
             if self._untried:
                 self._forget_tried(self.trials())
             while len(taken) < count:
@@ -231,27 +233,39 @@ class SweepStudy:
                     waiting = self.reclaim_abandoned()
                     if not waiting:
                         break
-                if waiting:
-                    taken.append(retry(partial(self._take_asked, extend)))
-                    waiting -= 1
+                known = (
+                    []
+                    if waiting or extend
+                    else self._known_points(min(count - len(taken), self.space.n_trials - total))
+                )
+                if known:
+                    taken += self._begin_points(known, total)
+                    total += len(known)
                 else:
-                    taken.append(retry(partial(self._take_new, total, extend)))
-                    total += 1
+                    if not waiting:
+                        retry(self._enqueue_point)
+                    taken.append(retry(partial(self._take_asked, extend)))
+                    total += not waiting
+                    waiting -= bool(waiting)
         return taken
 
-    def _take_new(self, number: int, extend: Callable[[optuna.Trial], None] | None) -> TakenTrial:
-        """Take a trial that the study does not have yet, under a number that is probably its."""
+    def _known_points(self, count: int) -> list[dict[str, Any]]:
+        """Return up to a number of next points that do not depend on the results of trials."""
         space = self.space
+        points = list(itertools.islice(self._untried.values(), count))
+        if points:
+            complete = (point.keys() == space.distributions.keys() for point in points)
+            return [point for point, _ in itertools.takewhile(itemgetter(1), zip(points, complete))]
+        if type(self.study.sampler) is optuna.samplers.RandomSampler:
+            return [self._random.ask(space.distributions).params for _ in range(count)]
+        return []
+
+    def _enqueue_point(self) -> None:
+        """Let the next trial of the study have the next initial point and the fixed values."""
         point = next(iter(self._untried.values()), None)
-        if point is None and type(self.study.sampler) is optuna.samplers.RandomSampler:
-            # It needs no other trials: one transaction instead of one for each parameter.
-            point = self._random.ask(space.distributions).params
-        if point is not None and point.keys() == space.distributions.keys() and not extend:
-            return self._begin_point(point, number)
-        if point is not None or space.fixed_values:
-            self.study.enqueue_trial(point or {}, user_attrs=space.fixed_values)
+        if point is not None or self.space.fixed_values:
+            self.study.enqueue_trial(point or {}, user_attrs=self.space.fixed_values)
             self._untried.pop(_point_key(point or {}), None)
-        return self._take_asked(extend)
 
     def _take_asked(self, extend: Callable[[optuna.Trial], None] | None) -> TakenTrial:
         """Take a waiting trial or one of the sampler's."""
@@ -262,29 +276,33 @@ class SweepStudy:
         trial.set_user_attr("run", run.name)
         return TakenTrial(trial.number, trial.params, run)
 
-    def _begin_point(self, point: dict[str, Any], number: int) -> TakenTrial:
-        """Begin a trial whose parameters are known, in a single transaction."""
-        run = self._make_run(number, point)
-        frozen = optuna.trial.create_trial(
-            state=TrialState.RUNNING,
-            params=point,
-            distributions=self.space.distributions,
-            user_attrs={**self.space.fixed_values, "run": run.name},
-            system_attrs={"fixed_params": point},
+    def _begin_points(self, points: Sequence[dict[str, Any]], total: int) -> list[TakenTrial]:
+        """Begin trials whose parameters are known.
+
+        Args:
+            total: the number of trials in the study.
+        """
+        url = self.address.url
+        runs = [self._make_run(total + i, point) for i, point in enumerate(points)]
+        # Until a trial has a run folder it belongs to no worker; others may then release it.
+        ids = [retry(partial(self._create_running, point)) for point in points]
+        numbers = retry(partial(trial_rows.read_numbers, url, ids))
+        for i, (number, point) in enumerate(zip(numbers, points)):
+            if number != total + i:  # another program has added a trial
+                runs[i] = self._make_run(number, point)
+            self._untried.pop(_point_key(point), None)
+        fixed = self.space.fixed_values
+        attributes = {id: {**fixed, "run": run.name} for id, run in zip(ids, runs)}
+        retry(partial(trial_rows.set_attributes, url, attributes))
+        return [TakenTrial(*row) for row in zip(numbers, points, runs)]
+
+    def _create_running(self, point: dict[str, Any]) -> int:
+        """Create a running trial; return its id."""
+        trial = optuna.trial.create_trial(
+            state=TrialState.RUNNING, params=point, distributions=self.space.distributions
         )
         backend = storage(self.address.url)
-        try:
-            trial_id = backend.create_new_trial(self.study._study_id, template_trial=frozen)
-        except Exception:
-            # The database may have it nevertheless. Without a worker it will be released.
-            record.write_json(run, "trial.json", {**self._note(number, point), "worker": None})
-            raise
-        actual = backend.get_trial_number_from_id(trial_id)
-        if actual != number:  # another program has added a trial
-            run = self._make_run(actual, point)
-            backend.set_trial_user_attr(trial_id, "run", run.name)
-        self._untried.pop(_point_key(point), None)
-        return TakenTrial(actual, point, run)
+        return backend.create_new_trial(self.study._study_id, template_trial=trial)
 
     def _make_run(self, number: int, params: Mapping[str, Any]) -> Path:
         """Make a trial's run folder with its `trial.json`."""
