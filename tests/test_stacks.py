@@ -17,7 +17,7 @@ from torch import nn
 
 from fmnist_sweep.base.errors import ProcessDied
 from fmnist_sweep.engine import optimizers, stack, step, training_jobs
-from fmnist_sweep.engine.checkpoint import Checkpoint
+from fmnist_sweep.engine.checkpoint import Checkpoint, State
 from fmnist_sweep.engine.compiling import worth_compiling
 from fmnist_sweep.engine.data import DataSplits, Images
 from fmnist_sweep.engine.recipe import Recipe
@@ -192,11 +192,11 @@ def test_compiled_steps(
             0.001 * (seed + 1),
             dropout and 0.1 + dropout * seed / 11,
         )
-        for seed in range(11)
+        for seed in range(4)
     ]
     cases[3] = replace(cases[3], lr=1e30)
-    histories, jobs = train(cases, data, max_stack=11, compile=True)
-    for index in (0, 3, 8):
+    histories, jobs = train(cases, data, max_stack=4, compile=True)
+    for index in (0, 3):
         check_same_as_alone([cases[index]], [histories[index]], [jobs[index]], data, compile=True)
     (eager,), _ = train(cases[:1], data)
     assert [row.train_accuracy for row in histories[0]] == [row.train_accuracy for row in eager]
@@ -368,10 +368,10 @@ def test_memory_bounds_a_stack(data: DataSplits, monkeypatch: pytest.MonkeyPatch
     real = stack.Stack.add
     monkeypatch.setattr(stack, "max_stack_size", lambda *_: 3 - len(added))
 
-    def add(self: stack.Stack, number: int, trial: Trial) -> None:
+    def add(self: stack.Stack, number: int, trial: Trial, state: State | None = None) -> None:
         added.append(number)
         assert len(self.rows) < 3
-        real(self, number, trial)
+        real(self, number, trial, state)
 
     monkeypatch.setattr(stack.Stack, "add", add)
     histories, _ = train([Case(seed, 1) for seed in range(3)], data)
@@ -427,7 +427,10 @@ class Recorder(Worker):
             assert not self.epochs
             self.kind = arguments[0]
         elif method == "add":
-            self.epochs[arguments[0]] = 0
+            number, _, *state = arguments
+            self.epochs[number] = state[0] if state else 0
+        elif method == "release":
+            return self.epochs.pop(arguments[0])
         elif method == "remove":
             del self.epochs[arguments[0]]
             return {}
