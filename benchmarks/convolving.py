@@ -84,7 +84,8 @@ def _peer(config: Config, workers: int) -> Callable[[], None]:
         num_workers=workers,
         persistent_workers=workers > 0,
     )
-    trial = build.build(config)
+    data = splits.describe(config.data)
+    trial = build.build(config, data.format, data.training)
     model, optimizer = trial.model, trial.optimizer(trial.model.parameters(), **trial.arguments)
     criterion = nn.CrossEntropyLoss()
 

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks import training
 from benchmarks.training import BATCH, CPU, Contender, in_turns, ratio, timed
-from fmnist_sweep.engine.data import DataSplits, normalise
+from fmnist_sweep.engine.data import BYTES_TO_UNIT, DataSplits
 from fmnist_sweep.engine.training_jobs import JobScheduler, TrainingJob
 from fmnist_sweep.engine.workers import ProcessWorker, Worker
 from fmnist_sweep.task import build
@@ -60,7 +60,8 @@ class Stacks:
 
     def _job(self, number: int, size: int) -> TrainingJob:
         optimizer = self.config.optimizer.model_copy(update={"lr": 0.0003 * 10 ** (number / size)})
-        trial = build.build(self.config.model_copy(update={"seed": number, "optimizer": optimizer}))
+        config = self.config.model_copy(update={"seed": number, "optimizer": optimizer})
+        trial = build.build(config, self.data.format, len(self.data.train))
         trial.epochs = EPOCHS
         return TrainingJob(trial, self.data, BATCH, True, False, 200, 1, _ignore, _ignore)
 
@@ -138,10 +139,10 @@ def table(seconds: dict[str, list[float]]) -> str:
 
 def resident(data: DataSplits) -> Contender:
     """Return a hand-written loop over images on the device: PyTorch's fused Adam, no `.item()`."""
-    device = data.train.pixels.device
+    device = data.train.inputs.device
     model = training.published_network().to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.001, fused=True)
-    images, validation = (normalise(p.pixels) for p in (data.train, data.validation))
+    images, validation = (BYTES_TO_UNIT(p.inputs) for p in (data.train, data.validation))
     total = torch.zeros((), device=device)
 
     def train() -> None:

@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 from fmnist_sweep.engine import step
-from fmnist_sweep.engine.data import DataSplits, normalise
+from fmnist_sweep.engine.data import BYTES_TO_UNIT, DataSplits
 from fmnist_sweep.task import build
 from fmnist_sweep.task.cli import parsed
 from fmnist_sweep.task.config import Config, conf_folder
@@ -103,7 +103,7 @@ def published(root: str, batch: int = BATCH, name: str = PUBLISHED, **where: Any
 def tensors(data: DataSplits) -> Contender:
     """Return the published loop over images that are normalised once and kept in memory."""
     training, validation = (
-        torch.utils.data.TensorDataset(normalise(images.pixels), images.labels)
+        torch.utils.data.TensorDataset(BYTES_TO_UNIT(images.inputs), images.labels)
         for images in (data.train, data.validation)
     )
     return loader_loop("TensorDataset + DataLoader", training, validation)
@@ -115,7 +115,7 @@ def scikit_learn(data: DataSplits) -> Contender | None:
         from sklearn.neural_network import MLPClassifier
     except ImportError:
         return None
-    x, x_val = (normalise(i.pixels).flatten(1).numpy() for i in (data.train, data.validation))
+    x, x_val = (BYTES_TO_UNIT(i.inputs).flatten(1).numpy() for i in (data.train, data.validation))
     y, y_val = data.train.labels.numpy(), data.validation.labels.numpy()
     model = MLPClassifier((128, 64), batch_size=BATCH, alpha=0.0, learning_rate_init=0.001)
     classes = list(range(10))
@@ -145,8 +145,9 @@ def published_protocol(root: str) -> Config:
 
 def ours(data: DataSplits, config: Config, bf16: bool = False) -> Contender:
     """Return the engine, driven as the training command drives it."""
-    trial, batch = build.build(config), config.data.batch_size
-    steps = step.StepCache(trial, True, bf16, CPU)
+    trial = build.build(config, data.format, len(data.train))
+    batch = config.data.batch_size
+    steps = step.StepCache(trial, data.format, True, bf16, CPU)
     row = step.TrialState(0, trial, steps, -(-len(data.train) // batch))
     chunk = step.Chunk([row], steps, data.train, batch)
 

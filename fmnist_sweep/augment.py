@@ -15,7 +15,8 @@ from fmnist_sweep.base.errors import ConfigError
 from fmnist_sweep.base.figures import Figure, png
 from fmnist_sweep.base.files import write_atomically
 from fmnist_sweep.engine.augmentation import augmented, draws, parts
-from fmnist_sweep.engine.data import normalise
+from fmnist_sweep.engine.data import DataFormat
+from fmnist_sweep.task import build
 from fmnist_sweep.task.config import Config, conf_folder, parse
 from fmnist_sweep.task.data.splits import load
 
@@ -70,18 +71,22 @@ def picture(config: Config) -> bytes:
     """
     if not parts(config.augment):
         raise ConfigError("augment=none: changes no image; give it another option or a key")
-    images = load(config.data, torch.device("cpu"), test=False).train
+    data = load(config.data, torch.device("cpu"), test=False)
+    build.check_augmentation(config.augment, data.format)
+    images = data.train
     _, chosen = np.unique(images.labels.numpy(), return_index=True)
-    originals = normalise(images.pixels[chosen[:IMAGES]])
+    originals = data.format.scaling(images.inputs[chosen[:IMAGES]])
     columns = [originals]
     for epoch in range(1, SAMPLES + 1):
-        drawn = torch.from_numpy(draws(config.augment, config.seed, epoch, len(originals)))
-        columns.append(augmented(originals, drawn, parts(config.augment)))
+        drawn = draws(config.augment, config.seed, epoch, len(originals), data.format.shape)
+        columns.append(
+            augmented(originals, torch.from_numpy(drawn), parts(config.augment), data.format)
+        )
     figure = Figure(figsize=(0.9 * len(columns), 0.9 * len(originals) + 0.4), dpi=110)
     axes = figure.subplots(len(originals), len(columns), squeeze=False)
     for row, cells in enumerate(axes):
         for column, (cell, samples) in enumerate(zip(cells, columns)):
-            cell.imshow(samples[row, 0].numpy(), cmap="gray", vmin=-1, vmax=1)
+            cell.imshow(_as_picture(samples[row], data.format), cmap="gray", vmin=0, vmax=1)
             cell.set_axis_off()
             if row == 0:
                 cell.set_title(f"epoch {column}" if column else "original", fontsize=8)
@@ -90,6 +95,13 @@ def picture(config: Config) -> bytes:
     figure.suptitle(title, fontsize=8)
     figure.subplots_adjust(0.01, 0.01, 0.99, 1 - 0.5 / figure.get_figheight(), 0.05, 0.05)
     return png(figure)
+
+
+def _as_picture(image: torch.Tensor, data: DataFormat) -> np.ndarray:
+    """Return a scaled image as grey [height, width] or colour [height, width, 3] in [0, 1]."""
+    black, white = (torch.tensor(data.scaled(value)).view(-1, 1, 1) for value in data.range)
+    shown = ((image - black) / (white - black)).clamp(0, 1).permute(1, 2, 0)
+    return shown.squeeze(-1).numpy()
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def main() -> None:
         "--refit",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="train the winner on all 60,000 images before the test (default); "
+        help="train the winner on all training images before the test (default); "
         "otherwise its models of the fresh seeds are tested",
     )
     parser.add_argument(

@@ -6,15 +6,18 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from fmnist_sweep import report as report_command
 from fmnist_sweep import train
-from fmnist_sweep.engine.data import DataSplits, Images
+from fmnist_sweep.engine.data import DataSplits, Examples
+from fmnist_sweep.models.mlp import MLP
 from fmnist_sweep.results import publish
 from fmnist_sweep.task.data import source
+from fmnist_sweep.task.data.fashion import FORMAT
 from tests import tiny_task
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +31,11 @@ def data_root() -> Path:
     return source.locate(ROOT / "data").folder.parent.parent
 
 
+def mlp(*arguments: Any, **more: Any) -> MLP:
+    """A network for Fashion-MNIST."""
+    return MLP(*arguments, **more, inputs=FORMAT.shape, classes=FORMAT.classes)
+
+
 @pytest.fixture(scope="session")
 def data() -> DataSplits:
     """200 learnable images; seven batches of 32, the last of eight."""
@@ -35,7 +43,8 @@ def data() -> DataSplits:
     pixels = torch.randint(0, 256, (300, 1, 28, 28), dtype=torch.uint8, generator=generator)
     labels = pixels[:, 0, 0, 0].long() * 10 // 256
     pixels[:, 0, :5] = (labels * 25).view(-1, 1, 1).byte()
-    return DataSplits(Images(pixels[:200], labels[:200]), Images(pixels[200:], labels[200:]), None)
+    train, validation = Examples(pixels[:200], labels[:200]), Examples(pixels[200:], labels[200:])
+    return DataSplits(train, validation, None, FORMAT)
 
 
 @pytest.fixture

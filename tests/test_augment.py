@@ -12,14 +12,14 @@ from torchvision.transforms.v2 import functional as torchvision
 
 from fmnist_sweep import augment as command
 from fmnist_sweep.engine.augmentation import augmented, draws, parts
-from fmnist_sweep.engine.data import DataSplits, Images, epoch_permutation, normalise
+from fmnist_sweep.engine.data import BYTES_TO_UNIT, DataSplits, Examples, epoch_permutation
 from fmnist_sweep.engine.recipe import Recipe
 from fmnist_sweep.engine.settings import AugmentConfig
 from fmnist_sweep.engine.step import Chunk, StepCache, Trial, TrialState
-from fmnist_sweep.models.mlp import MLP
 from fmnist_sweep.task.cli import parsed
 from fmnist_sweep.task.config import conf_folder
-from tests.conftest import InProcess
+from fmnist_sweep.task.data.fashion import FORMAT
+from tests.conftest import InProcess, mlp
 
 OPTIONS = sorted(path.stem for path in Path(conf_folder(), "augment").glob("*.yaml"))
 IMAGES = torch.rand(50, 1, 28, 28, generator=torch.Generator().manual_seed(3)) * 2 - 1
@@ -36,8 +36,8 @@ def option(name: str) -> AugmentConfig:
 
 
 def changed(how: AugmentConfig, images: torch.Tensor, epoch: int = 1) -> torch.Tensor:
-    drawn = torch.from_numpy(draws(how, 5, epoch, len(images)))
-    return augmented(images, drawn, parts(how))
+    drawn = torch.from_numpy(draws(how, 5, epoch, len(images), FORMAT.shape))
+    return augmented(images, drawn, parts(how), FORMAT)
 
 
 def test_the_options_are_those_promised() -> None:
@@ -66,11 +66,11 @@ def test_flips_mirror_a_share_of_the_images() -> None:
 
 def test_shifts_are_torchvisions_and_reach_every_distance() -> None:
     how = settings(shift=2)
-    drawn = draws(how, 0, 1, 1000)
+    drawn = draws(how, 0, 1, 1000, FORMAT.shape)
     assert {tuple(row) for row in drawn[:, 1:]} == {
         (y, x) for y in range(-2, 3) for x in range(-2, 3)
     }
-    new = augmented(IMAGES, torch.from_numpy(drawn[:50]), parts(how))
+    new = augmented(IMAGES, torch.from_numpy(drawn[:50]), parts(how), FORMAT)
     for image, after, (_, down, right) in zip(IMAGES, new, drawn.tolist()):
         place = {"angle": 0.0, "scale": 1.0, "shear": [0.0], "fill": [-1.0]}
         torch.testing.assert_close(
@@ -80,10 +80,10 @@ def test_shifts_are_torchvisions_and_reach_every_distance() -> None:
 
 def test_rotations_are_torchvisions() -> None:
     how = settings(rotate=30.0)
-    matrices = draws(how, 0, 1, 50)
+    matrices = draws(how, 0, 1, 50, FORMAT.shape)
     angles = np.degrees(np.arctan2(matrices[:, 3], matrices[:, 0]))
     assert np.abs(angles).max() <= 30 and np.abs(angles).max() > 25
-    new = augmented(IMAGES, torch.from_numpy(matrices), parts(how))
+    new = augmented(IMAGES, torch.from_numpy(matrices), parts(how), FORMAT)
     for image, after, angle in zip(IMAGES, new, angles.tolist()):
         # Background is 0 to it: what it fills in otherwise it blends twice at the border.
         expected = torchvision.rotate(image + 1, angle, InterpolationMode.BILINEAR) - 1
@@ -98,7 +98,7 @@ def test_a_warp_of_whole_pixels_is_a_move() -> None:
 
 
 def test_crops_lie_within_the_image_and_fill_it() -> None:
-    matrices = draws(settings(crop=0.5), 0, 1, 1000).reshape(-1, 2, 3)
+    matrices = draws(settings(crop=0.5), 0, 1, 1000, FORMAT.shape).reshape(-1, 2, 3)
     share, offset = matrices[:, 0, 0], np.abs(matrices[:, :, 2])
     assert share.min() >= 0.5 and share.min() < 0.52 and share.max() > 0.98
     assert (offset <= 1 - share[:, None] + 1e-6).all() and offset.max() > 0.4
@@ -122,24 +122,27 @@ def test_erasing_leaves_rectangles_of_grey() -> None:
 def test_training_sees_augmented_images_and_evaluation_does_not() -> None:
     """A step's loss is that of the very images that the draws give."""
     pixels = torch.randint(0, 256, (40, 1, 28, 28), dtype=torch.uint8)
-    images = Images(pixels, torch.arange(40) % 10)
-    data = DataSplits(images, images, None)
+    images = Examples(pixels, torch.arange(40) % 10)
+    data = DataSplits(images, images, None, FORMAT)
     how = option("standard")
     torch.manual_seed(1)
-    trial = Trial(MLP(16, 2, None, 0.0), torch.optim.SGD, {"lr": 1e-12}, 9, 2, Recipe(augment=how))
+    trial = Trial(mlp(16, 2, None, 0.0), torch.optim.SGD, {"lr": 1e-12}, 9, 2, Recipe(augment=how))
     loss = torch.nn.functional.cross_entropy
-    steps = StepCache(trial, False, False, torch.device("cpu"))
+    steps = StepCache(trial, FORMAT, False, False, torch.device("cpu"))
     chunk = Chunk([TrialState(0, trial, steps, 3)], steps, data.train, 16)
     for epoch in (1, 2):
         chunk.begin_epoch()
         chunk.run(3)
         chosen = epoch_permutation(9, epoch, 40)
         seen = augmented(
-            normalise(pixels[chosen]), torch.from_numpy(draws(how, 9, epoch, 40)), parts(how)
+            BYTES_TO_UNIT(pixels[chosen]),
+            torch.from_numpy(draws(how, 9, epoch, 40, FORMAT.shape)),
+            parts(how),
+            FORMAT,
         )
         expected = loss(trial.model(seen), images.labels[chosen]).item()
         assert chunk.running_means()[0][0] == pytest.approx(expected, rel=1e-5)
-        plain = loss(trial.model(normalise(pixels)), images.labels).item()
+        plain = loss(trial.model(BYTES_TO_UNIT(pixels)), images.labels).item()
         assert chunk.evaluate(data.validation)[0][0] == pytest.approx(plain, rel=1e-5)
 
 

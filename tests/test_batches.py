@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from fmnist_sweep.engine.data import Images, epoch_permutation, normalise
+from fmnist_sweep.engine.data import BYTES_TO_UNIT, Examples, epoch_permutation
 from fmnist_sweep.task.config import ConfigError, DataConfig
 from fmnist_sweep.task.data import source
-from fmnist_sweep.task.data.splits import load, stratified
+from fmnist_sweep.task.data.splits import describe, load, stratified
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +50,8 @@ def test_split_of_too_few_images() -> None:
 def config(data_root: Path, **changed: Any) -> DataConfig:
     """The defaults, with some keys changed."""
     values = {
+        "kind": "fashion_mnist",
+        "normalise": "minmax",
         "root": str(data_root),
         "verify": True,
         "validation": "held_out",
@@ -82,7 +84,7 @@ def test_validation_on_training_images_holds_nothing_out(data_root: Path) -> Non
     assert torch.bincount(data.validation.labels).tolist() == [50] * 10
 
 
-def counts(images: Images) -> list[int]:
+def counts(images: Examples) -> list[int]:
     return torch.bincount(images.labels, minlength=10).tolist()
 
 
@@ -94,11 +96,11 @@ def test_classes_leave_away_the_images_of_others(data_root: Path, validation: st
     for every, chosen in ((whole.train, some.train), (whole.test, some.test)):
         assert every is not None and chosen is not None
         wanted = (every.labels == 2) | (every.labels == 9)
-        assert torch.equal(chosen.pixels, every.pixels[wanted])
+        assert torch.equal(chosen.inputs, every.inputs[wanted])
         assert torch.equal(chosen.labels, every.labels[wanted])
     if validation != "train":  # where val_size is how many of what is trained on
         wanted = (whole.validation.labels == 2) | (whole.validation.labels == 9)
-        assert torch.equal(some.validation.pixels, whole.validation.pixels[wanted])
+        assert torch.equal(some.validation.inputs, whole.validation.inputs[wanted])
     assert {*some.validation.labels.tolist()} == {2, 9}
 
 
@@ -116,7 +118,7 @@ def test_available_is_what_is_there(
 ) -> None:
     every = config(data_root, classes=classes, val_size=val_size)
     data = load(every, torch.device("cpu"), test=False)
-    assert every.available == len(data.train)
+    assert describe(every).training == len(data.train)
 
 
 def test_a_class_without_images_is_one_line(data_root: Path, tmp_path: Path) -> None:
@@ -145,6 +147,6 @@ def test_pixels_become_what_torchvision_makes_of_them() -> None:
 
     pixels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
     published = Compose([ToTensor(), Normalize((0.5,), (0.5,))])(pixels)
-    ours = normalise(torch.from_numpy(pixels[..., 0]).unsqueeze(0))
+    ours = BYTES_TO_UNIT(torch.from_numpy(pixels[..., 0]).unsqueeze(0))
     torch.testing.assert_close(ours, published, rtol=0, atol=1e-6)
     assert ours.min() == -1 and ours.max() == 1

@@ -13,12 +13,12 @@ from torch import nn
 
 from fmnist_sweep.engine import functional_model, step, training_jobs
 from fmnist_sweep.engine.compiling import worth_compiling
-from fmnist_sweep.engine.data import DataSplits, epoch_permutation, normalise
+from fmnist_sweep.engine.data import BYTES_TO_UNIT, DataSplits, epoch_permutation
 from fmnist_sweep.engine.layers import KeyedDropout, with_stackable_layers
 from fmnist_sweep.engine.stack import Progress
 from fmnist_sweep.engine.training_jobs import TrainingJob
-from fmnist_sweep.models.mlp import MLP
 from fmnist_sweep.results.record import Epoch
+from tests.conftest import mlp
 
 BATCH = 32
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -32,7 +32,7 @@ def trial(
     **arguments: Any,
 ) -> step.Trial:
     torch.manual_seed(seed)
-    model = MLP(width=32, depth=2, hidden=None, dropout=dropout)
+    model = mlp(width=32, depth=2, hidden=None, dropout=dropout)
     return step.Trial(model, optimizer, {"lr": 0.003, **arguments}, seed, epochs)
 
 
@@ -58,7 +58,7 @@ def reference(one: step.Trial, data: DataSplits) -> tuple[nn.Module, list[float]
     """A plain float64 loop with PyTorch's own optimizer; the model and its training losses."""
     model = one.model.double()
     optimizer = one.optimizer(model.parameters(), **one.arguments)
-    images, labels = normalise(data.train.pixels).double(), data.train.labels
+    images, labels = BYTES_TO_UNIT(data.train.inputs).double(), data.train.labels
     losses = []
     for epoch in range(1, one.epochs + 1):
         total = 0.0
@@ -112,19 +112,25 @@ def test_batch_norm_and_frozen_layers_are_those_of_plain_pytorch(data: DataSplit
     state = ours.model.state_dict()
     for name, theirs in expected.state_dict().items():
         torch.testing.assert_close(state[name].double(), theirs.double(), rtol=1e-3, atol=1e-3)
-    assert functional_model.evaluate(ours.model, data.validation)[1] == history[-1].val_accuracy
+    assert (
+        functional_model.evaluate(ours.model, data.validation, BYTES_TO_UNIT)[1]
+        == history[-1].val_accuracy
+    )
 
 
 def test_figures_are_those_of_the_trained_model(data: DataSplits) -> None:
     one = trial()
     (history,) = train([one], data)
     with torch.no_grad():
-        logits = one.model(normalise(data.validation.pixels))
+        logits = one.model(BYTES_TO_UNIT(data.validation.inputs))
     labels = data.validation.labels
     assert history[-1].val_accuracy == (logits.argmax(1) == labels).double().mean().item()
     loss = nn.functional.cross_entropy(logits, labels).item()
     assert history[-1].val_loss == pytest.approx(loss, rel=1e-5)
-    assert functional_model.evaluate(one.model, data.validation)[1] == history[-1].val_accuracy
+    assert (
+        functional_model.evaluate(one.model, data.validation, BYTES_TO_UNIT)[1]
+        == history[-1].val_accuracy
+    )
 
 
 def test_a_trial_is_the_same_in_any_stack(data: DataSplits) -> None:

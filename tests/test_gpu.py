@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from fmnist_sweep.engine import training_jobs
-from fmnist_sweep.engine.data import DataSplits, Images
+from fmnist_sweep.engine.data import DataSplits, Examples
 from fmnist_sweep.engine.step import Trial
 from fmnist_sweep.engine.training_jobs import TrainingJob
 from fmnist_sweep.results.record import Epoch
+from fmnist_sweep.task.data.fashion import FORMAT
 from tests.conftest import ROOT, Command
 from tests.test_stacks import MIXED, Case, check_bf16, train
 
@@ -28,9 +29,9 @@ CUDA = ("trainer.device=cuda", "data.train_size=640")
 def there(data: DataSplits) -> DataSplits:
     """The same images on the device."""
     train, validation = (
-        Images(part.pixels.cuda(), part.labels.cuda()) for part in (data.train, data.validation)
+        Examples(part.inputs.cuda(), part.labels.cuda()) for part in (data.train, data.validation)
     )
-    return DataSplits(train, validation, None)
+    return DataSplits(train, validation, None, FORMAT)
 
 
 def check_near(ours: list[list[Epoch]], cases: list[Case], data: DataSplits) -> None:

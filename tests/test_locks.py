@@ -9,6 +9,7 @@ import pytest
 from fmnist_sweep.base import locks, processes
 from fmnist_sweep.base.locks import FolderLock, LifeLock
 from fmnist_sweep.engine import stack
+from fmnist_sweep.engine.data import DataSplits
 
 
 @pytest.fixture(params=["as here", "as on Windows"])
@@ -52,7 +53,9 @@ def test_a_lock_is_seen_by_another_process(system: str, tmp_path: Path) -> None:
     assert not LifeLock.is_held(path)
 
 
-def test_memory_that_nobody_tells_of_bounds_no_stack(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_nobody_tells_of_bounds_no_stack(
+    data: DataSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
     from torch import nn
 
@@ -60,9 +63,9 @@ def test_memory_that_nobody_tells_of_bounds_no_stack(monkeypatch: pytest.MonkeyP
 
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
     trial = Trial(model, torch.optim.Adam, {"lr": 0.1}, 0, 1)
-    assert stack.max_stack_size(trial, 32, torch.device("cpu")) > 8
+    assert stack.max_stack_size(trial, 32, data) > 8
     monkeypatch.setattr(os, "sysconf_names", {})
-    assert stack.max_stack_size(trial, 32, torch.device("cpu")) > 8
+    assert stack.max_stack_size(trial, 32, data) > 8
 
 
 def test_without_a_fork_server_processes_are_spawned(monkeypatch: pytest.MonkeyPatch) -> None:

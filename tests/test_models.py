@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fmnist_sweep.models.cnn import CNN
-from fmnist_sweep.models.mlp import MLP
+from tests.conftest import mlp
 
 
 def widths(model: nn.Module) -> list[int]:
@@ -16,7 +16,7 @@ def widths(model: nn.Module) -> list[int]:
 
 
 def test_baseline_is_the_published_network() -> None:
-    model = MLP(width=128, depth=2, hidden=None, dropout=0.0)
+    model = mlp(width=128, depth=2, hidden=None, dropout=0.0)
     assert widths(model) == [784, 128, 64, 10]
     assert sum(p.numel() for p in model.parameters()) == 109_386
     assert model(torch.zeros(3, 1, 28, 28)).shape == (3, 10)
@@ -31,16 +31,16 @@ def test_baseline_is_the_published_network() -> None:
     ],
 )
 def test_layers(arguments: dict, expected: list[int]) -> None:  # type: ignore[type-arg]
-    assert widths(MLP(**arguments, dropout=0.0)) == expected
+    assert widths(mlp(**arguments, dropout=0.0)) == expected
 
 
 def test_dropout_follows_every_hidden_layer() -> None:
-    model = MLP(width=128, depth=2, hidden=None, dropout=0.25)
+    model = mlp(width=128, depth=2, hidden=None, dropout=0.25)
     assert [m.p for m in model.modules() if isinstance(m, nn.Dropout)] == [0.25, 0.25]
 
 
 def test_batch_norm_stands_between_each_hidden_layer_and_its_relu() -> None:
-    kinds = [type(m) for m in MLP(width=128, depth=2, hidden=None, dropout=0.1, batch_norm=True)]
+    kinds = [type(m) for m in mlp(width=128, depth=2, hidden=None, dropout=0.1, batch_norm=True)]
     hidden = [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Dropout]
     assert kinds == [nn.Flatten, *hidden, *hidden, nn.Linear]
 
@@ -49,7 +49,7 @@ def test_batch_norm_stands_between_each_hidden_layer_and_its_relu() -> None:
     ("width", "depth", "batch_norm"), [(32, 2, True), (8, 1, False), (5, 3, True)]
 )
 def test_the_cnn_is_three_stages_of_convolutions(width: int, depth: int, batch_norm: bool) -> None:
-    model = CNN(width, depth, batch_norm, dropout=0.2)
+    model = CNN(width, depth, batch_norm, dropout=0.2, inputs=(1, 28, 28), classes=10)
     channels = [m.out_channels for m in model if isinstance(m, nn.Conv2d)]
     assert channels == [width] * depth + [2 * width] * depth + [4 * width] * depth
     assert sum(isinstance(m, nn.BatchNorm2d) for m in model) == 3 * depth * batch_norm
@@ -69,4 +69,5 @@ def test_the_cnn_is_three_stages_of_convolutions(width: int, depth: int, batch_n
 
 
 def test_the_default_cnn_has_the_size_it_says() -> None:
-    assert sum(p.numel() for p in CNN(32, 2, True, 0.0).parameters()) == 288_170
+    model = CNN(32, 2, True, 0.0, inputs=(1, 28, 28), classes=10)
+    assert sum(p.numel() for p in model.parameters()) == 288_170

@@ -16,6 +16,7 @@ from torchvision.transforms.v2.functional import normalize, resize
 from fmnist_sweep.engine import functional_model
 from fmnist_sweep.models import weights as files
 from fmnist_sweep.models.pretrained import Pretrained
+from fmnist_sweep.task.data.fashion import FORMAT
 from tests.conftest import Command
 
 IMAGES = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(1)) * 2 - 1
@@ -33,7 +34,15 @@ def make(
 ) -> Pretrained:
     torch.manual_seed(seed)
     return Pretrained(
-        architecture, image_size, str(weights), channels, freeze, unfreeze_after, body_lr
+        architecture,
+        image_size,
+        str(weights),
+        channels,
+        freeze,
+        unfreeze_after,
+        body_lr,
+        inputs=FORMAT.shape,
+        classes=FORMAT.classes,
     )
 
 
@@ -93,7 +102,7 @@ def torchvision_features(file: Path, normalised: bool, size: int = 32) -> torch.
 @pytest.mark.parametrize("architecture", ["resnet50", "vgg11_bn", "vgg16_bn"])
 def test_every_network_trains_at_its_smallest_size(architecture: str) -> None:
     model = make(architecture, freeze="all")
-    functional_model.check(model)
+    functional_model.check(model, FORMAT)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trained == model.head_parameters() and len(trained) == 2
 

@@ -12,7 +12,7 @@ from torch.optim import lr_scheduler
 from torch.optim.swa_utils import AveragedModel
 
 from fmnist_sweep.engine import step
-from fmnist_sweep.engine.data import DataSplits, epoch_permutation, normalise
+from fmnist_sweep.engine.data import BYTES_TO_UNIT, DataSplits, epoch_permutation
 from fmnist_sweep.engine.early_stopping import EarlyStopping
 from fmnist_sweep.engine.recipe import Recipe
 from fmnist_sweep.engine.schedules import Schedule
@@ -115,7 +115,7 @@ def reference(one: step.Trial, data: DataSplits) -> nn.Module:
         for parameter in model.parameters()
     ]
     optimizer = one.optimizer(groups, **one.arguments)
-    images, labels = normalise(data.train.pixels).double(), data.train.labels
+    images, labels = BYTES_TO_UNIT(data.train.inputs).double(), data.train.labels
     batches = -(-len(labels) // BATCH)
     schedule = Schedule(recipe.scheduler, one.epochs, batches)
     decay_of = lambda t: min(recipe.average or 0, (1 + t) / (10 + t))  # noqa: E731
@@ -210,7 +210,7 @@ def test_muon_steps_hidden_matrices_and_adamw_the_rest(
         torch.optim.Muon(hidden, **arguments),
         torch.optim.AdamW(others, lr=0.002, weight_decay=0.1),
     ]
-    images, labels = normalise(data.train.pixels), data.train.labels
+    images, labels = BYTES_TO_UNIT(data.train.inputs), data.train.labels
     for number in (1, 2):
         for batch in epoch_permutation(3, number, len(labels)).split(BATCH):
             theirs.model.zero_grad()

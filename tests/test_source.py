@@ -487,8 +487,8 @@ def test_a_download_ends_with_whoever_wanted_it(tmp_path: Path) -> None:
     program = f"""
 import sys
 from fmnist_sweep.task.data import fetch
-fetch._run(["/bin/sh", "-c", "echo $$ > {tmp_path}/pid.new && mv {tmp_path}/pid.new {tmp_path}/pid"
-            "; exec sleep 60"])
+script = "echo $$ > {tmp_path}/pid.new && mv {tmp_path}/pid.new {tmp_path}/pid; exec sleep 60"
+fetch.run_silently(["/bin/sh", "-c", script])
 """
     environment = {**os.environ, "PATH": "/usr/bin:/bin"}
     command = [sys.executable, "-c", program]

@@ -19,7 +19,7 @@ from fmnist_sweep.base.errors import ProcessDied
 from fmnist_sweep.engine import optimizers, stack, step, training_jobs
 from fmnist_sweep.engine.checkpoint import Checkpoint, State
 from fmnist_sweep.engine.compiling import worth_compiling
-from fmnist_sweep.engine.data import DataSplits, Images
+from fmnist_sweep.engine.data import DataSplits, Examples
 from fmnist_sweep.engine.recipe import Recipe
 from fmnist_sweep.engine.settings import (
     AugmentConfig,
@@ -31,8 +31,9 @@ from fmnist_sweep.engine.stack import Outcome, Progress, StackKey
 from fmnist_sweep.engine.step import Trial
 from fmnist_sweep.engine.training_jobs import JobScheduler, TrainingJob
 from fmnist_sweep.engine.workers import ProcessWorker, Worker
-from fmnist_sweep.models.mlp import MLP
 from fmnist_sweep.results.record import Epoch
+from fmnist_sweep.task.data.fashion import FORMAT
+from tests.conftest import mlp
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -57,7 +58,7 @@ class Case:
         self, data: DataSplits, history: list[Epoch], compile: bool = False, bf16: bool = False
     ) -> TrainingJob:
         torch.manual_seed(self.seed)
-        model = MLP(self.width, 2, None, self.dropout, self.batch_norm)
+        model = mlp(self.width, 2, None, self.dropout, self.batch_norm)
         arguments = {"lr": self.lr, **dict(self.arguments)}
         trial = Trial(model, self.optimizer, arguments, self.seed, self.epochs, self.recipe)
 
@@ -269,7 +270,7 @@ def test_the_death_of_a_process_costs_one_trial(
                     assert isinstance(worker, ProcessWorker) and worker.process.pid
                     os.kill(worker.process.pid, signal.SIGKILL)
                     kills += 1
-        assert scheduler.loaded_images.keys() <= scheduler.running.keys()
+        assert scheduler.loaded_data.keys() <= scheduler.running.keys()
     assert kills == 2 and isinstance(jobs[0].error, ProcessDied)
     assert [row.epoch for row in histories[1]] == [1, 2, 3, 4, 5, 6]
     for job in jobs:
@@ -363,7 +364,7 @@ def test_memory_bounds_a_stack(data: DataSplits, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(
             stack.os, "sysconf", lambda n, pages=pages: page if "SIZE" in n else pages
         )
-        assert stack.max_stack_size(one, 32, torch.device("cpu")) == stacks
+        assert stack.max_stack_size(one, 32, data) == stacks
     added: list[int] = []
     real = stack.Stack.add
     monkeypatch.setattr(stack, "max_stack_size", lambda *_: 3 - len(added))
@@ -403,14 +404,14 @@ def test_models_that_differ_in_more_than_tensors_do_not_share_a_step(data: DataS
 
     assert kind(Hidden(1.0)) == kind(Hidden(1.0)) != kind(Hidden(2.0))
     assert kind(Hidden(1.0)) != kind(Hidden(1.0), torch.optim.AdamW)
-    assert kind(MLP(32, 2, None, 0.1)) == kind(MLP(32, 2, None, 0.2)) != kind(MLP(32, 2, None, 0))
-    frozen = MLP(32, 2, None, 0.0)
+    assert kind(mlp(32, 2, None, 0.1)) == kind(mlp(32, 2, None, 0.2)) != kind(mlp(32, 2, None, 0))
+    frozen = mlp(32, 2, None, 0.0)
     frozen[1].requires_grad_(False)
-    assert kind(frozen) != kind(MLP(32, 2, None, 0.0))
+    assert kind(frozen) != kind(mlp(32, 2, None, 0.0))
     draws = [Random(nn.Flatten(), nn.Linear(784, 10)) for _ in range(2)]
     assert kind(draws[0]).why_alone and kind(draws[1]).why_alone
-    assert kind(MLP(32, 2, None, 0.0), torch.optim.Adagrad).why_alone
-    assert kind(MLP(32, 2, None, 0.0)).why_alone is None
+    assert kind(mlp(32, 2, None, 0.0), torch.optim.Adagrad).why_alone
+    assert kind(mlp(32, 2, None, 0.0)).why_alone is None
     convolution = nn.Sequential(nn.Conv2d(1, 2, 28), nn.Flatten(), nn.Linear(2, 10))
     assert "convolves" in str(kind(convolution).why_alone)
 
@@ -453,7 +454,9 @@ class Recorder(Worker):
 def test_every_trial_is_in_exactly_one_stack(
     trials: list[tuple[str, int]], max_stack: int, workers: int, late: int
 ) -> None:
-    data = DataSplits(*(Images(torch.zeros(8, 1, 28, 28), torch.zeros(8)) for _ in range(2)), None)
+    data = DataSplits(
+        *(Examples(torch.zeros(8, 1, 28, 28), torch.zeros(8)) for _ in range(2)), None, FORMAT
+    )
     together: list[tuple[StackKey, frozenset[int]]] = []
     told: list[list[int]] = [[] for _ in trials]
     jobs = []
@@ -501,7 +504,9 @@ def test_every_trial_is_in_exactly_one_stack(
 def test_stacks_at_work_have_no_more_threads_than_there_are(
     wanted: list[int], workers: int, threads: int
 ) -> None:
-    data = DataSplits(*(Images(torch.zeros(8, 1, 28, 28), torch.zeros(8)) for _ in range(2)), None)
+    data = DataSplits(
+        *(Examples(torch.zeros(8, 1, 28, 28), torch.zeros(8)) for _ in range(2)), None, FORMAT
+    )
     jobs = [replace(Case(seed).job(data, []), threads=each) for seed, each in enumerate(wanted)]
     original, stack.load = stack.load, lambda *_: None
     try:
@@ -549,7 +554,7 @@ def test_busy_processes_end_together(data: DataSplits) -> None:
         workers.append(ProcessWorker())
         return workers[-1]
 
-    images = Images(data.train.pixels.repeat(200, 1, 1, 1), data.train.labels.repeat(200))
+    images = Examples(data.train.inputs.repeat(200, 1, 1, 1), data.train.labels.repeat(200))
     with JobScheduler(make_worker, 4, 1) as scheduler:
         for seed in range(4):
             job = Case(seed, 2).job(replace(data, train=images), [])

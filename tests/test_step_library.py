@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from fmnist_sweep.base.files import CACHE_VARIABLE
 from fmnist_sweep.engine import step_library
 from fmnist_sweep.engine.data import DataSplits
 from fmnist_sweep.engine.recipe import Recipe
@@ -36,7 +37,7 @@ CASES = {
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(step_library.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     return tmp_path / "cache" / "steps"
 
 
@@ -135,7 +136,7 @@ def test_a_folder_that_cannot_be_written_is_done_without(
     tmp_path: Path, data: DataSplits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    monkeypatch.setenv(step_library.CACHE_VARIABLE, str(tmp_path / "file"))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file"))
     assert train([CASES["adam"]], data)[0]
 
 
@@ -174,7 +175,7 @@ def test_a_second_run_does_not_import_the_compiler(
         **os.environ,
         "FMNIST_SWEEP_DATA": str(data_root),
         "PYTHONPATH": str(ROOT),
-        step_library.CACHE_VARIABLE: str(cache.parent),
+        CACHE_VARIABLE: str(cache.parent),
     }
     for expected in ("compiler True", "compiler False"):
         done = subprocess.run(

@@ -5,6 +5,16 @@ import secrets
 from pathlib import Path
 from urllib.parse import urlsplit
 
+CACHE_VARIABLE = "FMNIST_SWEEP_CACHE"
+
+
+def cache_folder() -> Path:
+    """Return the folder for what can be made again: `FMNIST_SWEEP_CACHE`, else the user's cache."""
+    if chosen := os.environ.get(CACHE_VARIABLE):
+        return Path(chosen).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "fmnist_sweep"
+
 
 def absolute(path: str, folder: str | os.PathLike[str] = os.curdir) -> str:
     """Return a path as absolute text.

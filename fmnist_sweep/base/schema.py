@@ -63,7 +63,7 @@ _MEANINGS_OF_KEYS = {
     "trainer.device": "must be auto, cpu, cuda, cuda:N or mps",
     "trainer.compile": "must be auto, true or false",
     "trainer.checkpoint": "must be auto, true or false",
-    "data.classes": "must be a list of two or more different classes of 0 to 9, or null for all",
+    "data.classes": "must be a list of two or more different classes, or null for all",
     "name": "must be text of letters, digits and . _ + -, beginning with a letter or digit; a "
     "number in quotes, name=\"'7'\"",
 }

@@ -1,20 +1,80 @@
-"""Images on a device, and the order in which a trial sees them."""
+"""Labelled examples on a device, and the order in which a trial sees them."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 
 
 @dataclass(frozen=True)
-class Images:
-    """Labelled images on one device.
+class Scaling:
+    """Maps stored values to a network's inputs: `values * factor + offset`.
 
-    pixels: uint8 [n, 1, 28, 28], a quarter of float32's memory traffic; normalised per batch.
-    labels: int64 [n] in 0..9.
+    factor, offset: one number for each channel of an image, or a single number for all values.
     """
 
-    pixels: torch.Tensor
+    factor: tuple[float, ...] = (1.0,)
+    offset: tuple[float, ...] = (0.0,)
+
+    def __call__(self, values: torch.Tensor) -> torch.Tensor:
+        """Return float32 inputs for values [..., *shape] of any dtype."""
+        inputs = values.float()
+        if self == UNSCALED:
+            return inputs
+        if len(self.factor) == 1:
+            return inputs.mul(self.factor[0]).add(self.offset[0])
+        planes = zip(inputs.unbind(-3), self.factor, self.offset)
+        return torch.stack([plane.mul(factor).add(offset) for plane, factor, offset in planes], -3)
+
+
+UNSCALED = Scaling()
+# uint8 to [-1, 1], as torchvision's ToTensor and Normalize((0.5,), (0.5,)) do.
+BYTES_TO_UNIT = Scaling((1 / 127.5,), (-1.0,))
+
+
+@dataclass(frozen=True)
+class DataFormat:
+    """What networks and steps depend on in a data set.
+
+    shape: of an example: (channels, height, width) of an image, (features,) of a row of a table.
+    classes: the number of classes; labels are 0 to classes - 1.
+    scaling: of the stored examples.
+    range: the smallest and the largest stored value: black and white of an image.
+    """
+
+    shape: tuple[int, ...]
+    classes: int
+    scaling: Scaling
+    range: tuple[float, float] = (0.0, 255.0)
+
+    @property
+    def is_image(self) -> bool:
+        """Whether examples have a height and a width."""
+        return len(self.shape) == 3
+
+    def scaled(self, value: float) -> tuple[float, ...]:
+        """Return a stored value as the network sees it, in each channel or in all alike."""
+        return tuple(value * f + o for f, o in zip(self.scaling.factor, self.scaling.offset))
+
+    @property
+    def values(self) -> int:
+        """The number of values of an example."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Labelled examples on one device.
+
+    inputs: uint8 or float32 [n, *shape]. Bytes take a quarter of float32's memory traffic; each
+        batch is scaled anew.
+    labels: int64 [n].
+    """
+
+    inputs: torch.Tensor
     labels: torch.Tensor
 
     def __len__(self) -> int:
@@ -23,25 +83,24 @@ class Images:
 
 @dataclass(frozen=True)
 class DataSplits:
-    """The images of a trial.
+    """The examples of a trial.
 
-    train: images for training.
-    validation: images for model selection.
-    test: images for the final test; None unless the test set has been opened.
+    train: examples for training.
+    validation: examples for model selection.
+    test: examples for the final test; None unless the test set has been opened.
+    format: the shape, the classes and the scaling of all of them.
+    about: for records: name, shape, classes by name and fingerprint.
     """
 
-    train: Images
-    validation: Images
-    test: Images | None
-
-
-def normalise(pixels: torch.Tensor) -> torch.Tensor:
-    """Map uint8 pixels of any shape to float32 in [-1, 1], as Normalize((0.5,), (0.5,)) does."""
-    return pixels.float().mul(1 / 127.5).sub(1)
+    train: Examples
+    validation: Examples
+    test: Examples | None
+    format: DataFormat
+    about: Mapping[str, Any] = field(default_factory=dict)
 
 
 def epoch_permutation(seed: int, epoch: int, size: int) -> torch.Tensor:
-    """Return the order in which a trial sees its images in an epoch.
+    """Return the order in which a trial sees its examples in an epoch.
 
     The order depends on the seed and the epoch's number alone, neither on other trials of the stack
     nor on an interruption.

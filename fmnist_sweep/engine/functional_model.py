@@ -1,7 +1,7 @@
 """A model as a function of its weights, applied to the rows of a chunk's weight tensor."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -10,7 +10,7 @@ from torch.func import functional_call, grad, vmap
 from torch.utils._pytree import tree_map, tree_map_only
 
 from fmnist_sweep.base.errors import first_line
-from fmnist_sweep.engine.data import Images, normalise
+from fmnist_sweep.engine.data import UNSCALED, DataFormat, Examples, Scaling
 from fmnist_sweep.models.mlp import MLP
 
 EVALUATION_BATCH = 1000
@@ -29,12 +29,18 @@ class FunctionalModel:
         execution_mode: "stacked" runs all rows at once with `torch.func.vmap`. The other modes take
             one row: "single" uses `torch.func.grad`; "plain" uses autograd, which runs any model.
         bf16: compute under `torch.autocast` in bfloat16; losses remain float32.
+        scaling: of the examples that `evaluate` and `batch_sums` take.
     """
 
     def __init__(
-        self, model: nn.Module, execution_mode: ExecutionMode = "stacked", bf16: bool = False
+        self,
+        model: nn.Module,
+        execution_mode: ExecutionMode = "stacked",
+        bf16: bool = False,
+        scaling: Scaling = UNSCALED,
     ) -> None:
         self.model = model
+        self.scaling = scaling
         self.bf16 = bf16
         self.shapes = {n: p.shape for n, p in model.named_parameters() if p.requires_grad}
         self.sizes = [math.prod(shape) for shape in self.shapes.values()]
@@ -62,7 +68,7 @@ class FunctionalModel:
         self,
         rows: torch.Tensor,
         buffers: dict[str, torch.Tensor],
-        images: torch.Tensor,
+        inputs: torch.Tensor,
         labels: torch.Tensor,
         smoothing: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -71,7 +77,7 @@ class FunctionalModel:
         Args:
             rows: weights, float32 [K, P].
             buffers: what `buffers_and_frozen` returns, with a leading dimension K.
-            images: float32 [K, batch, 1, 28, 28] in [-1, 1].
+            inputs: float32 [K, batch, *shape], scaled.
             labels: int64 [K, batch].
             smoothing: label smoothing [K]; changes the gradients, but not the returned losses.
 
@@ -80,8 +86,8 @@ class FunctionalModel:
             correct predictions [K].
         """
         self.model.train()
-        inputs = self.unflatten(rows), buffers, images, labels, smoothing
-        by_name, (loss, correct) = self._gradients(*inputs)
+        arguments = self.unflatten(rows), buffers, inputs, labels, smoothing
+        by_name, (loss, correct) = self._gradients(*arguments)
         return torch.cat([g.flatten(1) for g in by_name.values()], dim=1), loss, correct
 
     @torch.no_grad()
@@ -89,47 +95,47 @@ class FunctionalModel:
         self,
         rows: torch.Tensor,
         buffers: dict[str, torch.Tensor],
-        images: Images,
+        examples: Examples,
         batch_sums: BatchSums | None = None,
     ) -> list[tuple[float, float]]:
-        """Return the mean loss and the accuracy of each row of weights [K, P] on the images.
+        """Return the mean loss and the accuracy of each row of weights [K, P] on the examples.
 
         Args:
             rows: the weights.
             buffers: what `buffers_and_frozen` returns, with a leading dimension K.
-            images: the images.
+            examples: the examples.
             batch_sums: a replacement for `self.batch_sums`.
         """
         sums = batch_sums or self.batch_sums
         totals = torch.zeros(
             2, len(rows), dtype=accumulation_dtype(rows.device), device=rows.device
         )
-        for start in range(0, len(images), EVALUATION_BATCH):
-            pixels = images.pixels[start : start + EVALUATION_BATCH]
-            labels = images.labels[start : start + EVALUATION_BATCH]
-            totals += sums(rows, buffers, pixels, labels)
-        return [(loss, accuracy) for loss, accuracy in (totals / len(images)).T.tolist()]
+        for start in range(0, len(examples), EVALUATION_BATCH):
+            inputs = examples.inputs[start : start + EVALUATION_BATCH]
+            labels = examples.labels[start : start + EVALUATION_BATCH]
+            totals += sums(rows, buffers, inputs, labels)
+        return [(loss, accuracy) for loss, accuracy in (totals / len(examples)).T.tolist()]
 
     def batch_sums(
         self,
         rows: torch.Tensor,
         buffers: dict[str, torch.Tensor],
-        pixels: torch.Tensor,
+        inputs: torch.Tensor,
         labels: torch.Tensor,
     ) -> torch.Tensor:
         """Return the sums of losses [0] and of correct predictions [1] of each row: [2, K].
 
         Args:
             rows, buffers: as in `evaluate`.
-            pixels, labels: images, uint8 [n, 1, 28, 28] and int64 [n].
+            inputs, labels: examples as they are stored: uint8 or float32 [n, *shape], int64 [n].
         """
         self.model.eval()
-        images = normalise(pixels)
+        scaled = self.scaling(inputs)
         # Expanded rather than shared: the matrix products are then the same for every K.
         sums = self._evaluate_rows(
             self.unflatten(rows),
             buffers,
-            images.expand(len(rows), *images.shape),
+            scaled.expand(len(rows), *scaled.shape),
             labels.expand(len(rows), -1),
         )
         return torch.stack(sums)
@@ -208,11 +214,11 @@ def accumulation_dtype(device: torch.device) -> torch.dtype:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, images: Images) -> tuple[float, float]:
-    """Return a model's mean loss and accuracy on images on the model's device."""
-    functional = FunctionalModel(model, "plain")
+def evaluate(model: nn.Module, examples: Examples, scaling: Scaling) -> tuple[float, float]:
+    """Return a model's mean loss and accuracy on examples on the model's device."""
+    functional = FunctionalModel(model, "plain", scaling=scaling)
     weights, buffers = _as_rows(functional, model)
-    ((loss, accuracy),) = functional.evaluate(weights, buffers, images)
+    ((loss, accuracy),) = functional.evaluate(weights, buffers, examples)
     return loss, accuracy
 
 
@@ -221,26 +227,30 @@ def _as_rows(functional: FunctionalModel, model: nn.Module) -> Any:
     return functional.flatten(model).unsqueeze(0), buffers
 
 
-def check(model: nn.Module) -> None:
-    """Check that a model can be trained, with one step's gradients of two blank images on the CPU.
+def check(model: nn.Module, data: DataFormat) -> None:
+    """Check that a model can be trained, with a step's gradients of two blank examples on the CPU.
 
     No weight changes.
 
     Raises:
-        ValueError: the model does not return logits [2, 10], or its gradients cannot be computed.
+        ValueError: the model does not return logits [2, classes], or its gradients cannot be
+            computed.
     """
     try:
-        logits = model(torch.zeros(2, 1, 28, 28))
-        if logits.shape != (2, 10):
-            raise ValueError(f"returns {list(logits.shape)} for two images, not logits [2, 10]")
-        _try_step(model, "plain")
+        logits = model(torch.zeros(2, *data.shape))
+        if logits.shape != (2, data.classes):
+            examples = "images" if data.is_image else "examples"
+            raise ValueError(
+                f"returns {list(logits.shape)} for two {examples}, not logits [2, {data.classes}]"
+            )
+        _try_step(model, data.shape, "plain")
     except (RuntimeError, TypeError, IndexError) as error:
         line = first_line(error)
         raise ValueError(f"cannot be trained: {line}") from None
 
 
 def choose_execution_mode(
-    model: nn.Module, device: torch.device, bf16: bool
+    model: nn.Module, shape: Sequence[int], device: torch.device, bf16: bool
 ) -> tuple[ExecutionMode, str | None]:
     """Choose the fastest execution mode in which a model runs.
 
@@ -251,6 +261,7 @@ def choose_execution_mode(
 
     Args:
         model: a model whose layers have been replaced by `with_stackable_layers`.
+        shape: the shape of an example.
         device: the device of the training.
         bf16: see `FunctionalModel`.
 
@@ -268,7 +279,7 @@ def choose_execution_mode(
             candidates, reason = ["single"], "a CPU convolves one trial's images fastest"
     for candidate in candidates:
         try:
-            _try_step(model, candidate, bf16)
+            _try_step(model, shape, candidate, bf16)
         except Exception as error:
             reason = first_line(error)
         else:
@@ -276,9 +287,11 @@ def choose_execution_mode(
     return "plain", reason
 
 
-def _try_step(model: nn.Module, execution_mode: ExecutionMode, bf16: bool = False) -> None:
-    images, labels = torch.zeros(1, 2, 1, 28, 28), torch.zeros(1, 2, dtype=torch.int64)
+def _try_step(
+    model: nn.Module, shape: Sequence[int], execution_mode: ExecutionMode, bf16: bool = False
+) -> None:
+    inputs, labels = torch.zeros(1, 2, *shape), torch.zeros(1, 2, dtype=torch.int64)
     functional = FunctionalModel(model, execution_mode, bf16)
     rows, buffers = _as_rows(functional, model)
     copies = {name: tensor.clone() for name, tensor in buffers.items()}
-    functional.gradients(rows, copies, images, labels)
+    functional.gradients(rows, copies, inputs, labels)

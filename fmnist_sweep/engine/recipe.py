@@ -1,6 +1,6 @@
 """Additions to plain gradient steps: schedule, smoothing, clipping, averaging, augmentation."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -57,11 +57,11 @@ class Recipe:
         """The operations of the augmentation, likewise the same for all trials of a step."""
         return augmentation.parts(self.augment) if self.augment else ()
 
-    def draws(self, seed: int, epoch: int, size: int) -> np.ndarray:
+    def draws(self, seed: int, epoch: int, size: int, shape: Sequence[int]) -> np.ndarray:
         """Draw an epoch's augmentation, float32 [size, D]; see `augmentation.draws`."""
         if not self.augment or not self.augmentation_parts:
             return np.empty((size, 0), dtype=np.float32)
-        return augmentation.draws(self.augment, seed, epoch, size)
+        return augmentation.draws(self.augment, seed, epoch, size, shape)
 
     def coefficients(self, steps: np.ndarray) -> np.ndarray:
         """Compute the coefficient of each part in each step.

@@ -93,7 +93,7 @@ SchedulerConfig = Annotated[_Scheduler, BeforeValidator(parse_scheduler)]
 class AugmentConfig(Section):
     flip: float = Field(ge=0, le=1)
     rotate: float = Field(ge=0, le=180)
-    shift: int = Field(ge=0, lt=28)
+    shift: int = Field(ge=0)
     crop: float = Field(gt=0, le=1)
     erase: float = Field(ge=0, le=1)
     erase_size: float = Field(gt=0, le=1)

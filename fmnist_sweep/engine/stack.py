@@ -8,12 +8,13 @@ CPU's cache from step to step: in a chunk of 64 a trial takes as long as in a ch
 import copy
 import gc
 import logging
+import math
 import os
 import pickle
 import sys
 import time
 import traceback
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
@@ -63,8 +64,8 @@ class StackKey:
     signature: the structure of model, optimizer and recipe.
     why_alone: the reason why such trials are trained one after the other, though with the same
         compiled step; None for trials that can be stacked.
-    data: identity of the training images.
-    batch_size: number of images in a batch.
+    data: identity of the training examples.
+    batch_size: number of examples in a batch.
     compile: run the step under `torch.compile`.
     bf16: see `FunctionalModel`.
     log_every: number of batches between two progress reports.
@@ -114,17 +115,18 @@ def stack_key(
     """
     with_stackable_layers(trial.model)
     signature = _signature(trial) or next(_unique_signatures)
-    why_alone = _why_alone(trial, data.train.pixels.device, bf16)
-    pixels = id(data.train.pixels)
-    return StackKey(signature, why_alone, pixels, batch_size, compile, bf16, log_every, threads)
+    why_alone = _why_alone(trial, data, bf16)
+    inputs = id(data.train.inputs)
+    return StackKey(signature, why_alone, inputs, batch_size, compile, bf16, log_every, threads)
 
 
-def _why_alone(trial: Trial, device: torch.device, bf16: bool) -> str | None:
+def _why_alone(trial: Trial, data: DataSplits, bf16: bool) -> str | None:
     if optimizers.stacked_optimizer(trial.optimizer, trial.arguments) is None:
         return f"{trial.optimizer.__name__} with these arguments has no step for several trials"
     if isinstance(trial.model, PretrainedModel) and trial.model.unfreeze_after is not None:
         return "its network changes when it is unfrozen"
-    return choose_execution_mode(trial.model, device, bf16)[1]
+    device = data.train.inputs.device
+    return choose_execution_mode(trial.model, data.format.shape, device, bf16)[1]
 
 
 def _signature(trial: Trial) -> Hashable:
@@ -154,7 +156,7 @@ def _signature(trial: Trial) -> Hashable:
         return None
 
 
-def max_stack_size(trial: Trial, batch_size: int, device: torch.device) -> int:
+def max_stack_size(trial: Trial, batch_size: int, data: DataSplits) -> int:
     """Return how many trials like this one fit into half of the memory that is free now.
 
     A trial takes 4 bytes per parameter for each of weights, gradient, one temporary and the tensors
@@ -165,7 +167,9 @@ def max_stack_size(trial: Trial, batch_size: int, device: torch.device) -> int:
     parameters = sum(p.numel() for p in trial.model.parameters())
     copies = 3 + (len(stacked_optimizer.state_names) if stacked_optimizer else 2)
     copies += trial.recipe.average is not None
-    bytes_per_trial = 4 * parameters * copies + 8 * batch_size * _activations(trial.model)
+    activations = _activations(trial.model, data.format.shape)
+    bytes_per_trial = 4 * parameters * copies + 8 * batch_size * activations
+    device = data.train.inputs.device
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
         # PyTorch reserves memory that it can use again.
@@ -178,8 +182,8 @@ def max_stack_size(trial: Trial, batch_size: int, device: torch.device) -> int:
 
 
 @torch.no_grad()
-def _activations(model: nn.Module) -> int:
-    """Return the number of values that a model's modules output for one image, and its pixels."""
+def _activations(model: nn.Module, shape: Sequence[int]) -> int:
+    """Return the number of values that a model's modules output for one example, and its own."""
     sizes: list[int] = []
 
     def record_size(_: nn.Module, __: Any, output: Any) -> None:
@@ -189,12 +193,12 @@ def _activations(model: nn.Module) -> int:
     hooks = [leaf.register_forward_hook(record_size) for leaf in leaves]
     training = model.training
     try:
-        model.eval()(torch.zeros(1, 1, 28, 28))
+        model.eval()(torch.zeros(1, *shape))
     finally:
         model.train(training)
         for hook in hooks:
             hook.remove()
-    return 28 * 28 + sum(sizes)
+    return math.prod(shape) + sum(sizes)
 
 
 class Stack:
@@ -202,8 +206,8 @@ class Stack:
 
     Args:
         step_cache: the steps of the stack key.
-        data: the trials' images.
-        batch_size: number of images in a batch.
+        data: the trials' examples.
+        batch_size: number of examples in a batch.
         log_every: number of batches between two progress reports.
         chunk_size: maximum number of rows in a chunk; a power of two.
     """
@@ -311,7 +315,7 @@ class Stack:
         unfrozen.unfreeze()
         row.trial = replace(row.trial, model=unfrozen)
         old = self.step_cache
-        self.step_cache = StepCache(row.trial, old.compile, old.bf16, old.device)
+        self.step_cache = StepCache(row.trial, old.data, old.compile, old.bf16, old.device)
         row.begin(self.step_cache)
 
     def _make_fitting_chunks(self) -> list[Chunk]:

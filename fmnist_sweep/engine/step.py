@@ -2,9 +2,10 @@
 
 The weights of a chunk are one float32 tensor [K, P], one row per trial. A step gathers each trial's
 own batch, computes the gradients with `torch.func` (vmap over the rows) and updates the rows in
-place. Everything that changes from step to step (image indices, learning rates, bias corrections,
-dropout keys) is put into tables on the device before an epoch begins. The step looks its entries up
-by a counter that is on the device too: it takes no argument from the host and never waits for it.
+place. Everything that changes from step to step (indices of examples, learning rates, bias
+corrections, dropout keys) is put into tables on the device before an epoch begins. The step looks
+its entries up by a counter that is on the device too: it takes no argument from the host and never
+waits for it.
 """
 
 import copy
@@ -24,7 +25,7 @@ from fmnist_sweep.engine.augmentation import augmented
 from fmnist_sweep.engine.checkpoint import Checkpoint, State
 from fmnist_sweep.engine.compiling import compiled, skip_guards
 from fmnist_sweep.engine.cuda_graphs import can_capture, capture_cuda_graph
-from fmnist_sweep.engine.data import Images, epoch_permutation, normalise
+from fmnist_sweep.engine.data import DataFormat, Examples, epoch_permutation
 from fmnist_sweep.engine.early_stopping import EarlyStopping
 from fmnist_sweep.engine.functional_model import (
     FunctionalModel,
@@ -192,15 +193,15 @@ Step = Callable[..., torch.Tensor | None]
 
 
 class StepTensors(NamedTuple):
-    """The tensors that a step reads and writes, for K rows and n images.
+    """The tensors that a step reads and writes, for K rows and n examples.
 
     weights: float32 [K, P].
     optimizer_state: float32 [K, P] by name.
     buffers: what `buffers_and_frozen` returns, with a leading dimension K.
     totals: sums of losses [0] and of correct predictions [1] so far: [2, K].
     counter: the number of the step in the tables below: int64 [1].
-    pixels, labels: the training images: uint8 [n, 1, 28, 28] and int64 [n].
-    batches: the numbers of each step's images: int64 [steps, K, batch].
+    inputs, labels: the training examples: uint8 or float32 [n, *shape] and int64 [n].
+    batches: the numbers of each step's examples: int64 [steps, K, batch].
     coefficients: of the optimizer and the recipe: float32 [steps, C, K].
     random_keys: keys of the dropout masks: int64 [steps, K].
     augmentation_draws: see `augmentation.draws`: float32 [steps, K, batch, D].
@@ -211,7 +212,7 @@ class StepTensors(NamedTuple):
     buffers: dict[str, torch.Tensor]
     totals: torch.Tensor
     counter: torch.Tensor
-    pixels: torch.Tensor
+    inputs: torch.Tensor
     labels: torch.Tensor
     batches: torch.Tensor
     coefficients: torch.Tensor
@@ -240,6 +241,7 @@ class StepCache:
 
     Args:
         trial: any trial with the stack key; its layers are replaced by `with_stackable_layers`.
+        data: the format of the examples.
         compile: compile the step.
         bf16: see `FunctionalModel`.
         device: the device of the training.
@@ -249,14 +251,18 @@ class StepCache:
     def __init__(
         self,
         trial: Trial,
+        data: DataFormat,
         compile: bool,
         bf16: bool,
         device: torch.device,
         library: StepLibrary | None = None,
     ) -> None:
         self.dropout_keys = with_stackable_layers(trial.model)
-        execution_mode, _ = functional_model.choose_execution_mode(trial.model, device, bf16)
-        self.functional_model = FunctionalModel(trial.model, execution_mode, bf16)
+        execution_mode, _ = functional_model.choose_execution_mode(
+            trial.model, data.shape, device, bf16
+        )
+        self.data = data
+        self.functional_model = FunctionalModel(trial.model, execution_mode, bf16, data.scaling)
         self.stacked_optimizer = optimizers.stacked_optimizer(trial.optimizer, trial.arguments)
         self.recipe = trial.recipe
         self.parameter_scales = parameter_scales(trial.model, trial.recipe, device)
@@ -303,29 +309,29 @@ class StepCache:
         return self.library.traced("step", step, flat)
 
     def evaluate(
-        self, weights: torch.Tensor, buffers: dict[str, torch.Tensor], images: Images
+        self, weights: torch.Tensor, buffers: dict[str, torch.Tensor], examples: Examples
     ) -> list[tuple[float, float]]:
         """Return the mean loss and the accuracy of each row of weights; see `FunctionalModel`."""
         if self.library is None:
-            return self.functional_model.evaluate(weights, buffers, images)
+            return self.functional_model.evaluate(weights, buffers, examples)
         sums = partial(self._kept_sums, self.library)
-        return self.functional_model.evaluate(weights, buffers, images, sums)
+        return self.functional_model.evaluate(weights, buffers, examples, sums)
 
     def _kept_sums(
         self,
         library: StepLibrary,
         weights: torch.Tensor,
         buffers: dict[str, torch.Tensor],
-        pixels: torch.Tensor,
+        inputs: torch.Tensor,
         labels: torch.Tensor,
     ) -> torch.Tensor:
         """Do the same as `FunctionalModel.batch_sums`, if possible from the library."""
         sums = self.functional_model.batch_sums
-        flat, names = [weights, *buffers.values(), pixels, labels], list(buffers)
+        flat, names = [weights, *buffers.values(), inputs, labels], list(buffers)
 
         def step(flat: list[torch.Tensor]) -> list[torch.Tensor]:
-            weights, *values, pixels, labels = flat
-            return [sums(weights, dict(zip(names, values)), pixels, labels)]
+            weights, *values, inputs, labels = flat
+            return [sums(weights, dict(zip(names, values)), inputs, labels)]
 
         return (library.traced("evaluation", step, flat) or step)(flat)[0]
 
@@ -345,7 +351,7 @@ class StepCache:
         gradients = self.functional_model.gradients
         update = self.stacked_optimizer.update if self.stacked_optimizer else None
         dropout_keys, parts, scales = self.dropout_keys, self.recipe.parts, self.parameter_scales
-        augmentation_parts = self.recipe.augmentation_parts
+        augmentation_parts, data = self.recipe.augmentation_parts, self.data
 
         def step(
             weights: torch.Tensor,
@@ -353,7 +359,7 @@ class StepCache:
             buffers: dict[str, torch.Tensor],
             totals: torch.Tensor,
             counter: torch.Tensor,
-            pixels: torch.Tensor,
+            inputs: torch.Tensor,
             labels: torch.Tensor,
             batches: torch.Tensor,
             coefficients: torch.Tensor,
@@ -369,11 +375,12 @@ class StepCache:
             of_step = current(coefficients)
             of_optimizer = len(of_step) - len(parts)
             part = dict(zip(parts, of_step[of_optimizer:]))
-            images = normalise(pixels[chosen])
+            batch = data.scaling(inputs[chosen])
             if augmentation_parts:
-                images = augmented(images, current(augmentation_draws), augmentation_parts)
+                drawn = current(augmentation_draws)
+                batch = augmented(batch, drawn, augmentation_parts, data)
             gradient, loss, correct = gradients(
-                weights, buffers, images, labels[chosen], part.get("smoothing")
+                weights, buffers, batch, labels[chosen], part.get("smoothing")
             )
             if "clip" in part:
                 gradient = clip_gradients(gradient, part["clip"])
@@ -398,19 +405,19 @@ class Chunk:
     Args:
         rows: the trials; a trial with a `torch_optimizer` must be alone.
         step_cache: the steps of the trials' stack.
-        images: the training images.
-        batch_size: number of images in a batch; larger than `images` means a single batch.
+        examples: the training examples.
+        batch_size: number of examples in a batch; more than there are mean a single batch.
     """
 
     def __init__(
-        self, rows: Sequence[TrialState], step_cache: StepCache, images: Images, batch_size: int
+        self, rows: Sequence[TrialState], step_cache: StepCache, examples: Examples, batch_size: int
     ) -> None:
         self.rows = list(rows)
         self.step_cache = step_cache
-        self.images = images
-        self.batch_size = min(batch_size, len(images))
-        self.batches = math.ceil(len(images) / batch_size)
-        self.device = images.pixels.device
+        self.examples = examples
+        self.batch_size = min(batch_size, len(examples))
+        self.batches = math.ceil(len(examples) / batch_size)
+        self.device = examples.inputs.device
         first = rows[0]
         if first.torch_optimizer:  # holds views of the row's own tensor
             self.weights = first.weights.unsqueeze(0)
@@ -451,24 +458,25 @@ class Chunk:
         self.batch = 0
 
     def _prepare_tables(self, coefficients: np.ndarray) -> None:
-        rows, size = self.rows, len(self.images)
+        rows, size = self.rows, len(self.examples)
         orders = torch.stack([epoch_permutation(row.trial.seed, row.epoch, size) for row in rows])
         self.full_batches, self.last_batch = self._split_into_batches(orders)
         self.coefficients = torch.from_numpy(coefficients).float().to(self.device)
         keys = [_random_keys(row.trial.seed, row.epoch, self.batches) for row in rows]
         self.random_keys = torch.from_numpy(np.stack(keys, axis=1)).to(self.device)
-        draws = [row.trial.recipe.draws(row.trial.seed, row.epoch, size) for row in rows]
+        shape = self.step_cache.data.shape
+        draws = [row.trial.recipe.draws(row.trial.seed, row.epoch, size, shape) for row in rows]
         self.full_draws, self.last_draws = self._split_into_batches(
             torch.from_numpy(np.stack(draws))
         )
 
-    def _split_into_batches(self, per_image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _split_into_batches(self, per_example: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Split [K, n, ...] into batches [batches, K, batch, ...] and rest [1, K, rest, ...]."""
-        full = len(self.images) // self.batch_size
+        full = len(self.examples) // self.batch_size
         cut = full * self.batch_size
-        shape = len(self.rows), full, self.batch_size, *per_image.shape[2:]
-        batches = per_image[:, :cut].view(shape).transpose(0, 1).contiguous()
-        return batches.to(self.device), per_image[:, cut:].unsqueeze(0).to(self.device)
+        shape = len(self.rows), full, self.batch_size, *per_example.shape[2:]
+        batches = per_example[:, :cut].view(shape).transpose(0, 1).contiguous()
+        return batches.to(self.device), per_example[:, cut:].unsqueeze(0).to(self.device)
 
     def run(self, batches: int) -> None:
         """Train all rows on the next `batches` batches."""
@@ -513,8 +521,8 @@ class Chunk:
             self.buffers,
             self.totals,
             self.counter,
-            self.images.pixels,
-            self.images.labels,
+            self.examples.inputs,
+            self.examples.labels,
             self.full_batches if full else self.last_batch,
             self.coefficients[first:] if first else self.coefficients,
             self.random_keys[first:] if first else self.random_keys,
@@ -533,13 +541,13 @@ class Chunk:
 
     def running_means(self) -> list[tuple[float, float]]:
         """Return each row's mean training loss and accuracy over the epoch's batches so far."""
-        seen = min(self.batch * self.batch_size, len(self.images))
+        seen = min(self.batch * self.batch_size, len(self.examples))
         return [(loss, accuracy) for loss, accuracy in (self.totals / seen).T.tolist()]
 
-    def evaluate(self, images: Images) -> list[tuple[float, float]]:
-        """Return each row's mean loss and accuracy on the images."""
+    def evaluate(self, examples: Examples) -> list[tuple[float, float]]:
+        """Return each row's mean loss and accuracy on the examples."""
         weights = self.optimizer_state.get("ema", self.weights)
-        return self.step_cache.evaluate(weights, self.buffers, images)
+        return self.step_cache.evaluate(weights, self.buffers, examples)
 
     def halves(self) -> list["Chunk"]:
         """Split the rows into two chunks that continue at the current batch of the epoch.

@@ -30,11 +30,10 @@ import torch
 from filelock import FileLock
 
 from fmnist_sweep.base.errors import first_line
-from fmnist_sweep.base.files import write_atomically
+from fmnist_sweep.base.files import cache_folder, write_atomically
 
 log = logging.getLogger(__name__)
 
-CACHE_VARIABLE = "FMNIST_SWEEP_CACHE"
 # The files that are kept, by their suffix; those that have not been used for longest are removed.
 # A compiled step takes 2 MB, a traced one 15 kB.
 MAX_FILES = {".so": 200, ".pt": 2000}
@@ -52,12 +51,8 @@ FlatStep = Callable[[list[torch.Tensor]], Sequence[torch.Tensor]]
 
 
 def folder() -> Path:
-    """Return the folder of the kept steps: below `FMNIST_SWEEP_CACHE`, else the user's cache."""
-    chosen = os.environ.get(CACHE_VARIABLE)
-    if chosen:
-        return Path(chosen).expanduser() / "steps"
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "fmnist_sweep" / "steps"
+    """Return the folder of the kept steps."""
+    return cache_folder() / "steps"
 
 
 def is_portable(signature: Hashable) -> bool:

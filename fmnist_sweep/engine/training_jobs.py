@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from fmnist_sweep.base.errors import first_line
 from fmnist_sweep.engine import stack
-from fmnist_sweep.engine.data import DataSplits, Images
+from fmnist_sweep.engine.data import DataSplits, Examples
 from fmnist_sweep.engine.stack import Outcome, Progress, StackKey
 from fmnist_sweep.engine.step import Trial
 from fmnist_sweep.engine.workers import Outcomes, Worker, wait_for_event
@@ -26,8 +26,8 @@ class TrainingJob:
     """A trial to be trained, with its progress.
 
     trial: the trial.
-    data: its images.
-    batch_size: number of images in a batch.
+    data: its examples.
+    batch_size: number of examples in a batch.
     compile: run the step under `torch.compile`.
     bf16: see `FunctionalModel`.
     log_every: number of batches between two calls of `on_batches`.
@@ -129,7 +129,7 @@ class JobScheduler:
         self.threads = threads
         self.waiting: list[tuple[int, TrainingJob]] = []
         self.running: dict[Worker, dict[int, TrainingJob]] = {}
-        self.loaded_images: dict[Worker, Images] = {}
+        self.loaded_data: dict[Worker, Examples] = {}
         self._numbers = itertools.count()
 
     def __enter__(self) -> "JobScheduler":
@@ -172,7 +172,7 @@ class JobScheduler:
             yield
         except Exception as error:
             self._requeue(self.running.pop(worker), error, blame)
-            self.loaded_images.pop(worker, None)
+            self.loaded_data.pop(worker, None)
             worker.close()
             if self.waiting:
                 self.running[self.make_worker()] = {}
@@ -238,8 +238,8 @@ class JobScheduler:
 
     def _open(self, worker: Worker, first: TrainingJob) -> None:
         """Begin an empty stack for trials like this one."""
-        if self.loaded_images.get(worker) is not first.data.train:
-            self.loaded_images[worker] = first.data.train
+        if self.loaded_data.get(worker) is not first.data.train:
+            self.loaded_data[worker] = first.data.train
             worker.call("load_data", replace(first.data, test=None))
         worker.call("open", first.stack_key, first.trial)
 
@@ -297,8 +297,7 @@ class JobScheduler:
         total = len(waiting) + sum(map(len, stacks))
         share = -(-total // len(stacks))
         first = waiting[0][1]
-        device = first.data.train.pixels.device
-        fits = len(jobs) + stack.max_stack_size(first.trial, first.batch_size, device)
+        fits = len(jobs) + stack.max_stack_size(first.trial, first.batch_size, first.data)
         max_stack = 1 if stack_key.why_alone else self.max_stack
         if fits < min(share, max_stack):
             log.info("Memory holds a stack of %d such trials", fits)

@@ -25,7 +25,7 @@ from fmnist_sweep.base.processes import (
     start,
 )
 from fmnist_sweep.engine.checkpoint import State
-from fmnist_sweep.engine.data import DataSplits
+from fmnist_sweep.engine.data import DataFormat, DataSplits
 from fmnist_sweep.engine.settings import WORKER_MODULES
 from fmnist_sweep.engine.stack import CHUNK_SIZE, Outcome, Progress, Stack, StackKey
 from fmnist_sweep.engine.step import StepCache, Trial
@@ -43,7 +43,7 @@ class Trainer:
         self.step_caches: dict[StackKey, StepCache] = {}
 
     def load_data(self, data: DataSplits) -> None:
-        """Set the images for the stacks opened from now on."""
+        """Set the examples for the stacks opened from now on."""
         self.data = data
 
     def open(self, stack_key: StackKey, first: Trial) -> None:
@@ -54,12 +54,13 @@ class Trainer:
             first: a trial with this key, from which the step is made.
         """
         torch.set_num_threads(stack_key.threads)
-        device = self.data.train.pixels.device
+        device = self.data.train.inputs.device
         if stack_key not in self.step_caches:
             if len(self.step_caches) >= MAX_STEP_CACHES:
                 del self.step_caches[next(iter(self.step_caches))]
             compile, bf16 = stack_key.compile, stack_key.bf16
-            step_cache = StepCache(first, compile, bf16, device, _library(stack_key))
+            library = _library(stack_key, self.data.format)
+            step_cache = StepCache(first, self.data.format, compile, bf16, device, library)
             self.step_caches[stack_key] = step_cache
         self.stack = Stack(
             self.step_caches[stack_key],
@@ -82,10 +83,10 @@ class Trainer:
         return self.stack.remove(number)
 
 
-def _library(stack_key: StackKey) -> StepLibrary | None:
+def _library(stack_key: StackKey, data: DataFormat) -> StepLibrary | None:
     if not is_portable(stack_key.signature):
         return None
-    settings = stack_key.why_alone, stack_key.bf16, stack_key.threads
+    settings = stack_key.why_alone, stack_key.bf16, stack_key.threads, data
     return StepLibrary(stack_key.signature, *settings)
 
 

@@ -1,5 +1,6 @@
 """The baseline's multilayer perceptron."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -7,9 +8,9 @@ from torch import nn
 
 
 class MLP(nn.Sequential):
-    """Hidden layers with ReLU between 784 inputs and 10 logits.
+    """Hidden layers with ReLU between the inputs and the logits.
 
-    width=128 and depth=2 mean 784-128-64-10: 109,386 parameters.
+    For Fashion-MNIST width=128 and depth=2 mean 784-128-64-10: 109,386 parameters.
 
     Args:
         width: units of the first hidden layer, at least 2 ** (depth - 1).
@@ -18,6 +19,8 @@ class MLP(nn.Sequential):
         dropout: probability in [0, 1) that a hidden unit is dropped in training.
         batch_norm: normalise each hidden layer over the batch before its ReLU (Ioffe & Szegedy,
             2015).
+        inputs: the shape of an example.
+        classes: number of logits.
 
     Raises:
         ValueError: `width` is too small for `depth` halvings.
@@ -30,6 +33,9 @@ class MLP(nn.Sequential):
         hidden: Sequence[int] | None,
         dropout: float,
         batch_norm: bool = False,
+        *,
+        inputs: Sequence[int],
+        classes: int,
     ) -> None:
         sizes = list(hidden) if hidden else [width // 2**layer for layer in range(depth)]
         if min(sizes) < 1:
@@ -38,17 +44,17 @@ class MLP(nn.Sequential):
                 f"model.depth={depth}, each layer having half the units of the one before"
             )
         layers: list[nn.Module] = [nn.Flatten()]
-        for inputs, outputs in zip([28 * 28, *sizes], sizes):
-            layers.append(nn.Linear(inputs, outputs, bias=not batch_norm))
+        for before, outputs in zip([math.prod(inputs), *sizes], sizes):
+            layers.append(nn.Linear(before, outputs, bias=not batch_norm))
             if batch_norm:
                 layers.append(nn.BatchNorm1d(outputs))
             layers.append(nn.ReLU())
             if dropout:
                 layers.append(nn.Dropout(dropout))
-        super().__init__(*layers, nn.Linear(sizes[-1], 10))
+        super().__init__(*layers, nn.Linear(sizes[-1], classes))
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Map float32 images [batch, 1, 28, 28] in [-1, 1] to logits [batch, 10]."""
+    def forward(self, examples: torch.Tensor) -> torch.Tensor:
+        """Map float32 examples [batch, *inputs] to logits [batch, classes]."""
         for layer in self:
-            images = layer(images)
-        return images
+            examples = layer(examples)
+        return examples

@@ -1,6 +1,6 @@
-"""torchvision's networks for transfer learning on grey images."""
+"""torchvision's networks for transfer learning."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -8,6 +8,7 @@ from torch import nn
 from torchvision.models import get_model
 
 from fmnist_sweep.models import weights as files
+from fmnist_sweep.models.cnn import check_image
 
 ARCHITECTURES = ("resnet18", "resnet50", "vgg11_bn", "vgg16_bn")
 IMAGE_SIZES = (32, 64, 224)
@@ -20,7 +21,7 @@ _IMAGENET = torch.stack([0.5 / _STD, (0.5 - _MEAN) / _STD])
 
 
 class Pretrained(nn.Module):
-    """A network of torchvision with ten classes, initialized randomly or from a file.
+    """A network of torchvision for other classes, initialized randomly or from a file.
 
     Only the last layer, the head, differs from torchvision's network. VGG keeps its two layers of
     4096 units, so that their weights can be loaded; VGG's adaptive pooling makes them work at any
@@ -33,9 +34,9 @@ class Pretrained(nn.Module):
             it five times.
         weights: `none` for torchvision's random initialization; `DEFAULT` for torchvision's best
             ImageNet weights, downloaded once; or the path of a state dict, of a run (its model.pt)
-            or of torchvision. A head of ten classes is kept; any other head is replaced by a new
-            `nn.Linear`.
-        channels: how the grey image is fed to kernels for three channels. `repeat` repeats the
+            or of torchvision. A head of as many classes is kept; any other head is replaced by a
+            new `nn.Linear`.
+        channels: how a grey image is fed to kernels for three channels. `repeat` repeats the
             image. `sum` sums the first kernels over their input channels, which gives the same
             function. A file saved with either setting works with both; a one-channel kernel is
             split into three thirds.
@@ -46,6 +47,8 @@ class Pretrained(nn.Module):
         unfreeze_after: number of epochs after which the whole network trains; None keeps frozen
             layers frozen.
         body_lr: factor in (0, 1] on the learning rate of everything but the head.
+        inputs: the shape of an image, (1 or 3 channels, height, width).
+        classes: number of classes.
 
     The weights determine how the input is normalised: with ImageNet's mean and standard deviation
     for `DEFAULT` and for torchvision files with three channels; to [-1, 1] for `none` and for
@@ -72,8 +75,14 @@ class Pretrained(nn.Module):
         freeze: str,
         unfreeze_after: int | None,
         body_lr: float,
+        *,
+        inputs: Sequence[int],
+        classes: int,
     ) -> None:
         super().__init__()
+        check_image(inputs)
+        if inputs[0] == 3 and channels == "sum":
+            raise ValueError("model.channels=sum: is for grey images; use repeat")
         _check("architecture", architecture, ARCHITECTURES)
         _check("image_size", image_size, IMAGE_SIZES)
         _check("channels", channels, ("repeat", "sum"))
@@ -81,10 +90,10 @@ class Pretrained(nn.Module):
         self.unfreeze_after = unfreeze_after
         self.body_lr = body_lr
         if weights == "none":
-            self.network, planes = get_model(architecture, num_classes=10), _IDENTITY
+            self.network, planes = get_model(architecture, num_classes=classes), _IDENTITY
         else:
             try:
-                self.network, planes = _load_network(architecture, weights)
+                self.network, planes = _load_network(architecture, weights, classes)
             except ValueError as error:
                 raise ValueError(f"model.weights={weights}: {error}") from None
         self.register_buffer("planes", _input_planes(channels, planes))
@@ -96,7 +105,7 @@ class Pretrained(nn.Module):
         self.train()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Map float32 images [batch, 1, 28, 28] in [-1, 1] to logits [batch, 10]."""
+        """Map float32 images [batch, *inputs] in [-1, 1] to logits [batch, classes]."""
         size = (self.image_size, self.image_size)
         enlarged = nn.functional.interpolate(images, size, mode="bilinear", align_corners=False)
         factors, offsets = self.planes[..., None, None]
@@ -155,7 +164,7 @@ def _count_frozen(network: nn.Module, layers: list[str], freeze: str) -> int:
     return layers.index(name)
 
 
-def _load_network(architecture: str, weights: str) -> tuple[nn.Module, torch.Tensor]:
+def _load_network(architecture: str, weights: str, classes: int) -> tuple[nn.Module, torch.Tensor]:
     """Return a network with the weights of a file, and the input planes that they expect.
 
     Raises:
@@ -172,15 +181,15 @@ def _load_network(architecture: str, weights: str) -> tuple[nn.Module, torch.Ten
     planes = _pop_planes(state)
     state = {name.removeprefix("network."): tensor for name, tensor in state.items()}
     with torch.device("meta"):  # no random initialization, which the file would replace
-        network = get_model(architecture, num_classes=10)
+        network = get_model(architecture, num_classes=classes)
         name, first = _first_convolution(network)
         if planes is None:
             kernel = state.get(f"{name}.weight", first.weight)
             planes = _IDENTITY[:, :1] if kernel.shape[1:2] == (1,) else _IMAGENET
         _set_kernel(first, torch.empty(64, planes.shape[1], *first.kernel_size))
     head = _layer_names(network)[-1]
-    if f"{head}.weight" not in state or state[f"{head}.weight"].shape[:1] != (10,):
-        linear = nn.Linear(network.get_submodule(head).in_features, 10)
+    if f"{head}.weight" not in state or state[f"{head}.weight"].shape[:1] != (classes,):
+        linear = nn.Linear(network.get_submodule(head).in_features, classes)
         network.set_submodule(head, linear)
         state |= {f"{head}.{name}": value for name, value in linear.state_dict().items()}
     _assign_weights(network, state, architecture)

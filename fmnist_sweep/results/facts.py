@@ -15,7 +15,7 @@ from fmnist_sweep.results.series import number
 from fmnist_sweep.results.tables import Run
 
 TEST_SELECTION = (
-    "The validation images are the 10,000 test images: what is selected on them says nothing "
+    "The validation images are the test images: what is selected on them says nothing "
     "about new images."
 )
 
@@ -103,6 +103,8 @@ def _ordered(values: list[Any]) -> list[Any]:
 def _protocol(config: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, str]:
     objectives = zip(runs[0].objective, runs[0].direction)
     rows = {"Objective": "; ".join(f"{direction} {name}" for name, direction in objectives)}
+    if data := _data(runs[0].folder):
+        rows["Data"] = data
     sizes = {run.summary["train_size"] for run in runs if run.summary.get("train_size")}
     if sizes:
         rows["Training images"] = ", ".join(f"{size:,}" for size in sorted(sizes))
@@ -111,10 +113,11 @@ def _protocol(config: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, str]:
         rows["Classes"] = ", ".join(map(str, classes)) + ": images of others were left away"
     if is_selected_on_test(config):
         rows["Selected on"] = TEST_SELECTION
-    elif val_size and isinstance(val_size, int):
+    elif val_size and isinstance(val_size, int | float):
         split = pick(config, "data.split_seed")
+        shown = f"{val_size:,}" if val_size >= 1 else f"{val_size:.0%} of the images as"
         rows["Selected on"] = (
-            f"{val_size:,} validation images held out of the training images "
+            f"{shown} validation images held out of the training images "
             f"(split_seed {split}); the test images were not opened"
         )
     seeds = sorted({run.summary["seed"] for run in runs if run.summary.get("seed") is not None})
@@ -124,6 +127,21 @@ def _protocol(config: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, str]:
     if repeats := {run.summary["repeats"] for run in runs if run.summary.get("repeats")}:
         rows["Repeats"] = ", ".join(map(str, sorted(repeats))) + " seeds a trial, mean ± std"
     return rows
+
+
+def _data(run: Path) -> str | None:
+    """Return a data set's name, the shape of its examples and the number of its classes."""
+    try:
+        data = record.read_json(run, "environment.json").get("data")
+    except (OSError, ValueError):
+        return None
+    if not isinstance(data, dict):
+        return None
+    shape, classes = data.get("shape"), data.get("classes")
+    if not isinstance(shape, list) or not isinstance(classes, list):
+        return None
+    sides = " x ".join(map(str, shape))
+    return f"{data.get('name')}: examples of {sides}, {len(classes):,} classes"
 
 
 def _budget(runs: Sequence[Run]) -> dict[str, str]:

@@ -7,6 +7,7 @@ CHANGES_NO_RESULT = (
     "name",
     "logger",
     "data.root",
+    "data.path",
     "data.verify",
     "trainer.log_every",
     "trainer.checkpoint",

@@ -167,7 +167,10 @@ def parse_space(
         fixed_overrides=fixed_overrides,
         initial_points=points,
         defaults=defaults,
-        base={k: v for k, v in _base_values(base).items() if k not in distributions},
+        base={
+            **{k: v for k, v in _base_values(base).items() if k not in distributions},
+            **task.dependencies(base),
+        },
         n_trials=n_trials,
         is_grid=is_grid,
     )

@@ -61,6 +61,16 @@ class Task:
             ConfigError: a line for each wrong key.
         """
 
+    def dependencies(self, config: DictConfig) -> Mapping[str, str]:
+        """Return what results depend on besides the configuration, by name.
+
+        An example is a checksum of the data. A sweep is resumed only if it is the same as before.
+
+        Args:
+            config: a configuration of the sweep.
+        """
+        return {}
+
     def direction(self, metric: str) -> str | None:
         """Return `minimize` or `maximize`; None to leave it to the metric's name."""
         return None

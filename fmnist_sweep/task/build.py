@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,11 +11,14 @@ from hydra.utils import instantiate
 from torch import nn
 
 from fmnist_sweep.base.errors import ConfigError, first_line
-from fmnist_sweep.engine import functional_model
+from fmnist_sweep.engine import augmentation, functional_model
+from fmnist_sweep.engine.data import DataFormat
 from fmnist_sweep.engine.optimizers import stacked_optimizer
 from fmnist_sweep.engine.recipe import Recipe
+from fmnist_sweep.engine.settings import AugmentConfig
 from fmnist_sweep.engine.step import Trial
 from fmnist_sweep.task.config import Config, OptimizerConfig, trusted_targets
+from fmnist_sweep.task.data import splits
 
 
 def check(config: Config) -> None:
@@ -27,43 +30,57 @@ def check(config: Config) -> None:
     chosen = device(config)
     if config.trainer.precision == "bf16" and not has_bf16(chosen):
         raise ConfigError(f"trainer.precision=bf16: {chosen} has no bfloat16; use float32")
-    trial = build(config)
+    data = splits.describe(config.data)
+    trial = build(config, data.format, data.training)
     try:
-        functional_model.check(trial.model)
+        functional_model.check(trial.model, data.format)
     except ValueError as error:
         raise ConfigError(f"model._target_={config.model.target}: {error}") from None
 
 
-def _check_last_batch(config: Config, model: nn.Module) -> None:
-    """Refuse a last batch of one image if the model has batch norm, which needs a variance."""
-    images, size = config.data.train_size or config.data.available, config.data.batch_size
-    if min(size, images % size or size) > 1:
+def _check_last_batch(config: Config, model: nn.Module, shape: Sequence[int], count: int) -> None:
+    """Refuse a last batch of one example if the model has batch norm, which needs a variance."""
+    size = config.data.batch_size
+    if min(size, count % size or size) > 1:
         return
     try:
-        copy.deepcopy(model).train()(torch.zeros(1, 1, 28, 28))
+        copy.deepcopy(model).train()(torch.zeros(1, *shape))
     except Exception as error:  # other errors are reported by `check` or by training
         if "more than 1 value per channel" in str(error):
             raise ConfigError(
-                f"data.batch_size={size}: leaves a batch of one of {images:,} images, of which "
+                f"data.batch_size={size}: leaves a batch of one of {count:,} images, of which "
                 "batch norm cannot take a variance; choose another data.batch_size or "
                 "data.train_size"
             ) from None
 
 
-def build(config: Config) -> Trial:
+def build(config: Config, data: DataFormat, count: int) -> Trial:
     """Build the model, with weights drawn from the trial's seed, and look up the optimizer.
+
+    Args:
+        config: the trial's configuration.
+        data: the format of the examples.
+        count: the number of training examples.
 
     Raises:
         ConfigError: a target is not trusted, does not exist or refuses its arguments, or the model
             cannot be trained on the batches.
     """
+    check_augmentation(config.augment, data)
+    if config.model.weights not in (None, "none") and config.data.normalise != "minmax":
+        raise ConfigError(
+            f"data.normalise={config.data.normalise}: model.weights={config.model.weights} expects "
+            "images in [-1, 1]; use minmax"
+        )
+    target, arguments = config.model.target, config.model.arguments
+    given = _asked_for(target, {"inputs": tuple(data.shape), "classes": data.classes})
     torch.manual_seed(config.seed)
-    model = _instantiate("model", config.model.target, config.model.arguments)
+    model = _instantiate("model", target, {**given, **arguments})
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model._target_={config.model.target}: must make a torch.nn.Module")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError(f"model._target_={config.model.target}: has no weights to train")
-    _check_last_batch(config, model)
+    _check_last_batch(config, model, data.shape, count)
     arguments = config.optimizer.arguments
     partial = _instantiate("optimizer", config.optimizer.target, arguments, _partial_=True)
     cls = partial.func
@@ -71,6 +88,33 @@ def build(config: Config) -> Trial:
         raise ConfigError(f"optimizer._target_={config.optimizer.target}: must be an optimizer")
     _check_optimizer(cls, arguments)
     return Trial(model, cls, dict(arguments), config.seed, config.trainer.epochs, _recipe(config))
+
+
+def _asked_for(target: str, offered: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the arguments that a model's class names among its parameters."""
+    # Without arguments, so that nothing within them is instantiated twice.
+    cls = _instantiate("model", target, {}, _partial_=True).func
+    try:
+        known = inspect.signature(cls).parameters
+    except ValueError:  # a class that is written in C
+        return {}
+    return {name: value for name, value in offered.items() if name in known}
+
+
+def check_augmentation(augment: AugmentConfig, data: DataFormat) -> None:
+    """Refuse an augmentation that the data cannot have."""
+    if not augmentation.parts(augment):
+        return
+    if not data.is_image:
+        raise ConfigError(
+            f"augment: changes images, and the data has examples of shape {list(data.shape)}; "
+            "augment=none"
+        )
+    if augment.shift >= min(data.shape[1:]):
+        raise ConfigError(
+            f"augment.shift={augment.shift}: must be less than {min(data.shape[1:])}, the side of "
+            "an image"
+        )
 
 
 def _check_optimizer(cls: type[torch.optim.Optimizer], arguments: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from fmnist_sweep.base import command
-from fmnist_sweep.base.errors import ConfigError, hydra_line, one_line
+from fmnist_sweep.base.errors import ConfigError, Error, hydra_line, one_line
 from fmnist_sweep.base.files import absolute, absolute_url, make_unique_dir
 from fmnist_sweep.base.locks import FolderLock
 from fmnist_sweep.base.schema import known_keys
@@ -39,6 +39,8 @@ def parsed(config: DictConfig) -> Config:
     if "hydra" in config:
         task = {key: value for key, value in config.items_ex(resolve=False) if key != "hydra"}
         config = OmegaConf.create(task)
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise ConfigError("\n".join(f"{key}: must be given: {key}=..." for key in missing))
     values = OmegaConf.to_container(config, resolve=True)
     assert isinstance(values, dict)
     # A job may run in its run folder; Hydra knows the directory of the command.
@@ -56,7 +58,7 @@ class PrepareRun(Callback):
         # Of a callback's exceptions Hydra passes on SystemExit alone; others become warnings.
         try:
             self._prepare(config)
-        except ConfigError as error:
+        except Error as error:
             sys.exit(str(error))
         except OSError as error:
             sys.exit(f"hydra.run.dir={config.hydra.run.dir}: {error.strerror}")

@@ -22,10 +22,6 @@ from fmnist_sweep.engine.settings import (
 )
 from fmnist_sweep.results.keys import CHANGES_NO_RESULT
 
-TRAIN_IMAGES = 60_000
-TEST_IMAGES = 10_000
-CLASSES = 10
-
 # The environment variable that overrides `data.root`.
 DATA_VARIABLE = "FMNIST_SWEEP_DATA"
 
@@ -87,40 +83,49 @@ class OptimizerConfig(_Target):
     decay: Literal["all", "matrices"] = "all"
 
 
-def _classes(values: Any) -> tuple[int, ...]:
+def _classes(values: Any) -> tuple[int | str, ...]:
     """Return a list of classes as a sorted tuple, which can be the key of a cache."""
-    are_integers = isinstance(values, list | tuple) and all(type(value) is int for value in values)
-    if (
-        not are_integers
-        or len({*values}) < max(2, len(values))
-        or not {*values} <= {*range(CLASSES)}
-    ):
+    is_list = isinstance(values, list | tuple) and all(type(v) in (int, str) for v in values)
+    if not is_list or len({*values}) < max(2, len(values)):
         raise ValueError
-    return tuple(sorted(values))
+    return tuple(sorted(values, key=lambda value: (isinstance(value, str), value)))
+
+
+_Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class DataConfig(Section):
-    """The data set, its split and the batch size."""
+    """The data set, its split and the batch size.
 
-    root: str = Field(min_length=1)
-    verify: bool
+    The keys from `root` to `arguments` are those of some data sets; see `conf/data`.
+    """
+
+    kind: Literal[
+        "fashion_mnist",
+        "mnist",
+        "kmnist",
+        "emnist",
+        "cifar10",
+        "cifar100",
+        "arrays",
+        "images",
+        "table",
+        "custom",
+    ]
+    root: Annotated[str, Field(min_length=1)] | None = None
+    verify: bool = True
+    split: Literal["letters", "balanced"] | None = None
+    path: Annotated[str, Field(min_length=1)] | None = None
+    target: str | None = None
+    function: Annotated[str | None, Field(alias="_target_")] = None
+    arguments: Mapping[str, Any] | None = None
+    normalise: Literal["minmax", "standardise", "none"]
     validation: Literal["held_out", "test", "train"]
-    val_size: int = Field(ge=10, lt=TRAIN_IMAGES)
-    train_size: Annotated[int, Field(ge=10, le=TRAIN_IMAGES)] | None
-    classes: Annotated[tuple[int, ...], BeforeValidator(_classes)] | None
+    val_size: Annotated[int, Field(ge=1)] | _Share
+    train_size: Annotated[int, Field(ge=10)] | None
+    classes: Annotated[tuple[int | str, ...], BeforeValidator(_classes)] | None
     split_seed: int = Field(ge=0)
-    batch_size: int = Field(ge=1, le=TRAIN_IMAGES)
-
-    @property
-    def available(self) -> int:
-        """The number of images left for training, before `train_size` limits it."""
-        held_out = self.val_size if self.validation == "held_out" else 0
-        if self.classes is None:
-            return TRAIN_IMAGES - held_out
-        # If val_size is no multiple of ten, the first classes each have one more image held out.
-        per_class, remainder = divmod(held_out, CLASSES)
-        left = TRAIN_IMAGES // CLASSES - per_class
-        return sum(left - (label < remainder) for label in self.classes)
+    batch_size: int = Field(ge=1)
 
 
 class TrainerConfig(Section):
@@ -189,16 +194,6 @@ def parse(values: Mapping[str, Any], folder: Path | None = None) -> Config:
         ConfigError: one line for each wrong key, naming the key, its value and what is allowed.
     """
     config = _with_absolute_paths(checked(Config, values), folder or Path.cwd())
-    if config.data.train_size is not None and config.data.train_size > config.data.available:
-        classes = config.data.classes
-        images, which = TRAIN_IMAGES, ""
-        if classes is not None:
-            images = TRAIN_IMAGES // CLASSES * len(classes)
-            which = f" of data.classes={list(classes)}"
-        raise ConfigError(
-            f"data.train_size={config.data.train_size}: must be at most {config.data.available}, "
-            f"what data.val_size={config.data.val_size} leaves of {images} training images{which}"
-        )
     _check_scheduler(config.scheduler, config.trainer.epochs)
     if urlsplit(config.logger.uri or "").password:
         raise ConfigError(
@@ -209,8 +204,9 @@ def parse(values: Mapping[str, Any], folder: Path | None = None) -> Config:
 
 
 def _with_absolute_paths(config: Config, folder: Path) -> Config:
-    data = config.data.model_copy(update={"root": absolute(config.data.root, folder)})
-    changed: dict[str, Section] = {"data": data}
+    given = {"root": config.data.root, "path": config.data.path}
+    paths = {key: absolute(path, folder) for key, path in given.items() if path}
+    changed: dict[str, Section] = {"data": config.data.model_copy(update=paths)}
     weights, uri = config.model.weights, config.logger.uri
     if weights and weights not in ("none", "DEFAULT"):
         changed["model"] = config.model.model_copy(update={"weights": absolute(weights, folder)})
@@ -234,7 +230,7 @@ def _check_scheduler(scheduler: Section, epochs: int) -> None:
 
 
 def trusted_targets() -> tuple[str, ...]:
-    """Return the patterns of names that `_target_` may have, for models and optimizers."""
+    """Return the patterns of names that `_target_` may have."""
     return (
         "fmnist_sweep.models.*",
         "torch.nn.modules.*",

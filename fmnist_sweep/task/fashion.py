@@ -42,6 +42,15 @@ class FashionTask(Task):
         """Check types and ranges."""
         parsed(config)
 
+    def dependencies(self, config: DictConfig) -> Mapping[str, str]:
+        """Return the fingerprint of the data, unless its files are verified by known checksums."""
+        from fmnist_sweep.task.data import loaders
+
+        data = parsed(config).data
+        if data.kind == "fashion_mnist" and data.verify:
+            return {}
+        return {"fingerprint of the data": loaders.load(data, ("train", "validation")).fingerprint}
+
     def direction(self, metric: str) -> str:
         """Return the direction that the metric's name tells; see `results.metrics`."""
         return direction(metric)

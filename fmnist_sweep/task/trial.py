@@ -169,7 +169,10 @@ class Training:
             config.trainer.epochs, steps, bar=on_epoch is None and sys.stdout.isatty()
         )
         trials = [
-            replace(build.build(seeded), checkpoint=self._checkpoint(repeat, seeded))
+            replace(
+                build.build(seeded, data.format, len(data.train)),
+                checkpoint=self._checkpoint(repeat, seeded),
+            )
             for repeat, seeded in enumerate(self.configs)
         ]
         self.early_stopping = trials[0].recipe.early_stopping is not None
@@ -260,6 +263,7 @@ class Training:
                 device_name=device_name,
                 threads=self.threads,
                 steps=steps_note,
+                data=dict(self.data.about),
             ),
         )
 
@@ -377,10 +381,11 @@ class Training:
         seconds = sum(row.seconds for row in history)
         images = len(self.data.train)
         tested: tuple[float | None, float | None] = (None, None)
-        if test:
-            assert self.data.test is not None
+        if test and self.data.test is not None:
             model = self.jobs[repeat].trial.model
-            tested = functional_model.evaluate(model.to(self.device), self.data.test)
+            tested = functional_model.evaluate(
+                model.to(self.device), self.data.test, self.data.format.scaling
+            )
         return {
             "name": self.config.name,
             "seed": self.configs[repeat].seed,

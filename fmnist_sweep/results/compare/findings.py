@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from fmnist_sweep.results.compare.sweep_table import SweepTable
+from fmnist_sweep.results.compare.sweep_table import DATA, SweepTable
 from fmnist_sweep.results.compare.verdicts import CONFIDENCE, compared
 from fmnist_sweep.results.keys import changes_no_result
 
@@ -179,6 +179,8 @@ def _warnings(tables: Sequence[SweepTable]) -> list[str]:
             )
     known = [table for table in tables if table.settings]
     for a, b in pairwise(known):
+        if (x := a.environment.get(DATA)) and (y := b.environment.get(DATA)) and x != y:
+            found.append(f"{a.name} and {b.name} were trained on different data: {x} against {y}")
         differing = [k for k in SPLIT if a.settings.get(k) != b.settings.get(k)]
         if differing:
             found.append(

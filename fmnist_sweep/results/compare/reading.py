@@ -7,7 +7,7 @@ from typing import Any
 
 from fmnist_sweep.base.errors import CompareError, ReportError
 from fmnist_sweep.results import facts, record
-from fmnist_sweep.results.compare.sweep_table import SweepTable, checked, read_csv
+from fmnist_sweep.results.compare.sweep_table import DATA, SweepTable, checked, read_csv
 from fmnist_sweep.results.tables import Sweep, as_csv
 
 
@@ -97,4 +97,7 @@ def _environment(run: Path | None) -> dict[str, Any]:
     versions = versions if isinstance(versions, dict) else {}
     for name in ("command", "platform"):
         values.pop(name, None)
+    data = values.pop("data", None)
+    if isinstance(data, dict) and isinstance(data.get("fingerprint"), str):
+        values[DATA] = f"{data.get('name')}, SHA-256 {data['fingerprint'][:12]}"
     return {**values, **{f"{package} version": v for package, v in versions.items()}}

@@ -116,6 +116,10 @@ def _confirm_training(options: ConfirmOptions, runs: Sequence[Run]) -> None:
     if table[0].fresh is None:
         raise ConfigError("Every configuration failed on a fresh seed: the test set stays closed")
     report["test"] = _test(options, table[0], folders, seeds)
+    if report["test"] is None:
+        publish(folder, runs)
+        print(f"Written to {folder}: confirm.csv, confirm.json, plots/confirm.png")
+        return
     _write(folder, table, measure, report)
     publish(folder, runs)
     print(
@@ -197,12 +201,21 @@ def _say(line: str) -> None:
 
 def _test(
     options: ConfirmOptions, winner: CandidateResult, folders: dict[str, Path], seeds: Sequence[int]
-) -> dict[str, Any]:
-    """Train the winner on all training images if asked to, and open the test set for it."""
+) -> dict[str, Any] | None:
+    """Train the winner on all training images if asked to, and open the test set for it.
+
+    Returns:
+        The results; None if the data has no part for testing.
+    """
     from fmnist_sweep.task.confirm import testing  # imports torch
     from fmnist_sweep.task.confirm.training import of_seed, trained
+    from fmnist_sweep.task.data import splits
 
     one = winner.candidate
+    data = one.config(seeds).data
+    if not splits.has_test(data):
+        print(f"data={data.kind} has no part for testing: the ranking is the result", flush=True)
+        return None
     if options.refit:
         config = one.config(seeds, validation="train", train_size=None)
         name = f"refit-{_name(one, seeds)}"
@@ -218,7 +231,8 @@ def _test(
     )
     results = testing.tested(config, chosen)
     figures = mean([result["test_accuracy"] for result in results.values()])
-    classes = per_class([result["confusion"] for result in results.values()])
+    names = next(iter(results.values()))["classes"]
+    classes = per_class([result["confusion"] for result in results.values()], names)
     _show_test(figures, classes, opened)
     first = chosen[seeds[0]]
     write_atomically(options.folder / "model.pt", (first / "model.pt").read_bytes())
@@ -229,6 +243,7 @@ def _test(
     )
     picture = plots.confusion(
         [result["confusion"] for result in results.values()],
+        names,
         f"Test images, mean over {len(seeds)} seeds: {100 * figures.mean:.2f} % right",
     )
     write_atomically(options.folder / "plots/confusion.png", picture)

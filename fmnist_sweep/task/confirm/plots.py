@@ -8,19 +8,26 @@ from fmnist_sweep.base.figures import Figure, as_label, png
 from fmnist_sweep.results.metrics import Measure
 from fmnist_sweep.results.plot_style import BLUE, GREY, VERMILION
 from fmnist_sweep.task.confirm.verdict import CandidateResult
-from fmnist_sweep.task.data.idx import CLASS_NAMES
+
+LABELLED = 26  # classes; the letters of the alphabet
 
 
-def confusion(confusions: Sequence[Sequence[Sequence[int]]], title: str) -> bytes:
-    """Plot the mean confusion matrix, each row in per cent of its class; return a PNG."""
+def confusion(
+    confusions: Sequence[Sequence[Sequence[int]]], names: Sequence[str], title: str
+) -> bytes:
+    """Plot the mean confusion matrix, each row in per cent of its class; return a PNG.
+
+    Cells have their numbers, and axes the names of the classes, up to `LABELLED` classes.
+    """
     counts = np.array(confusions, dtype=float).mean(axis=0)
     share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure = Figure(figsize=(8.6, 7.6), dpi=110, layout="constrained")
     axes = figure.subplots()
     # The diagonal would leave all mistakes the same colour on a linear scale.
     image = axes.imshow(np.sqrt(share), cmap="cividis", vmin=0, vmax=10)
-    for row in range(10):
-        for column in range(10):
+    labelled = range(len(names)) if len(names) <= LABELLED else ()
+    for row in labelled:
+        for column in labelled:
             value = share[row, column]
             text = f"{value:.1f}" if value else "0"
             axes.text(
@@ -32,8 +39,9 @@ def confusion(confusions: Sequence[Sequence[Sequence[int]]], title: str) -> byte
                 fontsize="small",
                 color="black" if value > 25 else "white",
             )
-    axes.set_xticks(range(10), CLASS_NAMES, rotation=40, ha="right")
-    axes.set_yticks(range(10), CLASS_NAMES)
+    if labelled:
+        axes.set_xticks(labelled, map(as_label, names), rotation=40, ha="right")
+        axes.set_yticks(labelled, map(as_label, names))
     axes.set(xlabel="Predicted class", ylabel="True class")
     axes.set_title(title, fontsize="medium")
     bar = figure.colorbar(image, label="Share of the true class' test images (%)", shrink=0.8)

@@ -6,21 +6,25 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from fmnist_sweep.base.errors import ConfigError
-from fmnist_sweep.engine.data import normalise
+from fmnist_sweep.engine.data import DataFormat, Examples
 from fmnist_sweep.models import weights
 from fmnist_sweep.results import record
 from fmnist_sweep.task import build
 from fmnist_sweep.task.config import Config
-from fmnist_sweep.task.data import source
+from fmnist_sweep.task.data import splits
+from fmnist_sweep.task.data.idx import CLASS_NAMES
 
 FILE = "test.json"
 BATCH = 1000
 
 
-_Row = Annotated[list[int], Field(min_length=10, max_length=10)]
+def _square(rows: list[list[int]]) -> list[list[int]]:
+    if len(rows) < 2 or any(len(row) != len(rows) for row in rows):
+        raise ValueError("must have a row and a column for each class")
+    return rows
 
 
 class _Found(BaseModel):
@@ -30,7 +34,8 @@ class _Found(BaseModel):
 
     test_loss: float
     test_accuracy: float
-    confusion: Annotated[list[_Row], Field(min_length=10, max_length=10)]
+    confusion: Annotated[list[list[int]], AfterValidator(_square)]
+    classes: list[str] = list(CLASS_NAMES)  # of the data set that earlier versions tested on
 
 
 def tested(config: Config, runs: Mapping[int, Path]) -> dict[int, dict[str, Any]]:
@@ -41,8 +46,9 @@ def tested(config: Config, runs: Mapping[int, Path]) -> dict[int, dict[str, Any]
         runs: the finished run folders by seed.
 
     Returns:
-        By seed: test_loss in nats, test_accuracy in [0, 1] and confusion, counts [10][10] with a
-        row for each true class and a column for each predicted class; also in `test.json`.
+        By seed: test_loss in nats, test_accuracy in [0, 1], confusion, counts [classes][classes]
+        with a row for each true class and a column for each predicted class, and the names of the
+        classes; also in `test.json`.
 
     Raises:
         DataError, ConfigError, RecordError: the images, a model or an earlier result is unreadable.
@@ -57,34 +63,30 @@ def tested(config: Config, runs: Mapping[int, Path]) -> dict[int, dict[str, Any]
         except ValidationError:
             raise ConfigError(f"{run / FILE}: torn or edited; delete it to test anew") from None
     if missing:
-        files = source.locate(config.data.root, verify=config.data.verify, splits=("test",))
-        pixels, labels = source.load(files, "test")
-        images = torch.from_numpy(pixels).unsqueeze(1)
+        examples, form, names = splits.load_test(config.data)
         for seed, run in missing.items():
-            found[seed] = _evaluate(config, run, images, torch.from_numpy(labels).long())
+            found[seed] = {**_evaluate(config, run, examples, form), "classes": list(names)}
             record.write_json(run, FILE, found[seed])
     return {seed: found[seed] for seed in runs}
 
 
-def _evaluate(
-    config: Config, run: Path, images: torch.Tensor, labels: torch.Tensor
-) -> dict[str, Any]:
-    """Evaluate a run's model on uint8 images [n, 1, 28, 28] with int64 labels [n]."""
+def _evaluate(config: Config, run: Path, examples: Examples, data: DataFormat) -> dict[str, Any]:
+    """Evaluate a run's model on examples on the CPU."""
     where = build.device(config)
-    model = build.build(config).model
+    model = build.build(config, data, splits.describe(config.data).training).model
     try:
         model.load_state_dict(weights.read(run / "model.pt"))
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"{run / 'model.pt'}: {str(error).splitlines()[0]}") from None
     model.eval().to(where)
-    logits = []
+    logits, labels = [], examples.labels
     with torch.no_grad():
-        for start in range(0, len(images), BATCH):
-            pixels = normalise(images[start : start + BATCH].to(where))
-            logits.append(model(pixels).double().cpu())
+        for start in range(0, len(examples), BATCH):
+            inputs = data.scaling(examples.inputs[start : start + BATCH].to(where))
+            logits.append(model(inputs).double().cpu())
     all_logits = torch.cat(logits)
     predicted = all_logits.argmax(-1)
-    confusion = np.zeros((10, 10), dtype=int)
+    confusion = np.zeros((data.classes, data.classes), dtype=int)
     np.add.at(confusion, (labels.numpy(), predicted.numpy()), 1)
     return {
         "test_loss": float(torch.nn.functional.cross_entropy(all_logits, labels)),

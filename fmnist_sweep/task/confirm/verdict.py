@@ -10,7 +10,6 @@ from scipy import stats
 
 from fmnist_sweep.results.metrics import Measure
 from fmnist_sweep.task.confirm.candidates import Candidate
-from fmnist_sweep.task.data.idx import CLASS_NAMES
 
 CONFIDENCE = 0.95
 
@@ -106,11 +105,14 @@ def selection_bias(
     return Mean(fresh.n, gap, fresh.std, gap - reach, gap + reach)
 
 
-def per_class(confusions: Sequence[Sequence[Sequence[int]]]) -> list[dict[str, Any]]:
+def per_class(
+    confusions: Sequence[Sequence[Sequence[int]]], names: Sequence[str]
+) -> list[dict[str, Any]]:
     """Return recall, precision and F1 of each class, averaged over seeds, and the recall's spread.
 
     Args:
         confusions: for each seed, counts [classes][classes]: rows true, columns predicted.
+        names: of the classes.
     """
     counts = np.array(confusions, dtype=float)
     hits = np.diagonal(counts, axis1=1, axis2=2)
@@ -127,9 +129,9 @@ def per_class(confusions: Sequence[Sequence[Sequence[int]]]) -> list[dict[str, A
             "accuracy_std": float(recall[:, i].std(ddof=1)) if len(counts) > 1 else None,
             "precision": float(precision[:, i].mean()),
             "f1": float(f1[:, i].mean()),
-            "most_often_taken_for": CLASS_NAMES[int(mistaken[i].argmax())],
+            "most_often_taken_for": names[int(mistaken[i].argmax())],
         }
-        for i, name in enumerate(CLASS_NAMES)
+        for i, name in enumerate(names)
     ]
 
 

@@ -128,8 +128,8 @@ def _download_torchvision(scratch: Path) -> Path:
         probe = [sys.executable, "-I", "-S", "-c", _PROBE, first_file, str(CONNECT_SECONDS)]
         download = [sys.executable, "-c", _DOWNLOAD, str(scratch), mirror, str(STALL_SECONDS)]
         try:
-            _run(probe, seconds=2 * CONNECT_SECONDS)
-            _run(download)
+            run_silently(probe, seconds=2 * CONNECT_SECONDS)
+            run_silently(download)
             return scratch / "FashionMNIST" / "raw"
         except SourceError as error:
             failures.append(f"{urlsplit(mirror).hostname}: {error}")
@@ -146,7 +146,7 @@ def _download_apt(scratch: Path) -> Path:
         # As root, apt downloads as the user `_apt`, who cannot enter the temporary folder.
         apt.append("-oAPT::Sandbox::User=root")
     try:
-        _run([*apt, "download", DEBIAN_PACKAGE], cwd=scratch)
+        run_silently([*apt, "download", DEBIAN_PACKAGE], cwd=scratch)
     except SourceError as error:
         signs_of_old_lists = ("Unable to locate", "candidate", "find a source", "404")
         if not any(sign in str(error) for sign in signs_of_old_lists):
@@ -155,16 +155,16 @@ def _download_apt(scratch: Path) -> Path:
             (scratch / folder).mkdir(parents=True)
         apt += [f"-oDir::State::Lists={scratch}/lists", f"-oDir::Cache={scratch}/cache"]
         try:
-            _run([*apt, "update"], cwd=scratch)
-            _run([*apt, "download", DEBIAN_PACKAGE], cwd=scratch)
+            run_silently([*apt, "update"], cwd=scratch)
+            run_silently([*apt, "download", DEBIAN_PACKAGE], cwd=scratch)
         except SourceError as again:
             raise SourceError(f"{error}; needs `apt-get update`, which failed: {again}") from None
     packages = [str(path) for path in scratch.glob("*.deb")]
-    _run(["dpkg-deb", "-x", *packages, str(scratch / "unpacked")])
+    run_silently(["dpkg-deb", "-x", *packages, str(scratch / "unpacked")])
     return scratch / "unpacked" / DEBIAN_FOLDER.relative_to("/")
 
 
-def _run(command: list[str], cwd: Path | None = None, seconds: float | None = None) -> None:
+def run_silently(command: list[str], cwd: Path | None = None, seconds: float | None = None) -> None:
     """Run a command silently.
 
     A command without a time limit of its own may take `FETCH_SECONDS` and, on Linux, ends with

@@ -1,51 +1,92 @@
-"""Split the data set and move its images to the device."""
+"""Split a data set, scale it and move it to the device."""
 
 import functools
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from fmnist_sweep.base.errors import ConfigError
-from fmnist_sweep.engine.data import DataSplits, Images
+from fmnist_sweep.engine.data import (
+    BYTES_TO_UNIT,
+    UNSCALED,
+    DataFormat,
+    DataSplits,
+    Examples,
+    Scaling,
+)
 from fmnist_sweep.task.config import DataConfig
-from fmnist_sweep.task.data import source
-from fmnist_sweep.task.data.idx import SPLITS
+from fmnist_sweep.task.data import fashion, loaders
+from fmnist_sweep.task.data.dataset import Dataset, Part, PartName
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Description:
+    """What can be known of a trial's data before it trains.
+
+    format: shape, classes and scaling.
+    training: the number of training examples.
+    """
+
+    format: DataFormat
+    training: int
+
+
+def describe(config: DataConfig) -> Description:
+    """Return the format of the data and the number of training examples, after checking the sizes.
+
+    No file of Fashion-MNIST is opened. Other data sets are loaded, once for all trials.
+
+    Raises:
+        DataError: the data set is missing or damaged.
+        ConfigError: it is smaller than the sizes asked for, or has no such class.
+    """
+    if config.kind == "fashion_mnist":
+        each = fashion.TRAINING_IMAGES // fashion.FORMAT.classes
+        labels = np.repeat(np.arange(fashion.FORMAT.classes), each)
+        _check_batch_size(config, len(labels))
+        split = _split(labels, fashion.CLASS_NAMES, config, has_validation=False)
+        return Description(fashion.FORMAT, len(split.train))
+    data = load(config, torch.device("cpu"), test=False)
+    return Description(data.format, len(data.train))
+
+
 def load(config: DataConfig, device: torch.device, test: bool) -> DataSplits:
-    """Find, verify and split the data, move it to the device, and log one line about it.
+    """Load, verify and split the data, move it to the device, and log one line about it.
 
     Args:
         config: the section `data`.
-        device: the device to move the images to.
-        test: return the test images. With `data.validation=test` their files are read anyway.
+        device: the device to move the examples to.
+        test: return the test examples, if there are any. With `data.validation=test` they are read
+            anyway.
 
     Raises:
-        DataError: no source has the files, or a file is damaged.
-        ConfigError: the data set is smaller than the sizes asked for, or has no image of a class.
+        DataError: the data set is missing or damaged.
+        ConfigError: the data set is smaller than the sizes asked for, or has no such class.
     """
-    opened = test or config.validation == "test"
-    splits = ("train", "test") if opened else ("train",)
-    files = source.locate(config.root, verify=config.verify, splits=splits)
-    # A file that has changed since is read again. Only these files: another process's download may
-    # vanish from the folder at any moment.
-    names = [name for split in splits for name in SPLITS[split]]
-    modified = tuple((files.folder / name).stat().st_mtime_ns for name in names)
+    dataset = loaders.load(config, _parts(config, test))
+    if config.validation == "test" and not dataset.has_test:
+        raise ConfigError(f"data.validation=test: {dataset.origin} has no part for testing")
+    _check_batch_size(config, len(dataset.parts["train"]))
     # The split does not depend on the batch size: trials with different sizes share a copy.
-    train, validation, test_images = _read_and_split(
-        files, modified, config.model_copy(update={"batch_size": 1}), device, opened
-    )
+    key = config.model_copy(update={"batch_size": 1, "arguments": None})
+    data = _split_and_move(_Once(dataset), key, device)
     log.info(
-        "Data: %s training, %s validation%s images%s from %s",
-        f"{len(train):,}",
-        f"{len(validation):,}",
-        f", {len(test_images):,} test" if test and test_images is not None else "",
+        "Data: %s training, %s validation%s %s%s from %s",
+        f"{len(data.train):,}",
+        f"{len(data.validation):,}",
+        f", {len(data.test):,} test" if test and data.test is not None else "",
+        "images" if data.format.is_image else "examples",
         f" of classes {', '.join(map(str, config.classes))}" if config.classes else "",
-        files.origin,
+        dataset.origin,
     )
+    if test and data.test is None:
+        log.info("There is no part for testing; the figures are those of the validation examples")
     if config.validation == "test":
         log.warning(
             "data.validation=test: the validation figures are those of the test images; "
@@ -56,57 +97,169 @@ def load(config: DataConfig, device: torch.device, test: bool) -> DataSplits:
             "data.validation=train: nothing is held out; the validation figures are of images "
             "that are trained on"
         )
-    return DataSplits(train, validation, test_images if test else None)
+    return data if test else DataSplits(data.train, data.validation, None, data.format, data.about)
+
+
+def load_test(config: DataConfig) -> tuple[Examples, DataFormat, tuple[str, ...]]:
+    """Return the test examples on the CPU, the format of the data and the names of the classes."""
+    data = load(config, torch.device("cpu"), test=True)
+    assert data.test is not None
+    return data.test, data.format, tuple(data.about["classes"])
+
+
+def has_test(config: DataConfig) -> bool:
+    """Return whether the data set has a part for testing, without opening it."""
+    return loaders.load(config, _parts(config, test=False)).has_test
+
+
+def _parts(config: DataConfig, test: bool) -> tuple[PartName, ...]:
+    opened = test or config.validation == "test"
+    return ("train", "validation", "test") if opened else ("train", "validation")
+
+
+class _Once:
+    """A data set as a part of a cache's key, by identity."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Once) and self.dataset is other.dataset
+
+    def __hash__(self) -> int:
+        return id(self.dataset)
 
 
 @functools.lru_cache(maxsize=1)
-def _read_and_split(
-    files: source.Files,
-    modified: tuple[int, ...],
-    config: DataConfig,
-    device: torch.device,
-    opened: bool,
-) -> tuple[Images, Images, Images | None]:
-    """Return the training, the validation and, if `opened`, the test images.
-
-    All trials of a sweep share one copy. The images to hold out are chosen among all classes, so
-    that `data.classes` only removes images from each split.
-    """
-    pixels, labels = source.load(files, "train")
-    test_images = None
-    if opened:
-        test_pixels, test_labels = source.load(files, "test")
-        chosen = _of_classes(test_labels, np.arange(len(test_labels)), config.classes)
-        test_images = _to_device(test_pixels[chosen], test_labels[chosen], device)
-    if config.validation != "held_out":
-        held_out, left = np.array([], dtype=np.int64), np.arange(len(labels))
+def _split_and_move(once: _Once, config: DataConfig, device: torch.device) -> DataSplits:
+    """Return the parts on the device. All trials of a sweep share one copy."""
+    dataset = once.dataset
+    parts = dataset.parts
+    whole, own, test = parts["train"], parts.get("validation"), parts.get("test")
+    split = _split(whole.labels, dataset.classes, config, has_validation=own is not None)
+    train, validation = whole.take(split.train), whole.take(split.validation)
+    if own is not None and config.validation == "held_out":
+        validation = own.take(_of_classes(own.labels, np.arange(len(own)), split.classes, config))
+    if test is not None:
+        test = test.take(_of_classes(test.labels, np.arange(len(test)), split.classes, config))
+    if dataset.fit:
+        encode = dataset.fit(train.inputs)
+        train, validation = _encoded(train, encode), _encoded(validation, encode)
+        test = _encoded(test, encode) if test is not None else None
+        scaling, limits = UNSCALED, (0.0, 0.0)
+    elif train.inputs.ndim == 2:
+        encode = _feature_scaling(train.inputs, config.normalise)
+        train, validation = _encoded(train, encode), _encoded(validation, encode)
+        test = _encoded(test, encode) if test is not None else None
+        scaling, limits = UNSCALED, (0.0, 0.0)
     else:
-        held_out, left = stratified(
-            labels, np.arange(len(labels)), config.val_size, config.split_seed
-        )
-        held_out = _of_classes(labels, held_out, config.classes)
-    left = _of_classes(labels, left, config.classes)
+        scaling, limits = image_scaling(train.inputs, config.normalise)
+    form = DataFormat(train.inputs.shape[1:], len(dataset.classes), scaling, limits)
+    about = {
+        "name": dataset.name,
+        "shape": list(form.shape),
+        "classes": list(dataset.classes),
+        "fingerprint": dataset.fingerprint,
+    }
+    tested = _to_device(test, device) if test is not None else None
+    if config.validation == "test":
+        assert tested is not None
+        return DataSplits(_to_device(train, device), tested, tested, form, about)
+    return DataSplits(
+        _to_device(train, device), _to_device(validation, device), tested, form, about
+    )
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Indices of examples, and the labels that are trained, None for all."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    classes: np.ndarray | None
+
+
+def _split(
+    labels: np.ndarray, names: Sequence[str], config: DataConfig, has_validation: bool
+) -> _Split:
+    """Split the training part.
+
+    The examples to hold out are chosen among all classes, so that `data.classes` only removes
+    examples from each part.
+
+    Raises:
+        ConfigError: there are fewer examples than asked for, or no such class.
+    """
+    every = np.arange(len(labels))
+    classes = _labels_of(config, names)
+    val_size = _val_size(config, len(labels))
+    if config.validation == "held_out" and not has_validation:
+        held_out, left = stratified(labels, every, val_size, config.split_seed)
+        held_out = _of_classes(labels, held_out, classes, config)
+    else:
+        held_out, left = every[:0], every
+    left = _of_classes(labels, left, classes, config)
     if config.train_size is not None:
+        if config.train_size > len(left):
+            of_classes = len(_of_classes(labels, every, classes, config))
+            which = f" of data.classes={list(config.classes)}" if config.classes else ""
+            raise ConfigError(
+                f"data.train_size={config.train_size}: must be at most {len(left)}, what "
+                f"data.val_size={config.val_size} leaves of {of_classes} training images{which}"
+            )
         left, _ = stratified(labels, left, config.train_size, config.split_seed)
     if config.validation == "train":
-        held_out, _ = stratified(labels, left, min(config.val_size, len(left)), config.split_seed)
-    train = _to_device(pixels[left], labels[left], device)
-    if config.validation == "test":
-        assert test_images is not None
-        return train, test_images, test_images
-    return train, _to_device(pixels[held_out], labels[held_out], device), test_images
+        held_out, _ = stratified(labels, left, min(val_size, len(left)), config.split_seed)
+    return _Split(left, held_out, classes)
+
+
+def _val_size(config: DataConfig, available: int) -> int:
+    """Return the number of examples to hold out."""
+    size = config.val_size
+    if isinstance(size, float):
+        return max(1, round(size * available))
+    if config.validation == "held_out" and size >= available:
+        raise ConfigError(f"data.val_size={size}: must be less than {available}, all that there is")
+    return size
+
+
+def _check_batch_size(config: DataConfig, available: int) -> None:
+    if config.batch_size > available:
+        raise ConfigError(
+            f"data.batch_size={config.batch_size}: must be at most {available}, the number of "
+            "training examples"
+        )
+
+
+def _labels_of(config: DataConfig, names: Sequence[str]) -> np.ndarray | None:
+    """Return the labels of `data.classes`: names, or else numbers of classes."""
+    if config.classes is None:
+        return None
+    found = []
+    for one in config.classes:
+        if str(one) in names:
+            found.append(names.index(str(one)))
+        elif isinstance(one, int) and 0 <= one < len(names):
+            found.append(one)
+        else:
+            shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+            raise ConfigError(
+                f"data.classes={list(config.classes)}: must be a list of two or more different "
+                f"classes of 0 to {len(names) - 1} or of {shown}"
+            )
+    return np.array(sorted(found))
 
 
 def _of_classes(
-    labels: np.ndarray, candidates: np.ndarray, classes: tuple[int, ...] | None
+    labels: np.ndarray, candidates: np.ndarray, classes: np.ndarray | None, config: DataConfig
 ) -> np.ndarray:
     """Return those candidates, indices into `labels`, whose label is one of the classes."""
     if classes is None:
         return candidates
-    missing = set(classes) - set(labels[candidates].tolist())
+    missing = set(classes.tolist()) - set(labels[candidates].tolist())
     if missing:
         raise ConfigError(
-            f"data.classes={list(classes)}: there is no image of class {min(missing)}"
+            f"data.classes={list(config.classes or ())}: there is no image of class {min(missing)}"
         )
     return candidates[np.isin(labels[candidates], classes)]
 
@@ -117,9 +270,9 @@ def stratified(
     """Draw `size` of the candidates at random, the same share of every class.
 
     Args:
-        labels: uint8 [n], the class of every image.
+        labels: integers [n], the class of every example.
         candidates: int64 [m], indices into `labels`, ascending.
-        size: the number of images to draw, 1 <= size <= m.
+        size: the number of examples to draw, 1 <= size <= m.
         seed: the seed of the draw.
 
     Returns:
@@ -149,8 +302,57 @@ def stratified(
     return taken, np.setdiff1d(candidates, taken, assume_unique=True)
 
 
-def _to_device(pixels: np.ndarray, labels: np.ndarray, device: torch.device) -> Images:
-    return Images(
-        torch.from_numpy(pixels).unsqueeze(1).to(device),
-        torch.from_numpy(labels.astype(np.int64)).to(device),
-    )
+def _encoded(part: Part, encode: Any) -> Part:
+    return Part(encode(part.inputs), part.labels)
+
+
+def _feature_scaling(train: np.ndarray, normalise: str) -> Any:
+    """Return a function that scales features [n, F], fitted on the training examples."""
+    values = train.astype(np.float64)
+    if normalise == "standardise":
+        centre, reach = values.mean(axis=0), values.std(axis=0)
+    elif normalise == "minmax":
+        low, high = values.min(axis=0), values.max(axis=0)
+        centre, reach = (low + high) / 2, (high - low) / 2
+    else:
+        return lambda inputs: inputs
+    reach = np.where(reach > 0, reach, 1.0)  # of a feature that never changes
+    return lambda inputs: ((inputs - centre) / reach).astype(np.float32)
+
+
+def image_scaling(train: np.ndarray, normalise: str) -> tuple[Scaling, tuple[float, float]]:
+    """Return the scaling of images, and their smallest and largest stored value.
+
+    Args:
+        train: the training images, uint8 or float32 [n, channels, height, width].
+        normalise: `minmax` to [-1, 1], for bytes from 0 to 255; `standardise` to mean 0 and
+            standard deviation 1 in each channel; `none`.
+    """
+    is_bytes = train.dtype == np.uint8
+    low, high = (0.0, 255.0) if is_bytes else (float(train.min()), float(train.max()))
+    if normalise == "none":
+        return UNSCALED, (low, high)
+    if normalise == "minmax":
+        if is_bytes:
+            return BYTES_TO_UNIT, (low, high)
+        factor = 2 / (high - low) if high > low else 1.0
+        return Scaling((factor,), (-1 - low * factor,)), (low, high)
+    means, deviations = zip(*(_moments(train[:, channel]) for channel in range(train.shape[1])))
+    factors = tuple(1 / deviation if deviation > 0 else 1.0 for deviation in deviations)
+    offsets = tuple(-mean * factor for mean, factor in zip(means, factors))
+    return Scaling(factors, offsets), (low, high)
+
+
+def _moments(values: np.ndarray) -> tuple[float, float]:
+    """Return the mean and the standard deviation of an array."""
+    if values.dtype == np.uint8:  # exact, and without a copy of eight times the size
+        counts = np.bincount(values.ravel(), minlength=256)
+        levels = np.arange(256)
+        mean = float((counts * levels).sum() / counts.sum())
+        return mean, float(np.sqrt((counts * (levels - mean) ** 2).sum() / counts.sum()))
+    return float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
+
+
+def _to_device(part: Part, device: torch.device) -> Examples:
+    inputs = torch.from_numpy(np.ascontiguousarray(part.inputs))
+    return Examples(inputs.to(device), torch.from_numpy(part.labels).to(device))
