@@ -12,14 +12,21 @@ from fmnist_sweep.results import record
 from fmnist_sweep.results.record import Epoch
 
 ROWS = [
-    Epoch(1, 1e-3, 0.1 + 0.2, 1 / 3, 2.5, 0.5, 0.7),
-    Epoch(2, 1e-4, math.nan, 0.0, 1.0, 1.0, 0.6),
+    Epoch(1, 1e-3, 0.1 + 0.2, 1 / 3, 2.5, 0.5, 0.7, 0.2 + 0.1, 0.7 / 3),
+    Epoch(2, 1e-4, math.nan, 0.0, 1.0, 1.0, 0.6, 1.0, 1.0),
 ]
 
 
 def test_history_keeps_every_digit(tmp_path: Path) -> None:
     record.write_history(tmp_path, ROWS)
     assert repr(record.read_history(tmp_path)) == repr([asdict(row) for row in ROWS])
+
+
+def test_a_history_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    earlier = [Epoch(1, 1e-3, 0.5, 0.5, 2.5, 0.5, 0.7)]
+    record.write_history(tmp_path, earlier)
+    assert (tmp_path / "history.csv").read_text().startswith(HEAD)
+    assert [Epoch(**row) for row in record.read_history(tmp_path)] == earlier  # type: ignore[arg-type]
 
 
 def test_json_has_no_nan(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -14,6 +14,25 @@ from fmnist_sweep.engine.data import UNSCALED, DataFormat, Examples, Scaling
 from fmnist_sweep.models.mlp import MLP
 
 EVALUATION_BATCH = 1000
+
+
+class Evaluation(NamedTuple):
+    """A model's figures on examples.
+
+    loss: mean cross-entropy in nats.
+    accuracy: share of correct predictions.
+    balanced_accuracy: mean over classes of the share of its examples that are recognised.
+    macro_f1: mean over classes of F1, the harmonic mean of precision and recall.
+
+    As in scikit-learn, classes without examples do not count towards the balanced accuracy, and
+    those that are neither present nor predicted do not count towards macro F1.
+    """
+
+    loss: float
+    accuracy: float
+    balanced_accuracy: float
+    macro_f1: float
+
 
 ExecutionMode = Literal["stacked", "single", "plain"]
 BatchSums = Callable[
@@ -97,8 +116,8 @@ class FunctionalModel:
         buffers: dict[str, torch.Tensor],
         examples: Examples,
         batch_sums: BatchSums | None = None,
-    ) -> list[tuple[float, float]]:
-        """Return the mean loss and the accuracy of each row of weights [K, P] on the examples.
+    ) -> list[Evaluation]:
+        """Evaluate each row of weights [K, P] on the examples.
 
         Args:
             rows: the weights.
@@ -107,14 +126,13 @@ class FunctionalModel:
             batch_sums: a replacement for `self.batch_sums`.
         """
         sums = batch_sums or self.batch_sums
-        totals = torch.zeros(
-            2, len(rows), dtype=accumulation_dtype(rows.device), device=rows.device
-        )
+        totals: torch.Tensor | float = 0.0
         for start in range(0, len(examples), EVALUATION_BATCH):
             inputs = examples.inputs[start : start + EVALUATION_BATCH]
             labels = examples.labels[start : start + EVALUATION_BATCH]
-            totals += sums(rows, buffers, inputs, labels)
-        return [(loss, accuracy) for loss, accuracy in (totals / len(examples)).T.tolist()]
+            totals = totals + sums(rows, buffers, inputs, labels)
+        assert isinstance(totals, torch.Tensor)
+        return _evaluations(totals.T.cpu(), examples.labels.cpu())
 
     def batch_sums(
         self,
@@ -123,7 +141,10 @@ class FunctionalModel:
         inputs: torch.Tensor,
         labels: torch.Tensor,
     ) -> torch.Tensor:
-        """Return the sums of losses [0] and of correct predictions [1] of each row: [2, K].
+        """Return the sums over a batch for each row: [2 + 2 * classes, K].
+
+        They are the losses, the correct predictions, the correct predictions of each class, and how
+        often each class was predicted.
 
         Args:
             rows, buffers: as in `evaluate`.
@@ -138,7 +159,7 @@ class FunctionalModel:
             scaled.expand(len(rows), *scaled.shape),
             labels.expand(len(rows), -1),
         )
-        return torch.stack(sums)
+        return torch.cat([one.view(len(rows), -1) for one in sums], dim=1).T
 
     def _logits(self, weights: Any, buffers: Any, images: torch.Tensor) -> Any:
         if not self.bf16:
@@ -162,7 +183,11 @@ class FunctionalModel:
     def _evaluate(self, weights: Any, buffers: Any, images: Any, labels: Any) -> Any:
         logits = self._logits(weights, buffers, images)
         losses = nn.functional.cross_entropy(logits, labels, reduction="none")
-        return _loss_and_correct(losses, logits, labels)
+        loss, correct = _loss_and_correct(losses, logits, labels)
+        predicted = logits.argmax(-1, keepdim=True)
+        as_predicted = predicted == torch.arange(logits.shape[-1], device=logits.device)
+        hits = as_predicted & (predicted == labels.unsqueeze(-1))
+        return loss, correct, hits.sum(0).to(loss.dtype), as_predicted.sum(0).to(loss.dtype)
 
     def _stacked_gradients(self, *inputs: Any) -> Any:
         in_dims = tuple(None if each is None else 0 for each in inputs)
@@ -180,6 +205,23 @@ class FunctionalModel:
 
     def _evaluate_single(self, *inputs: Any) -> Any:
         return _add_row_dim(self._evaluate(*map(_only_row, inputs)))
+
+
+def _evaluations(totals: torch.Tensor, labels: torch.Tensor) -> list[Evaluation]:
+    """Return the evaluation of each row.
+
+    Args:
+        totals: what `batch_sums` returns, summed over all batches and transposed.
+        labels: the labels of the examples.
+    """
+    classes = (totals.shape[1] - 2) // 2
+    means = totals[:, :2] / len(labels)
+    hits, predicted = totals[:, 2 : 2 + classes], totals[:, 2 + classes :]
+    actual = torch.bincount(labels, minlength=classes).to(totals.dtype)
+    recall = (hits / actual)[:, actual > 0].mean(1)
+    f1 = (2 * hits / (actual + predicted)).nanmean(1)
+    columns = (*means.T, recall, f1)
+    return [Evaluation(*row) for row in zip(*(column.tolist() for column in columns))]
 
 
 def _only_row(tree: Any) -> Any:
@@ -214,12 +256,12 @@ def accumulation_dtype(device: torch.device) -> torch.dtype:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, examples: Examples, scaling: Scaling) -> tuple[float, float]:
-    """Return a model's mean loss and accuracy on examples on the model's device."""
+def evaluate(model: nn.Module, examples: Examples, scaling: Scaling) -> Evaluation:
+    """Evaluate a model on examples on the model's device."""
     functional = FunctionalModel(model, "plain", scaling=scaling)
     weights, buffers = _as_rows(functional, model)
-    ((loss, accuracy),) = functional.evaluate(weights, buffers, examples)
-    return loss, accuracy
+    (found,) = functional.evaluate(weights, buffers, examples)
+    return found
 
 
 def _as_rows(functional: FunctionalModel, model: nn.Module) -> Any:

@@ -12,6 +12,17 @@ from fmnist_sweep.base.schema import Section, checked
 WORKER_MODULES = ("fmnist_sweep.engine.workers",)
 
 
+# The metrics of an epoch; see `results.record.Epoch`.
+Metric = Literal[
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "val_balanced_accuracy",
+    "val_macro_f1",
+]
+
+
 class ConstantConfig(Section):
     kind: Literal["constant"]
 
@@ -46,7 +57,7 @@ class StepConfig(Section):
 
 class PlateauConfig(Section):
     kind: Literal["plateau"]
-    metric: Literal["train_loss", "train_accuracy", "val_loss", "val_accuracy"]
+    metric: Metric
     factor: float = Field(gt=0, lt=1)
     patience: int = Field(ge=0)
     min_change: float = Field(ge=0)
@@ -102,4 +113,4 @@ class AugmentConfig(Section):
 class EarlyStoppingConfig(Section):
     patience: Annotated[int, Field(ge=1)] | None
     min_change: float = Field(ge=0)
-    metric: Literal["train_loss", "train_accuracy", "val_loss", "val_accuracy"]
+    metric: Metric

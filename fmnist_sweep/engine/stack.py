@@ -26,7 +26,11 @@ from fmnist_sweep.base.errors import first_line
 from fmnist_sweep.engine import checkpoint, optimizers
 from fmnist_sweep.engine.checkpoint import State
 from fmnist_sweep.engine.data import DataSplits
-from fmnist_sweep.engine.functional_model import buffers_and_frozen, choose_execution_mode
+from fmnist_sweep.engine.functional_model import (
+    Evaluation,
+    buffers_and_frozen,
+    choose_execution_mode,
+)
 from fmnist_sweep.engine.layers import with_stackable_layers
 from fmnist_sweep.engine.recipe import PretrainedModel, decay_scale, lr_scale
 from fmnist_sweep.engine.step import Chunk, StepCache, Trial, TrialState
@@ -355,7 +359,16 @@ class Stack:
         else:
             seconds = (time.perf_counter() - began) / len(chunk.rows)
             for row, training, validation in zip(chunk.rows, trained, evaluated):
-                metrics = Epoch(row.epoch, row.lr, *training, *validation, seconds=seconds)
+                metrics = Epoch(
+                    row.epoch,
+                    row.lr,
+                    *training,
+                    validation.loss,
+                    validation.accuracy,
+                    seconds,
+                    validation.balanced_accuracy,
+                    validation.macro_f1,
+                )
                 row.epoch_ended(metrics)
                 outcomes[row.number] = Outcome(metrics, row.kept, row.is_exhausted)
                 self._write_checkpoint(row)
@@ -379,7 +392,7 @@ class Stack:
 
     def _train_chunk(
         self, chunk: Chunk, on_batches: Callable[[list[Progress]], None]
-    ) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+    ) -> tuple[list[tuple[float, float]], list[Evaluation]]:
         """Train a chunk to the end of its epoch; return its figures of training and validation."""
         while chunk.batch < chunk.batches:
             chunk.run(min(self.log_every, chunk.batches - chunk.batch))

@@ -28,6 +28,7 @@ from fmnist_sweep.engine.cuda_graphs import can_capture, capture_cuda_graph
 from fmnist_sweep.engine.data import DataFormat, Examples, epoch_permutation
 from fmnist_sweep.engine.early_stopping import EarlyStopping
 from fmnist_sweep.engine.functional_model import (
+    Evaluation,
     FunctionalModel,
     accumulation_dtype,
     buffers_and_frozen,
@@ -310,8 +311,8 @@ class StepCache:
 
     def evaluate(
         self, weights: torch.Tensor, buffers: dict[str, torch.Tensor], examples: Examples
-    ) -> list[tuple[float, float]]:
-        """Return the mean loss and the accuracy of each row of weights; see `FunctionalModel`."""
+    ) -> list[Evaluation]:
+        """Evaluate each row of weights; see `FunctionalModel`."""
         if self.library is None:
             return self.functional_model.evaluate(weights, buffers, examples)
         sums = partial(self._kept_sums, self.library)
@@ -544,8 +545,8 @@ class Chunk:
         seen = min(self.batch * self.batch_size, len(self.examples))
         return [(loss, accuracy) for loss, accuracy in (self.totals / seen).T.tolist()]
 
-    def evaluate(self, examples: Examples) -> list[tuple[float, float]]:
-        """Return each row's mean loss and accuracy on the examples."""
+    def evaluate(self, examples: Examples) -> list[Evaluation]:
+        """Evaluate each row on the examples."""
         weights = self.optimizer_state.get("ema", self.weights)
         return self.step_cache.evaluate(weights, self.buffers, examples)
 

@@ -18,7 +18,14 @@ import re
 from dataclasses import dataclass
 
 # Metrics of each epoch.
-EPOCH_METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
+EPOCH_METRICS = (
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "val_balanced_accuracy",
+    "val_macro_f1",
+)
 
 # Metrics in a trial's summary, which a sweep can optimise.
 METRICS = (*EPOCH_METRICS, "best_val_accuracy", "seconds", "images_per_second", "parameters")
@@ -28,6 +35,8 @@ LABELS = {
     "train_accuracy": "Training accuracy",
     "val_loss": "Validation loss",
     "val_accuracy": "Validation accuracy",
+    "val_balanced_accuracy": "Balanced validation accuracy",
+    "val_macro_f1": "Validation macro F1",
     "best_val_accuracy": "Best epoch's validation accuracy",
     "seconds": "Training time",
     "images_per_second": "Speed",

@@ -47,7 +47,8 @@ class Epoch:
     """One row of `history.csv`. Losses are mean cross-entropies in nats, accuracies in [0, 1].
 
     Training figures are means over the epoch's batches, taken while the weights change. Validation
-    figures use the weights at the end of the epoch. `seconds` is the time of both.
+    figures use the weights at the end of the epoch. `seconds` is the time of both. The balanced
+    accuracy and macro F1, which count all classes alike, are missing in runs of earlier versions.
     """
 
     epoch: int
@@ -57,6 +58,8 @@ class Epoch:
     val_loss: float
     val_accuracy: float
     seconds: float
+    val_balanced_accuracy: float | None = None
+    val_macro_f1: float | None = None
 
 
 def escape_csv_formula(value: Any) -> Any:
@@ -132,7 +135,7 @@ def write_history(folder: Path, history: Sequence[Epoch | Mapping[str, float]]) 
         history: rows with the same first column, `epoch` or `step`. Where a row lacks a column, the
             cell is empty.
     """
-    rows = [asdict(row) if isinstance(row, Epoch) else row for row in history]
+    rows = [_as_row(row) if isinstance(row, Epoch) else row for row in history]
     columns = dict.fromkeys(name for row in rows for name in row) or EPOCH_COLUMNS
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -182,7 +185,8 @@ def read_history(folder: Path) -> list[dict[str, float]]:
         reader = csv.DictReader(io.StringIO(read_text(folder / "history.csv"), newline=""))
         rows = list(reader)
         columns = reader.fieldnames or []
-        if columns != EPOCH_COLUMNS and columns[:1] != ["step"]:
+        is_epochs = columns in (EPOCH_COLUMNS, EARLIER_COLUMNS)
+        if not is_epochs and columns[:1] != ["step"]:
             raise ValueError(f"its columns are {reader.fieldnames}")
         first, *rest = columns
         number = _number_or_nan if first == "step" else float  # an epoch has no empty cells
@@ -198,6 +202,13 @@ def read_history(folder: Path) -> list[dict[str, float]]:
 
 
 EPOCH_COLUMNS = [field.name for field in fields(Epoch)]
+# Of earlier versions.
+EARLIER_COLUMNS = EPOCH_COLUMNS[:-2]
+
+
+def _as_row(epoch: Epoch) -> dict[str, float]:
+    """Return the figures of an epoch that are known, by name."""
+    return {name: value for name, value in asdict(epoch).items() if value is not None}
 
 
 def _number_or_nan(text: str) -> float:

@@ -56,6 +56,8 @@ class _SummaryFile(BaseModel):
     train_accuracy: float | None = None
     val_loss: float | None = None
     val_accuracy: float | None = None
+    val_balanced_accuracy: float | None = None
+    val_macro_f1: float | None = None
     best_val_accuracy: float | None = None
     test_accuracy: float | None = None
     best_epoch: _Whole | None = None

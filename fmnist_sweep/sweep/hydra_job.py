@@ -182,8 +182,6 @@ class _Template:
         self.nodes: dict[str, list[Any]] = {}
         self.values: dict[str, Any] = {}  # as they were set last
         self.plain: set[str] = set()  # the last job's overrides that set a plain value
-        self.task_file = _YamlFile(self.task)
-        self.hydra_file = _YamlFile(self.hydra, below="hydra")
 
     def apply(self, number: int, overrides: Sequence[str], plain: Sequence[str]) -> None:
         """Set the values of a job.
@@ -215,11 +213,6 @@ class _Template:
         if key in self.values and _is_same(self.values[key], value):
             return
         self.values[key] = value
-        root, *path = key.split(".")
-        if root == "hydra":
-            self.hydra_file.changed.add(path[0])
-        else:
-            self.task_file.changed.add(root)
         parent, _, name = key.rpartition(".")
         for node in self._parents(parent):
             node[name] = value
@@ -241,13 +234,13 @@ class _Template:
         if hydra.output_subdir is not None:
             folder = run / hydra.output_subdir
             folder.mkdir(exist_ok=True)
-            files = {
-                "config": self.task_file.text(),
-                "hydra": self.hydra_file.text(),
-                "overrides": OmegaConf.to_yaml(hydra.overrides.task),
-            }
-            for name, text in files.items():
-                (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+            parts = (
+                ("config", self.task),
+                ("hydra", self.hydra),
+                ("overrides", hydra.overrides.task),
+            )
+            for name, part in parts:
+                (folder / f"{name}.yaml").write_text(OmegaConf.to_yaml(part), encoding="utf-8")
         with _hydra_config(self.hydra):
             try:
                 returned.return_value = task(self.task)
@@ -261,39 +254,6 @@ class _Template:
 def _is_same(value: Any, other: Any) -> bool:
     """Return whether two values are written alike: `1`, `1.0` and `true` are not."""
     return repr(value) == repr(other)
-
-
-class _YamlFile:
-    """A configuration as YAML, of which only the changed sections are formatted again.
-
-    Args:
-        config: the configuration; note a change in place in `changed`.
-        below: the key at which its sections are; None if they are at the top.
-    """
-
-    def __init__(self, config: Any, below: str | None = None) -> None:
-        self.config = config
-        self.below = below
-        sections = config[below] if below else config
-        self.changed: set[str] = {str(name) for name in sections}
-        self.texts: dict[str, str] = dict.fromkeys(map(str, sections), "")
-
-    def text(self) -> str:
-        """Return the text that `OmegaConf.to_yaml` returns for the whole configuration."""
-        for name in self.changed:
-            self.texts[name] = self._section(name)
-        self.changed.clear()
-        if not self.texts:
-            return OmegaConf.to_yaml(self.config)
-        head = f"{self.below}:\n" if self.below else ""
-        return head + "".join(self.texts.values())
-
-    def _section(self, name: str) -> str:
-        if not self.below:
-            return OmegaConf.to_yaml(OmegaConf.masked_copy(self.config, name))
-        section = OmegaConf.masked_copy(self.config[self.below], name)
-        text = OmegaConf.to_yaml(OmegaConf.create({self.below: section}))
-        return text.partition("\n")[2]
 
 
 @dataclass

@@ -225,7 +225,7 @@ class SweepStudy:
         taken: list[TakenTrial] = []
         with self.lock:
             total, waiting = retry(partial(trial_rows.count, self.address))
-            if self._untried:
+            if self._untried and total > self._n_seen:
                 self._forget_tried(self.trials())
             while len(taken) < count:
                 if not waiting and total >= self.space.n_trials:
@@ -291,6 +291,8 @@ class SweepStudy:
             if number != total + i:  # another program has added a trial
                 runs[i] = self._make_run(number, point)
             self._untried.pop(_point_key(point), None)
+        if numbers[-1] + 1 == total + len(points) and self._n_seen == total:
+            self._n_seen += len(points)  # no other has added trials
         fixed = self.space.fixed_values
         attributes = {id: {**fixed, "run": run.name} for id, run in zip(ids, runs)}
         retry(partial(trial_rows.set_attributes, url, attributes))

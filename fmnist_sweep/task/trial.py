@@ -383,9 +383,10 @@ class Training:
         tested: tuple[float | None, float | None] = (None, None)
         if test and self.data.test is not None:
             model = self.jobs[repeat].trial.model
-            tested = functional_model.evaluate(
+            found = functional_model.evaluate(
                 model.to(self.device), self.data.test, self.data.format.scaling
             )
+            tested = found.loss, found.accuracy
         return {
             "name": self.config.name,
             "seed": self.configs[repeat].seed,
@@ -394,6 +395,8 @@ class Training:
             "train_accuracy": last.train_accuracy,
             "val_loss": last.val_loss,
             "val_accuracy": last.val_accuracy,
+            "val_balanced_accuracy": last.val_balanced_accuracy,
+            "val_macro_f1": last.val_macro_f1,
             "best_val_accuracy": best.val_accuracy,
             "best_epoch": best.epoch,
             "kept_epoch": last.epoch,
@@ -424,7 +427,10 @@ def _mean_row(rows: Sequence[Epoch]) -> Epoch:
     if len(rows) == 1:
         return rows[0]
     columns = {name: [asdict(row)[name] for row in rows] for name in asdict(rows[0])}
-    values = {name: statistics.fmean(column) for name, column in columns.items()}
+    values = {
+        name: None if None in column else statistics.fmean(column)
+        for name, column in columns.items()
+    }
     return Epoch(**{**values, "epoch": rows[0].epoch, "seconds": sum(columns["seconds"])})
 
 

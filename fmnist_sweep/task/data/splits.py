@@ -94,7 +94,7 @@ def load(config: DataConfig, device: torch.device, test: bool) -> DataSplits:
         )
     if config.validation == "train":
         log.warning(
-            "data.validation=train: nothing is held out; the validation figures are of images "
+            "data.validation=train: nothing is held out; the validation figures are of examples "
             "that are trained on"
         )
     return data if test else DataSplits(data.train, data.validation, None, data.format, data.about)
