@@ -74,8 +74,8 @@ def picture(config: Config) -> bytes:
     data = load(config.data, torch.device("cpu"), test=False)
     build.check_augmentation(config.augment, data.format)
     images = data.train
-    _, chosen = np.unique(images.labels.numpy(), return_index=True)
-    originals = data.format.scaling(images.inputs[chosen[:IMAGES]])
+    _, chosen = np.unique(images.own_labels.numpy(), return_index=True)
+    originals = data.format.scaling(torch.cat([images.slice(i, i + 1)[0] for i in chosen[:IMAGES]]))
     columns = [originals]
     for epoch in range(1, SAMPLES + 1):
         drawn = draws(config.augment, config.seed, epoch, len(originals), data.format.shape)

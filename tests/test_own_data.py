@@ -21,13 +21,21 @@ from PIL import Image
 from sklearn import metrics
 from sklearn.compose import make_column_transformer
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.utils import compute_class_weight
 
 from fmnist_sweep import augment as augment_command
 from fmnist_sweep import confirm
 from fmnist_sweep.base.errors import ConfigError, DataError
 from fmnist_sweep.engine import functional_model
 from fmnist_sweep.engine.augmentation import augmented, draws, parts
-from fmnist_sweep.engine.data import BYTES_TO_UNIT, UNSCALED, DataFormat, Examples, Scaling
+from fmnist_sweep.engine.data import (
+    BYTES_TO_UNIT,
+    UNSCALED,
+    DataFormat,
+    Examples,
+    Scaling,
+    class_weights,
+)
 from fmnist_sweep.engine.settings import AugmentConfig
 from fmnist_sweep.results import record
 from fmnist_sweep.task.config import DataConfig
@@ -653,3 +661,76 @@ def test_a_sweep_can_optimise_them(objective: str, fmnist_train: Command, tmp_pa
     histories = [record.read_history(Path(f"multirun/s/{n}"))[-1][objective] for n in (0, 1)]
     assert rows.sort_values("trial")[objective].tolist() == histories
     assert histories[1] > histories[0]
+
+
+def test_weights_of_classes_are_those_of_pytorchs_loss() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 3)
+    inputs, labels = torch.randn(50, 4), torch.arange(50).remainder(10).clamp(max=2)
+    weights = class_weights(labels, 3)
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=labels.numpy())
+    torch.testing.assert_close(weights.double(), torch.from_numpy(expected))
+    functional = functional_model.FunctionalModel(model)
+    for power, smoothing in ((1.0, 0.0), (0.5, 0.0), (1.0, 0.2)):
+        chosen = weights**power
+        loss = torch.nn.functional.cross_entropy(model(inputs), labels, weight=chosen)
+        if smoothing:
+            spread = -model(inputs).log_softmax(-1).mean(-1)
+            uniform = (spread * chosen[labels]).sum() / chosen[labels].sum()
+            loss = loss + smoothing * (uniform - loss)
+        by_hand = torch.autograd.grad(loss, list(model.parameters()))
+        gradient, summed, _ = functional.gradients(
+            functional.flatten(model).unsqueeze(0),
+            {},
+            inputs.unsqueeze(0),
+            labels.unsqueeze(0),
+            torch.tensor([smoothing]) if smoothing else None,
+            chosen[labels].unsqueeze(0),
+        )
+        torch.testing.assert_close(gradient[0], torch.cat([g.flatten() for g in by_hand]))
+        plain = torch.nn.functional.cross_entropy(model(inputs), labels, reduction="sum")
+        assert summed.item() == pytest.approx(plain.item())
+
+
+def test_weights_of_classes_can_be_swept_in_a_stack(fmnist_train: Command, tmp_path: Path) -> None:
+    values = arrays(300, (5, 5))
+    kept = np.flatnonzero((values["y_train"] == 0) | (np.arange(300) % 10 == 0))
+    npz(tmp_path / "a.npz", **{name: array[kept] for name, array in values.items()})
+    data = ("data=arrays", "data.path=a.npz", *QUICK)
+    assert fmnist_train(*data, "trainer.class_balance=1.0", "hydra.run.dir=one").code == 0
+    done = fmnist_train("-m", *data, "trainer.class_balance=0.0,0.5,1.0", "name=three")
+    assert done.code == 0, done.err
+    histories = [_history(Path(f"multirun/three/{number}")) for number in range(3)]
+    assert histories[2] == _history(Path("one")) and histories[0] != histories[1] != histories[2]
+
+
+def test_files_that_are_mapped_are_not_copied(tmp_path: Path) -> None:
+    values = arrays(60, (6, 5, 3))
+    for name, array in values.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    path = npz(tmp_path / "a.npz", **values)
+    for normalise in ("minmax", "standardise"):
+        mapped, read = (
+            load(config("arrays", path=one, normalise=normalise), CPU, test=False)
+            for one in (str(tmp_path), path)
+        )
+        assert mapped.train.rows is not None and len(mapped.train) == 48
+        assert mapped.train.inputs.data_ptr() == mapped.validation.inputs.data_ptr()
+        assert mapped.format == read.format
+        for a, b in ((mapped.train, read.train), (mapped.validation, read.validation)):
+            assert all(map(torch.equal, a.slice(3, 9), b.slice(3, 9)))
+            assert torch.equal(a.own_labels, b.labels)
+
+
+def test_a_run_of_mapped_files_is_the_same(fmnist_train: Command, tmp_path: Path) -> None:
+    values = arrays(100)
+    (tmp_path / "folder").mkdir()
+    for name, array in values.items():
+        np.save(tmp_path / "folder" / f"{name}.npy", array)
+    npz(tmp_path / "a.npz", **values)
+    for path, run in (("folder", "one"), ("a.npz", "two")):
+        done = fmnist_train("data=arrays", f"data.path={path}", *QUICK, f"hydra.run.dir={run}")
+        assert done.code == 0, done.err
+    assert _history(Path("one")) == _history(Path("two"))
+    sweep = fmnist_train("-m", "data=arrays", "data.path=folder", *QUICK, "seed=0,1", "name=s")
+    assert sweep.code == 0 and _history(Path("multirun/s/0")) == _history(Path("one"))

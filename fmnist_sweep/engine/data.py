@@ -69,16 +69,29 @@ class DataFormat:
 class Examples:
     """Labelled examples on one device.
 
-    inputs: uint8 or float32 [n, *shape]. Bytes take a quarter of float32's memory traffic; each
+    inputs: uint8 or float32 [N, *shape]. Bytes take a quarter of float32's memory traffic; each
         batch is scaled anew.
-    labels: int64 [n].
+    labels: int64 [N].
+    rows: int64 [n], those of the N that belong to the part; None for all. Inputs that are mapped
+        into memory from a file are not copied for each part.
     """
 
     inputs: torch.Tensor
     labels: torch.Tensor
+    rows: torch.Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.labels if self.rows is None else self.rows)
+
+    @property
+    def own_labels(self) -> torch.Tensor:
+        """The labels of the part's examples, int64 [n]."""
+        return self.labels if self.rows is None else self.labels[self.rows]
+
+    def slice(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return inputs and labels of the part's examples from `start` to before `stop`."""
+        chosen = slice(start, stop) if self.rows is None else self.rows[start:stop]
+        return self.inputs[chosen], self.labels[chosen]
 
 
 @dataclass(frozen=True)
@@ -97,6 +110,19 @@ class DataSplits:
     test: Examples | None
     format: DataFormat
     about: Mapping[str, Any] = field(default_factory=dict)
+
+
+def class_weights(labels: torch.Tensor, classes: int) -> torch.Tensor:
+    """Return n / (classes * n of the class), scikit-learn's `balanced`: float32 [classes].
+
+    Args:
+        labels: int64 [n].
+        classes: the number of classes; one without examples has weight 1.
+    """
+    counts = torch.bincount(labels.cpu(), minlength=classes).double()
+    present = int((counts > 0).sum())
+    weights = torch.where(counts > 0, len(labels) / (present * counts), 1.0)
+    return weights.float().to(labels.device)
 
 
 def epoch_permutation(seed: int, epoch: int, size: int) -> torch.Tensor:

@@ -90,6 +90,7 @@ class FunctionalModel:
         inputs: torch.Tensor,
         labels: torch.Tensor,
         smoothing: torch.Tensor | None = None,
+        example_weights: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Compute the gradients of a batch and update the buffers in place.
 
@@ -98,14 +99,16 @@ class FunctionalModel:
             buffers: what `buffers_and_frozen` returns, with a leading dimension K.
             inputs: float32 [K, batch, *shape], scaled.
             labels: int64 [K, batch].
-            smoothing: label smoothing [K]; changes the gradients, but not the returned losses.
+            smoothing: label smoothing [K].
+            example_weights: weights of the examples in the mean loss: float32 [K, batch]. Neither
+                this nor `smoothing` changes the returned losses.
 
         Returns:
             The gradients of the mean losses [K, P], the summed losses [K] and the numbers of
             correct predictions [K].
         """
         self.model.train()
-        arguments = self.unflatten(rows), buffers, inputs, labels, smoothing
+        arguments = self.unflatten(rows), buffers, inputs, labels, smoothing, example_weights
         by_name, (loss, correct) = self._gradients(*arguments)
         return torch.cat([g.flatten(1) for g in by_name.values()], dim=1), loss, correct
 
@@ -128,11 +131,10 @@ class FunctionalModel:
         sums = batch_sums or self.batch_sums
         totals: torch.Tensor | float = 0.0
         for start in range(0, len(examples), EVALUATION_BATCH):
-            inputs = examples.inputs[start : start + EVALUATION_BATCH]
-            labels = examples.labels[start : start + EVALUATION_BATCH]
+            inputs, labels = examples.slice(start, start + EVALUATION_BATCH)
             totals = totals + sums(rows, buffers, inputs, labels)
         assert isinstance(totals, torch.Tensor)
-        return _evaluations(totals.T.cpu(), examples.labels.cpu())
+        return _evaluations(totals.T.cpu(), examples.own_labels.cpu())
 
     def batch_sums(
         self,
@@ -170,13 +172,19 @@ class FunctionalModel:
         return logits.float()
 
     def _train_loss(
-        self, weights: Any, buffers: Any, images: Any, labels: Any, smoothing: Any
+        self,
+        weights: Any,
+        buffers: Any,
+        images: Any,
+        labels: Any,
+        smoothing: Any,
+        example_weights: Any,
     ) -> Any:
         logits = self._logits(weights, buffers, images)
         losses = nn.functional.cross_entropy(logits, labels, reduction="none")
-        loss = losses.mean()
+        loss = _mean(losses, example_weights)
         if smoothing is not None:
-            uniform_loss = -nn.functional.log_softmax(logits, dim=-1).mean()
+            uniform_loss = -_mean(nn.functional.log_softmax(logits, dim=-1), example_weights)
             loss = loss + smoothing * (uniform_loss - loss)
         return loss, _loss_and_correct(losses.detach(), logits, labels)
 
@@ -222,6 +230,14 @@ def _evaluations(totals: torch.Tensor, labels: torch.Tensor) -> list[Evaluation]
     f1 = (2 * hits / (actual + predicted)).nanmean(1)
     columns = (*means.T, recall, f1)
     return [Evaluation(*row) for row in zip(*(column.tolist() for column in columns))]
+
+
+def _mean(losses: torch.Tensor, example_weights: torch.Tensor | None) -> torch.Tensor:
+    """Return the mean of losses [batch, ...], each example with its weight [batch]."""
+    if example_weights is None:
+        return losses.mean()
+    of_examples = losses.flatten(1).mean(1) if losses.dim() > 1 else losses
+    return (of_examples * example_weights).sum() / example_weights.sum()
 
 
 def _only_row(tree: Any) -> Any:

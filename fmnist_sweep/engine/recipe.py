@@ -25,6 +25,8 @@ class Recipe:
 
     scheduler: learning rate schedule.
     label_smoothing: share of the target spread over all classes (Szegedy et al., 2016), in [0, 1).
+    class_balance: power of the inverse frequency of an example's class, its weight in the loss, in
+        [0, 1]: with 0 all examples count alike, with 1 all classes do.
     clip_norm: maximum norm of a trial's gradient (Pascanu et al., 2013); None for no limit.
     average: decay of an exponential moving average (EMA) of the weights, in (0, 1); None for no
         average. The trial is evaluated with the average and keeps it as its weights. The decay of
@@ -36,6 +38,7 @@ class Recipe:
 
     scheduler: SchedulerConfig = CONSTANT
     label_smoothing: float = 0.0
+    class_balance: float = 0.0
     clip_norm: float | None = None
     average: float | None = None
     early_stopping: EarlyStoppingConfig | None = None
@@ -47,6 +50,7 @@ class Recipe:
         """The parts of the step in use; they are the same for all trials that share a step."""
         in_use = {
             "smoothing": self.label_smoothing > 0,
+            "balance": self.class_balance > 0,
             "clip": self.clip_norm is not None,
             "average": self.average is not None,
         }
@@ -70,11 +74,13 @@ class Recipe:
             steps: the numbers of the steps, counted from 1: float64 [n].
 
         Returns:
-            float64 [n, parts]: the label smoothing, the maximum norm of the gradient, and one minus
-            the decay of the average, as far as `parts` lists them.
+            float64 [n, parts]: the label smoothing, the power of the inverse frequency, the maximum
+            norm of the gradient, and one minus the decay of the average, as far as `parts` lists
+            them.
         """
         values = {
             "smoothing": np.full(len(steps), self.label_smoothing),
+            "balance": np.full(len(steps), self.class_balance),
             "clip": np.full(len(steps), self.clip_norm or 0.0),
             "average": 1 - np.minimum(self.average or 0.0, (1 + steps) / (10 + steps)),
         }

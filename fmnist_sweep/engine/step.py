@@ -25,7 +25,7 @@ from fmnist_sweep.engine.augmentation import augmented
 from fmnist_sweep.engine.checkpoint import Checkpoint, State
 from fmnist_sweep.engine.compiling import compiled, skip_guards
 from fmnist_sweep.engine.cuda_graphs import can_capture, capture_cuda_graph
-from fmnist_sweep.engine.data import DataFormat, Examples, epoch_permutation
+from fmnist_sweep.engine.data import DataFormat, Examples, class_weights, epoch_permutation
 from fmnist_sweep.engine.early_stopping import EarlyStopping
 from fmnist_sweep.engine.functional_model import (
     Evaluation,
@@ -206,6 +206,7 @@ class StepTensors(NamedTuple):
     coefficients: of the optimizer and the recipe: float32 [steps, C, K].
     random_keys: keys of the dropout masks: int64 [steps, K].
     augmentation_draws: see `augmentation.draws`: float32 [steps, K, batch, D].
+    class_weights: inverse frequencies of the classes: float32 [classes].
     """
 
     weights: torch.Tensor
@@ -219,6 +220,7 @@ class StepTensors(NamedTuple):
     coefficients: torch.Tensor
     random_keys: torch.Tensor
     augmentation_draws: torch.Tensor
+    class_weights: torch.Tensor
 
     def flat(self) -> list[torch.Tensor]:
         """Return the tensors as a list."""
@@ -366,6 +368,7 @@ class StepCache:
             coefficients: torch.Tensor,
             random_keys: torch.Tensor,
             augmentation_draws: torch.Tensor,
+            class_weights: torch.Tensor,
         ) -> torch.Tensor | None:
             def current(table: torch.Tensor) -> torch.Tensor:
                 # table[counter] would wait until the host knows the counter's value.
@@ -380,8 +383,12 @@ class StepCache:
             if augmentation_parts:
                 drawn = current(augmentation_draws)
                 batch = augmented(batch, drawn, augmentation_parts, data)
+            of_batch = labels[chosen]
+            example_weights = None
+            if "balance" in part:
+                example_weights = class_weights[of_batch] ** part["balance"].unsqueeze(-1)
             gradient, loss, correct = gradients(
-                weights, buffers, batch, labels[chosen], part.get("smoothing")
+                weights, buffers, batch, of_batch, part.get("smoothing"), example_weights
             )
             if "clip" in part:
                 gradient = clip_gradients(gradient, part["clip"])
@@ -419,6 +426,7 @@ class Chunk:
         self.batch_size = min(batch_size, len(examples))
         self.batches = math.ceil(len(examples) / batch_size)
         self.device = examples.inputs.device
+        self.class_weights = class_weights(examples.own_labels, step_cache.data.classes)
         first = rows[0]
         if first.torch_optimizer:  # holds views of the row's own tensor
             self.weights = first.weights.unsqueeze(0)
@@ -461,6 +469,8 @@ class Chunk:
     def _prepare_tables(self, coefficients: np.ndarray) -> None:
         rows, size = self.rows, len(self.examples)
         orders = torch.stack([epoch_permutation(row.trial.seed, row.epoch, size) for row in rows])
+        if self.examples.rows is not None:
+            orders = self.examples.rows[orders]
         self.full_batches, self.last_batch = self._split_into_batches(orders)
         self.coefficients = torch.from_numpy(coefficients).float().to(self.device)
         keys = [_random_keys(row.trial.seed, row.epoch, self.batches) for row in rows]
@@ -528,6 +538,7 @@ class Chunk:
             self.coefficients[first:] if first else self.coefficients,
             self.random_keys[first:] if first else self.random_keys,
             self.full_draws if full else self.last_draws,
+            self.class_weights,
         )
 
     def _step_torch_optimizer(self, gradient: torch.Tensor) -> None:

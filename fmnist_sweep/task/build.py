@@ -136,6 +136,7 @@ def _recipe(config: Config) -> Recipe:
     return Recipe(
         scheduler=config.scheduler,
         label_smoothing=trainer.label_smoothing,
+        class_balance=trainer.class_balance,
         clip_norm=trainer.clip_norm,
         average=trainer.average,
         early_stopping=trainer.early_stopping if stops else None,

@@ -97,7 +97,8 @@ _Share = Annotated[float, Field(gt=0, lt=1)]
 class DataConfig(Section):
     """The data set, its split and the batch size.
 
-    The keys from `root` to `arguments` are those of some data sets; see `conf/data`.
+    The keys from `root` to `arguments` are those of some data sets; see `conf/data`. Configurations
+    of earlier versions have neither `kind` nor `normalise`.
     """
 
     kind: Literal[
@@ -111,7 +112,7 @@ class DataConfig(Section):
         "images",
         "table",
         "custom",
-    ]
+    ] = "fashion_mnist"
     root: Annotated[str, Field(min_length=1)] | None = None
     verify: bool = True
     split: Literal["letters", "balanced"] | None = None
@@ -119,7 +120,7 @@ class DataConfig(Section):
     target: str | None = None
     function: Annotated[str | None, Field(alias="_target_")] = None
     arguments: Mapping[str, Any] | None = None
-    normalise: Literal["minmax", "standardise", "none"]
+    normalise: Literal["minmax", "standardise", "none"] = "minmax"
     validation: Literal["held_out", "test", "train"]
     val_size: Annotated[int, Field(ge=1)] | _Share
     train_size: Annotated[int, Field(ge=10)] | None
@@ -133,6 +134,7 @@ class TrainerConfig(Section):
 
     epochs: int = Field(ge=1)
     label_smoothing: float = Field(ge=0, lt=1)
+    class_balance: float = Field(ge=0, le=1, default=0.0)  # missing in earlier versions
     clip_norm: Annotated[float, Field(gt=0)] | None
     average: Annotated[float, Field(gt=0, lt=1)] | None
     early_stopping: EarlyStoppingConfig

@@ -79,11 +79,11 @@ def _evaluate(config: Config, run: Path, examples: Examples, data: DataFormat) -
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"{run / 'model.pt'}: {str(error).splitlines()[0]}") from None
     model.eval().to(where)
-    logits, labels = [], examples.labels
+    logits, labels = [], examples.own_labels
     with torch.no_grad():
         for start in range(0, len(examples), BATCH):
-            inputs = data.scaling(examples.inputs[start : start + BATCH].to(where))
-            logits.append(model(inputs).double().cpu())
+            inputs, _ = examples.slice(start, start + BATCH)
+            logits.append(model(data.scaling(inputs.to(where))).double().cpu())
     all_logits = torch.cat(logits)
     predicted = all_logits.argmax(-1)
     confusion = np.zeros((data.classes, data.classes), dtype=int)

@@ -31,12 +31,6 @@ class Part:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, indices: np.ndarray) -> "Part":
-        """Return some of the examples."""
-        rows = self.inputs
-        chosen = rows.iloc[indices] if hasattr(rows, "iloc") else rows[indices]
-        return Part(chosen, self.labels[indices])
-
 
 @dataclass(frozen=True, eq=False)
 class Dataset:

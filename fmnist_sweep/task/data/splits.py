@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,8 @@ from fmnist_sweep.task.data import fashion, loaders
 from fmnist_sweep.task.data.dataset import Dataset, Part, PartName
 
 log = logging.getLogger(__name__)
+
+PIECE = 1024  # images that are read at a time
 
 
 @dataclass(frozen=True)
@@ -137,37 +139,63 @@ def _split_and_move(once: _Once, config: DataConfig, device: torch.device) -> Da
     parts = dataset.parts
     whole, own, test = parts["train"], parts.get("validation"), parts.get("test")
     split = _split(whole.labels, dataset.classes, config, has_validation=own is not None)
-    train, validation = whole.take(split.train), whole.take(split.validation)
+    chosen: dict[PartName, _Chosen] = {
+        "train": _Chosen(whole, split.train),
+        "validation": _Chosen(whole, split.validation),
+    }
     if own is not None and config.validation == "held_out":
-        validation = own.take(_of_classes(own.labels, np.arange(len(own)), split.classes, config))
+        chosen["validation"] = _Chosen(own, _of_classes_in(own, split, config))
     if test is not None:
-        test = test.take(_of_classes(test.labels, np.arange(len(test)), split.classes, config))
+        chosen["test"] = _Chosen(test, _of_classes_in(test, split, config))
+    train = chosen["train"]
+    scaling, limits = UNSCALED, (0.0, 0.0)
+    encode: Any = None
     if dataset.fit:
-        encode = dataset.fit(train.inputs)
-        train, validation = _encoded(train, encode), _encoded(validation, encode)
-        test = _encoded(test, encode) if test is not None else None
-        scaling, limits = UNSCALED, (0.0, 0.0)
-    elif train.inputs.ndim == 2:
-        encode = _feature_scaling(train.inputs, config.normalise)
-        train, validation = _encoded(train, encode), _encoded(validation, encode)
-        test = _encoded(test, encode) if test is not None else None
-        scaling, limits = UNSCALED, (0.0, 0.0)
+        encode = dataset.fit(train.inputs())
+    elif train.part.inputs.ndim == 2:
+        encode = _feature_scaling(train.inputs(), config.normalise)
     else:
-        scaling, limits = image_scaling(train.inputs, config.normalise)
-    form = DataFormat(train.inputs.shape[1:], len(dataset.classes), scaling, limits)
+        scaling, limits = image_scaling(train.part.inputs, config.normalise, train.rows)
+    moved = {name: one.moved(device, encode) for name, one in chosen.items()}
+    shape = tuple(moved["train"].inputs.shape[1:])
+    form = DataFormat(shape, len(dataset.classes), scaling, limits)
     about = {
         "name": dataset.name,
-        "shape": list(form.shape),
+        "shape": list(shape),
         "classes": list(dataset.classes),
         "fingerprint": dataset.fingerprint,
     }
-    tested = _to_device(test, device) if test is not None else None
     if config.validation == "test":
-        assert tested is not None
-        return DataSplits(_to_device(train, device), tested, tested, form, about)
-    return DataSplits(
-        _to_device(train, device), _to_device(validation, device), tested, form, about
-    )
+        moved["validation"] = moved["test"]
+    return DataSplits(moved["train"], moved["validation"], moved.get("test"), form, about)
+
+
+def _of_classes_in(part: Part, split: "_Split", config: DataConfig) -> np.ndarray:
+    return _of_classes(part.labels, np.arange(len(part)), split.classes, config)
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Some examples of a part, by their indices."""
+
+    part: Part
+    rows: np.ndarray
+
+    def inputs(self) -> Any:
+        """Return the inputs, copied."""
+        every = self.part.inputs
+        return every.iloc[self.rows] if hasattr(every, "iloc") else every[self.rows]
+
+    def moved(self, device: torch.device, encode: Callable[[Any], np.ndarray] | None) -> Examples:
+        """Return the examples on a device, encoded if `encode` is given."""
+        labels = torch.from_numpy(self.part.labels)
+        if encode is None and isinstance(self.part.inputs, np.memmap) and device.type == "cpu":
+            # Not copied: the file may be larger than the memory.
+            return Examples(torch.from_numpy(self.part.inputs), labels, torch.from_numpy(self.rows))
+        inputs = encode(self.inputs()) if encode else self.inputs()
+        return Examples(
+            torch.from_numpy(np.ascontiguousarray(inputs)).to(device), labels[self.rows].to(device)
+        )
 
 
 @dataclass(frozen=True)
@@ -302,10 +330,6 @@ def stratified(
     return taken, np.setdiff1d(candidates, taken, assume_unique=True)
 
 
-def _encoded(part: Part, encode: Any) -> Part:
-    return Part(encode(part.inputs), part.labels)
-
-
 def _feature_scaling(train: np.ndarray, normalise: str) -> Any:
     """Return a function that scales features [n, F], fitted on the training examples."""
     values = train.astype(np.float64)
@@ -320,16 +344,20 @@ def _feature_scaling(train: np.ndarray, normalise: str) -> Any:
     return lambda inputs: ((inputs - centre) / reach).astype(np.float32)
 
 
-def image_scaling(train: np.ndarray, normalise: str) -> tuple[Scaling, tuple[float, float]]:
+def image_scaling(
+    images: np.ndarray, normalise: str, rows: np.ndarray | None = None
+) -> tuple[Scaling, tuple[float, float]]:
     """Return the scaling of images, and their smallest and largest stored value.
 
     Args:
-        train: the training images, uint8 or float32 [n, channels, height, width].
+        images: uint8 or float32 [n, channels, height, width].
         normalise: `minmax` to [-1, 1], for bytes from 0 to 255; `standardise` to mean 0 and
             standard deviation 1 in each channel; `none`.
+        rows: the training images among them; None for all.
     """
-    is_bytes = train.dtype == np.uint8
-    low, high = (0.0, 255.0) if is_bytes else (float(train.min()), float(train.max()))
+    rows = np.arange(len(images)) if rows is None else rows
+    is_bytes = images.dtype == np.uint8
+    low, high = (0.0, 255.0) if is_bytes else _range(images, rows)
     if normalise == "none":
         return UNSCALED, (low, high)
     if normalise == "minmax":
@@ -337,22 +365,29 @@ def image_scaling(train: np.ndarray, normalise: str) -> tuple[Scaling, tuple[flo
             return BYTES_TO_UNIT, (low, high)
         factor = 2 / (high - low) if high > low else 1.0
         return Scaling((factor,), (-1 - low * factor,)), (low, high)
-    means, deviations = zip(*(_moments(train[:, channel]) for channel in range(train.shape[1])))
+    means, deviations = _moments(images, rows)
     factors = tuple(1 / deviation if deviation > 0 else 1.0 for deviation in deviations)
     offsets = tuple(-mean * factor for mean, factor in zip(means, factors))
     return Scaling(factors, offsets), (low, high)
 
 
-def _moments(values: np.ndarray) -> tuple[float, float]:
-    """Return the mean and the standard deviation of an array."""
-    if values.dtype == np.uint8:  # exact, and without a copy of eight times the size
-        counts = np.bincount(values.ravel(), minlength=256)
-        levels = np.arange(256)
-        mean = float((counts * levels).sum() / counts.sum())
-        return mean, float(np.sqrt((counts * (levels - mean) ** 2).sum() / counts.sum()))
-    return float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
+def _pieces(images: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield a few images at a time: all of them may not fit into memory."""
+    for start in range(0, len(rows), PIECE):
+        yield images[rows[start : start + PIECE]]
 
 
-def _to_device(part: Part, device: torch.device) -> Examples:
-    inputs = torch.from_numpy(np.ascontiguousarray(part.inputs))
-    return Examples(inputs.to(device), torch.from_numpy(part.labels).to(device))
+def _range(images: np.ndarray, rows: np.ndarray) -> tuple[float, float]:
+    limits = [(float(piece.min()), float(piece.max())) for piece in _pieces(images, rows)]
+    return min(low for low, _ in limits), max(high for _, high in limits)
+
+
+def _moments(images: np.ndarray, rows: np.ndarray) -> tuple[list[float], list[float]]:
+    """Return the means and the standard deviations of the channels."""
+    values = len(rows) * images.shape[2] * images.shape[3]
+    sums = sum(piece.sum(axis=(0, 2, 3), dtype=np.float64) for piece in _pieces(images, rows))
+    means = np.asarray(sums) / values
+    squares = sum(
+        ((piece - means[:, None, None]) ** 2).sum(axis=(0, 2, 3)) for piece in _pieces(images, rows)
+    )
+    return means.tolist(), np.sqrt(np.asarray(squares) / values).tolist()
