@@ -227,6 +227,17 @@ def test_a_table_is_encoded_on_its_training_rows_alone(tmp_path: Path) -> None:
     torch.testing.assert_close(data.train.inputs, torch.tensor(expected, dtype=torch.float32))
 
 
+def test_a_folder_of_tables_has_its_own_parts(tmp_path: Path) -> None:
+    for name, n in {"train": 60, "val": 20, "test": 10}.items():
+        write_table(tmp_path / f"{name}.csv", n)
+    settings = config("table", path=str(tmp_path), target="kind")
+    data = load(settings, CPU, test=True)
+    assert data.test is not None
+    assert (len(data.train), len(data.validation), len(data.test)) == (60, 20, 10)
+    published = load(settings.model_copy(update={"validation": "test"}), CPU, test=False)
+    assert torch.equal(published.validation.inputs, data.test.inputs)
+
+
 def save_images(
     folder: Path, mode: str = "RGB", size: tuple[int, int] = (7, 6), n: int = 12
 ) -> Path:

@@ -139,12 +139,11 @@ def _split_and_move(once: _Once, config: DataConfig, device: torch.device) -> Da
     parts = dataset.parts
     whole, own, test = parts["train"], parts.get("validation"), parts.get("test")
     split = _split(whole.labels, dataset.classes, config, has_validation=own is not None)
-    chosen: dict[PartName, _Chosen] = {
-        "train": _Chosen(whole, split.train),
-        "validation": _Chosen(whole, split.validation),
-    }
+    chosen: dict[PartName, _Chosen] = {"train": _Chosen(whole, split.train)}
     if own is not None and config.validation == "held_out":
         chosen["validation"] = _Chosen(own, _of_classes_in(own, split, config))
+    elif config.validation != "test":
+        chosen["validation"] = _Chosen(whole, split.validation)
     if test is not None:
         chosen["test"] = _Chosen(test, _of_classes_in(test, split, config))
     train = chosen["train"]
