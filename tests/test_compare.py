@@ -261,7 +261,7 @@ MISTAKES = {
         ["a", "half.csv"],
         ["half.csv: torn or edited", "not numbered one by one"],
     ),
-    "much too wide": (["a", "wide.csv"], ["wide.csv: torn", "200,017 columns, more than 1,000"]),
+    "much too wide": (["a", "wide.csv"], ["wide.csv: torn", "200,019 columns, more than 1,000"]),
     "too long a line": (["a", "long.csv"], ["long.csv: torn or not a table: line 2 has "]),
     "other name": (
         ["a", "name.csv"],

@@ -25,6 +25,7 @@ from fmnist_sweep.task.config import ConfigError, conf_folder, parse
 from fmnist_sweep.task.confirm import test_set, training, verdict, writing
 from fmnist_sweep.task.confirm.candidates import Candidate, candidates, fresh_seeds
 from fmnist_sweep.task.data import source
+from fmnist_sweep.task.data.idx import CLASS_NAMES
 from tests import sweeps
 from tests.conftest import Command, InProcess
 from tests.sweeps import KEY, trial
@@ -412,7 +413,7 @@ def test_standings_of_what_is_minimised() -> None:
 def test_per_class_by_hand() -> None:
     confusion = np.diag([8] * 10)
     confusion[6, 0] = 2  # two shirts taken for T-shirts
-    rows = verdict.per_class([confusion.tolist()])
+    rows = verdict.per_class([confusion.tolist()], CLASS_NAMES)
     assert rows[6]["class"] == "Shirt" and rows[6]["accuracy"] == 0.8
     assert rows[6]["most_often_taken_for"] == "T-shirt/top" and rows[0]["precision"] == 0.8
     assert rows[0]["f1"] == pytest.approx(16 / 18) and rows[6]["accuracy_std"] is None
