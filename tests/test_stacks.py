@@ -153,7 +153,12 @@ MIXED = [
 ]
 
 
-@pytest.mark.parametrize("max_stack", [1, 2, 3, 8, 16])
+def _torture(*values: Any) -> Any:
+    """Parameters that are tried by `make torture` alone."""
+    return pytest.param(*values, marks=pytest.mark.torture)
+
+
+@pytest.mark.parametrize("max_stack", [3, 16, *(_torture(n) for n in (1, 2, 8))])
 def test_a_trial_is_the_same_in_any_company(max_stack: int, data: DataSplits) -> None:
     histories, jobs = train(MIXED, data, max_stack=max_stack)
     check_same_as_alone(MIXED, histories, jobs, data)
@@ -162,8 +167,15 @@ def test_a_trial_is_the_same_in_any_company(max_stack: int, data: DataSplits) ->
     ]
 
 
-@pytest.mark.parametrize("width", [48, 128, 320])
-@pytest.mark.parametrize("batch", [7, 16, 128])
+@pytest.mark.parametrize(
+    ("width", "batch"),
+    [
+        *((48, 16), (128, 7), (320, 128)),
+        *(_torture(48, batch) for batch in (7, 128)),
+        *(_torture(128, batch) for batch in (16, 128)),
+        *(_torture(320, batch) for batch in (7, 16)),
+    ],
+)
 def test_shapes(width: int, batch: int, data: DataSplits) -> None:
     cases = [Case(seed, 2, width, batch, dropout=0.2) for seed in range(7)]
     check_same_as_alone(cases, *train(cases, data), data)
