@@ -42,7 +42,11 @@ def test_run_leaves_a_complete_folder(fmnist_train: Command, small: tuple[str, .
 
     rows = list(csv.DictReader(Path("run/history.csv").read_text().splitlines()))
     columns = "epoch lr train_loss train_accuracy val_loss val_accuracy seconds"
-    assert list(rows[0]) == columns.split()
+    assert list(rows[0]) == [*columns.split(), "val_balanced_accuracy", "val_macro_f1"]
+    # Each class has as many validation images.
+    assert float(rows[-1]["val_balanced_accuracy"]) == pytest.approx(
+        float(rows[-1]["val_accuracy"])
+    )
     assert [row["epoch"] for row in rows] == ["1", "2"]
     summary = json.loads(Path("run/summary.json").read_text())
     assert summary["state"] == "COMPLETE"
@@ -68,11 +72,10 @@ def test_weights_load_into_a_plain_network(fmnist_train: Command, small: tuple[s
 
 
 def test_same_command_same_history(fmnist_train: Command, small: tuple[str, ...]) -> None:
-    def history(folder: str, *more: str) -> list[list[str]]:
+    def history(folder: str, *more: str) -> list[dict[str, str]]:
         fmnist_train(*small, "model.dropout=0.3", f"hydra.run.dir={folder}", *more)
-        return [
-            line.split(",")[:-1] for line in Path(folder, "history.csv").read_text().splitlines()
-        ]
+        with open(Path(folder, "history.csv")) as rows:
+            return [{**row, "seconds": ""} for row in csv.DictReader(rows)]
 
     first = history("a")
     assert history("b") == first
