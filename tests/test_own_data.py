@@ -143,7 +143,7 @@ def test_a_folder_of_npy_files_is_the_same_as_an_npz(tmp_path: Path) -> None:
         np.save(tmp_path / f"{name}.npy", array)
     one = load(config("arrays", path=str(tmp_path)), CPU, test=False)
     other = load(config("arrays", path=npz(tmp_path / "a.npz", **values)), CPU, test=False)
-    assert torch.equal(one.train.inputs, other.train.inputs)
+    assert all(map(torch.equal, one.train.slice(0, 48), other.train.slice(0, 48)))
     assert one.about["fingerprint"] == other.about["fingerprint"]
 
 
@@ -267,7 +267,7 @@ def test_a_folder_of_images_is_decoded_once(
         patch.setattr(image_folder, "_decode", None)
         again = load(settings, CPU, test=True)
     assert again is not data and again.about == data.about
-    assert torch.equal(again.train.inputs, data.train.inputs)
+    assert all(map(torch.equal, again.train.slice(0, 19), data.train.slice(0, 19)))
     grey = load(config("images", path=str(save_images(tmp_path / "grey", "L"))), CPU, test=False)
     assert grey.format.shape == (1, 6, 7)
 
