@@ -25,8 +25,6 @@ class Recipe:
 
     scheduler: learning rate schedule.
     label_smoothing: share of the target spread over all classes (Szegedy et al., 2016), in [0, 1).
-    class_balance: power of the inverse frequency of an example's class, its weight in the loss, in
-        [0, 1]: with 0 all examples count alike, with 1 all classes do.
     clip_norm: maximum norm of a trial's gradient (Pascanu et al., 2013); None for no limit.
     average: decay of an exponential moving average (EMA) of the weights, in (0, 1); None for no
         average. The trial is evaluated with the average and keeps it as its weights. The decay of
@@ -34,16 +32,18 @@ class Recipe:
     early_stopping: settings of early stopping; None for never.
     decay_all: apply weight decay to biases and norms too.
     augment: augmentation of the training images; None for no augmentation.
+    class_balance: power of the inverse frequency of an example's class, its weight in the loss, in
+        [0, 1]: with 0 all examples count alike, with 1 all classes do.
     """
 
     scheduler: SchedulerConfig = CONSTANT
     label_smoothing: float = 0.0
-    class_balance: float = 0.0
     clip_norm: float | None = None
     average: float | None = None
     early_stopping: EarlyStoppingConfig | None = None
     decay_all: bool = True
     augment: AugmentConfig | None = None
+    class_balance: float = 0.0
 
     @property
     def parts(self) -> tuple[str, ...]:
