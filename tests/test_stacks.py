@@ -121,6 +121,7 @@ def changed(**settings: Any) -> Recipe:
 
 RECIPES = [
     Case(1, 3, recipe=Recipe(COSINE)),
+    *(Case(seed, recipe=Recipe(class_balance=0.3 + seed / 7)) for seed in range(3)),
     Case(2, 4, recipe=Recipe(PLATEAU)),
     *(Case(s, 3, recipe=Recipe(COSINE, 0.1 * s, 0.5 * s, 1 - 0.1 * s, EARLY)) for s in (1, 2, 3)),
     *(Case(s, recipe=Recipe(label_smoothing=0.1 * s)) for s in (1, 2)),

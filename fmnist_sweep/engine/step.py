@@ -355,6 +355,7 @@ class StepCache:
         update = self.stacked_optimizer.update if self.stacked_optimizer else None
         dropout_keys, parts, scales = self.dropout_keys, self.recipe.parts, self.parameter_scales
         augmentation_parts, data = self.recipe.augmentation_parts, self.data
+        wide = accumulation_dtype(self.device)
 
         def step(
             weights: torch.Tensor,
@@ -386,7 +387,9 @@ class StepCache:
             of_batch = labels[chosen]
             example_weights = None
             if "balance" in part:
-                example_weights = class_weights[of_batch] ** part["balance"].unsqueeze(-1)
+                # In float64, as the last digits of a power depend on the place in the tensor.
+                power = part["balance"].to(wide).unsqueeze(-1)
+                example_weights = (class_weights.to(wide)[of_batch] ** power).float()
             gradient, loss, correct = gradients(
                 weights, buffers, batch, of_batch, part.get("smoothing"), example_weights
             )
