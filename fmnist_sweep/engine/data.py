@@ -1,6 +1,5 @@
 """Labelled examples on a device, and the order in which a trial sees them."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,7 +36,7 @@ BYTES_TO_UNIT = Scaling((1 / 127.5,), (-1.0,))
 
 @dataclass(frozen=True)
 class DataFormat:
-    """What networks and steps depend on in a data set.
+    """The shape, the classes and the scaling of a data set's examples.
 
     shape: of an example: (channels, height, width) of an image, (features,) of a row of a table.
     classes: the number of classes; labels are 0 to classes - 1.
@@ -52,17 +51,12 @@ class DataFormat:
 
     @property
     def is_image(self) -> bool:
-        """Whether examples have a height and a width."""
+        """True if examples have a height and a width."""
         return len(self.shape) == 3
 
     def scaled(self, value: float) -> tuple[float, ...]:
         """Return a stored value as the network sees it, in each channel or in all alike."""
         return tuple(value * f + o for f, o in zip(self.scaling.factor, self.scaling.offset))
-
-    @property
-    def values(self) -> int:
-        """The number of values of an example."""
-        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)

@@ -7,20 +7,10 @@ from pydantic import BeforeValidator, Field
 
 from fmnist_sweep.base.errors import ConfigError
 from fmnist_sweep.base.schema import Section, checked
+from fmnist_sweep.results.metrics import EpochMetric
 
 # Modules of the workers' fork server.
 WORKER_MODULES = ("fmnist_sweep.engine.workers",)
-
-
-# The metrics of an epoch; see `results.record.Epoch`.
-Metric = Literal[
-    "train_loss",
-    "train_accuracy",
-    "val_loss",
-    "val_accuracy",
-    "val_balanced_accuracy",
-    "val_macro_f1",
-]
 
 
 class ConstantConfig(Section):
@@ -57,7 +47,7 @@ class StepConfig(Section):
 
 class PlateauConfig(Section):
     kind: Literal["plateau"]
-    metric: Metric
+    metric: EpochMetric
     factor: float = Field(gt=0, lt=1)
     patience: int = Field(ge=0)
     min_change: float = Field(ge=0)
@@ -113,4 +103,4 @@ class AugmentConfig(Section):
 class EarlyStoppingConfig(Section):
     patience: Annotated[int, Field(ge=1)] | None
     min_change: float = Field(ge=0)
-    metric: Metric
+    metric: EpochMetric

@@ -4,7 +4,7 @@ To add a metric of each epoch:
 
 1. Compute it in `engine.functional_model`, and pass it on in `engine.stack`.
 2. Make it a field of `record.Epoch`, which is a column of `history.csv` and `curves.csv`.
-3. Put its name into `EPOCH_METRICS`, its label into `LABELS` and its unit into `_UNITS`.
+3. Put its name into `EpochMetric`, its label into `LABELS` and its unit into `_UNITS`.
 4. Return its final value in `task.trial`, and let `tables._SummaryFile` know it.
 5. For a column of the ranking, add it to `ranking` and `page`.
 
@@ -16,16 +16,18 @@ The name's last word says whether higher or lower is better. Accuracies are show
 
 import re
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 # Metrics of each epoch.
-EPOCH_METRICS = (
+EpochMetric = Literal[
     "train_loss",
     "train_accuracy",
     "val_loss",
     "val_accuracy",
     "val_balanced_accuracy",
     "val_macro_f1",
-)
+]
+EPOCH_METRICS: tuple[str, ...] = get_args(EpochMetric)
 
 # Metrics in a trial's summary, which a sweep can optimise.
 METRICS = (*EPOCH_METRICS, "best_val_accuracy", "seconds", "images_per_second", "parameters")

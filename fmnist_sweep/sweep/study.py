@@ -12,7 +12,6 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -233,20 +232,17 @@ class SweepStudy:
                     waiting = self.reclaim_abandoned()
                     if not waiting:
                         break
-                known = (
-                    []
-                    if waiting or extend
-                    else self._known_points(min(count - len(taken), self.space.n_trials - total))
-                )
-                if known:
-                    taken += self._begin_points(known, total)
-                    total += len(known)
-                else:
-                    if not waiting:
-                        retry(self._enqueue_point)
+                if waiting:
                     taken.append(retry(partial(self._take_asked, extend)))
-                    total += not waiting
-                    waiting -= bool(waiting)
+                    waiting -= 1
+                    continue
+                most = min(count - len(taken), self.space.n_trials - total)
+                begun = self._begin_points([] if extend else self._known_points(most), total)
+                if not begun:
+                    retry(self._enqueue_point)
+                    begun = [retry(partial(self._take_asked, extend))]
+                taken += begun
+                total += len(begun)
         return taken
 
     def _known_points(self, count: int) -> list[dict[str, Any]]:
@@ -254,8 +250,8 @@ class SweepStudy:
         space = self.space
         points = list(itertools.islice(self._untried.values(), count))
         if points:
-            complete = (point.keys() == space.distributions.keys() for point in points)
-            return [point for point, _ in itertools.takewhile(itemgetter(1), zip(points, complete))]
+            keys = space.distributions.keys()
+            return list(itertools.takewhile(lambda point: point.keys() == keys, points))
         if type(self.study.sampler) is optuna.samplers.RandomSampler:
             return [self._random.ask(space.distributions).params for _ in range(count)]
         return []
@@ -282,6 +278,8 @@ class SweepStudy:
         Args:
             total: the number of trials in the study.
         """
+        if not points:
+            return []
         url = self.address.url
         runs = [self._make_run(total + i, point) for i, point in enumerate(points)]
         # Until a trial has a run folder it belongs to no worker; others may then release it.

@@ -1,7 +1,7 @@
 """Read and write many rows of trials at once, where Optuna takes a transaction or more for each.
 
-On SQLite and servers the functions use the tables of `optuna.storages.RDBStorage`, whose columns
-are the same in all versions since 3.0. On Optuna's gRPC proxy they call its public methods.
+On SQLite and servers the functions use the tables of `optuna.storages.RDBStorage`, as Optuna has no
+public call for several trials. On Optuna's gRPC proxy they call its public methods.
 """
 
 import json
@@ -19,7 +19,7 @@ from fmnist_sweep.sweep.database import Address, load, read_trial, storage
 
 @dataclass(frozen=True)
 class TrialStatus:
-    """What has to be known of a trial before its result is told.
+    """A trial's id, state, run folder and recorded steps.
 
     Attributes:
         id: the trial's id in the database.

@@ -34,7 +34,7 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set.
+    """A data set; two are equal only if they are the same object.
 
     name: its name in logs and pages.
     origin: where it came from, as text for the log.

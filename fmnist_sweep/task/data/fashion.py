@@ -16,8 +16,6 @@ REQUIRED = ("root",)
 FORMAT = DataFormat((1, 28, 28), len(CLASS_NAMES), BYTES_TO_UNIT)
 TRAINING_IMAGES = 60_000  # as many of each class
 
-__all__ = ["CLASS_NAMES", "FORMAT", "REQUIRED", "TRAINING_IMAGES", "load", "stamp"]
-
 
 def load(config: DataConfig, parts: Sequence[PartName]) -> Dataset:
     """Find, verify and read the parts; see `loaders.Loader`."""
@@ -25,9 +23,8 @@ def load(config: DataConfig, parts: Sequence[PartName]) -> Dataset:
     read: dict[PartName, Part] = {split: _part(files, split) for split in _splits(parts)}
     found = fingerprint([sha256(files.folder / name) for name in SPLITS["train"]])
     return Dataset(
-        "Fashion-MNIST", files.origin, CLASS_NAMES, read, has_test=True,
-        fingerprint=found,
-    )  # fmt: skip
+        "Fashion-MNIST", files.origin, CLASS_NAMES, read, has_test=True, fingerprint=found
+    )
 
 
 def fingerprint(digests: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable, Sequence
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Protocol, cast
 
 from fmnist_sweep.base.errors import ConfigError
 from fmnist_sweep.task.config import DataConfig
@@ -48,10 +48,10 @@ def load(config: DataConfig, parts: Sequence[PartName]) -> Dataset:
         ConfigError: a key that this kind of data set needs is missing.
         DataError: see `Loader.load`.
     """
-    loader: Any = import_module(f"fmnist_sweep.task.data.{_MODULES[config.kind]}")
-    for key in loader.REQUIRED:
-        if getattr(config, key) is None:
-            shown = "_target_" if key == "function" else key
+    loader = cast(Loader, import_module(f"fmnist_sweep.task.data.{_MODULES[config.kind]}"))
+    for name in loader.REQUIRED:
+        if getattr(config, name) is None:
+            shown = "_target_" if name == "function" else name
             raise ConfigError(f"data.{shown}: is missing; data={config.kind} needs it")
     key = config.model_dump_json(include=_KEYS), tuple(parts), loader.stamp(config, parts)
     if key not in _loaded:

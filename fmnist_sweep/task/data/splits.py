@@ -3,7 +3,7 @@
 import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from fmnist_sweep.engine.data import (
 from fmnist_sweep.task.config import DataConfig
 from fmnist_sweep.task.data import fashion, loaders
 from fmnist_sweep.task.data.dataset import Dataset, Part, PartName
+from fmnist_sweep.task.data.idx import CLASS_NAMES
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ PIECE = 1024  # images that are read at a time
 
 @dataclass(frozen=True)
 class Description:
-    """What can be known of a trial's data before it trains.
+    """The format of a trial's data and the number of its training examples.
 
     format: shape, classes and scaling.
     training: the number of training examples.
@@ -52,7 +53,7 @@ def describe(config: DataConfig) -> Description:
         each = fashion.TRAINING_IMAGES // fashion.FORMAT.classes
         labels = np.repeat(np.arange(fashion.FORMAT.classes), each)
         _check_batch_size(config, len(labels))
-        split = _split(labels, fashion.CLASS_NAMES, config, has_validation=False)
+        split = _split(labels, CLASS_NAMES, config, has_validation=False)
         return Description(fashion.FORMAT, len(split.train))
     data = load(config, torch.device("cpu"), test=False)
     return Description(data.format, len(data.train))
@@ -77,7 +78,7 @@ def load(config: DataConfig, device: torch.device, test: bool) -> DataSplits:
     _check_batch_size(config, len(dataset.parts["train"]))
     # The split does not depend on the batch size: trials with different sizes share a copy.
     key = config.model_copy(update={"batch_size": 1, "arguments": None})
-    data = _split_and_move(_Once(dataset), key, device)
+    data = _split_and_move(dataset, key, device)
     log.info(
         "Data: %s training, %s validation%s %s%s from %s",
         f"{len(data.train):,}",
@@ -99,7 +100,7 @@ def load(config: DataConfig, device: torch.device, test: bool) -> DataSplits:
             "data.validation=train: nothing is held out; the validation figures are of examples "
             "that are trained on"
         )
-    return data if test else DataSplits(data.train, data.validation, None, data.format, data.about)
+    return data if test else replace(data, test=None)
 
 
 def load_test(config: DataConfig) -> tuple[Examples, DataFormat, tuple[str, ...]]:
@@ -119,23 +120,9 @@ def _parts(config: DataConfig, test: bool) -> tuple[PartName, ...]:
     return ("train", "validation", "test") if opened else ("train", "validation")
 
 
-class _Once:
-    """A data set as a part of a cache's key, by identity."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Once) and self.dataset is other.dataset
-
-    def __hash__(self) -> int:
-        return id(self.dataset)
-
-
 @functools.lru_cache(maxsize=1)
-def _split_and_move(once: _Once, config: DataConfig, device: torch.device) -> DataSplits:
+def _split_and_move(dataset: Dataset, config: DataConfig, device: torch.device) -> DataSplits:
     """Return the parts on the device. All trials of a sweep share one copy."""
-    dataset = once.dataset
     parts = dataset.parts
     whole, own, test = parts["train"], parts.get("validation"), parts.get("test")
     split = _split(whole.labels, dataset.classes, config, has_validation=own is not None)
