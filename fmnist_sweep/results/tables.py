@@ -146,17 +146,26 @@ class Sweep:
             for folder in reversed(folders):
                 if latest and latest.folder == folder:
                     break
-                try:
-                    run = read_run(trial, folder)
-                except (OSError, ValueError) as error:
-                    raise ReportError(f"{folder}: not a run: {error}") from None
-                if run:
-                    self.runs[trial] = run
+                if run := self.add(trial, folder):
                     new.append(run)
                     break
         if any(not (run.folder / "trial.json").exists() for run in new):
             self.runs = _drop_constant_params(self.runs)
         return new
+
+    def add(self, trial: int, folder: Path) -> Run | None:
+        """Read a run; return None if it has not finished.
+
+        Raises:
+            ReportError: a file of the run is missing, torn or invalid.
+        """
+        try:
+            run = read_run(trial, folder)
+        except (OSError, ValueError) as error:
+            raise ReportError(f"{folder}: not a run: {error}") from None
+        if run:
+            self.runs[trial] = run
+        return run
 
     def sweep_table(self) -> pd.DataFrame:
         """Return one row per trial, by trial; accuracies in [0, 1], losses in nats, times in s."""

@@ -1,9 +1,13 @@
 """Hydra jobs: compose and run one in any process, or begin many in this one."""
 
 import copy
+import functools
+import itertools
+import operator
 import os
 import pickle
 import re
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,7 +23,7 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import HydraContext, TaskFunction
 from hydra.utils import get_class
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from fmnist_sweep.base.errors import ImpossibleTrial, hydra_line
@@ -139,7 +143,7 @@ class JobStarter:
         return self.groups[key]
 
 
-_PLAIN_KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
+_PLAIN_KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _PLAIN_VALUE = re.compile(r"'?[\w.+-]+'?")
 
 
@@ -181,6 +185,7 @@ class _Template:
         self.parser = OverridesParser.create()
         self.nodes: dict[str, list[Any]] = {}
         self.values: dict[str, Any] = {}  # as they were set last
+        self.texts: tuple[_Text, ...] = ()  # of `task` and `hydra`
         self.plain: set[str] = set()  # the last job's overrides that set a plain value
 
     def apply(self, number: int, overrides: Sequence[str], plain: Sequence[str]) -> None:
@@ -234,13 +239,12 @@ class _Template:
         if hydra.output_subdir is not None:
             folder = run / hydra.output_subdir
             folder.mkdir(exist_ok=True)
-            parts = (
-                ("config", self.task),
-                ("hydra", self.hydra),
-                ("overrides", hydra.overrides.task),
+            self.texts = self.texts or tuple(
+                _Text(part, self.values) for part in (self.task, self.hydra)
             )
-            for name, part in parts:
-                (folder / f"{name}.yaml").write_text(OmegaConf.to_yaml(part), encoding="utf-8")
+            texts = [*map(str, self.texts), OmegaConf.to_yaml(hydra.overrides.task)]
+            for name, text in zip(("config", "hydra", "overrides"), texts):
+                (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
         with _hydra_config(self.hydra):
             try:
                 returned.return_value = task(self.task)
@@ -249,6 +253,62 @@ class _Template:
                 returned.return_value = error
                 returned.status = JobStatus.FAILED
         return returned
+
+
+class _Text:
+    """The YAML text of a configuration that changes in some keys.
+
+    `OmegaConf.to_yaml` takes ten times as long for the whole configuration.
+    """
+
+    def __init__(self, config: DictConfig, keys: Iterable[str]) -> None:
+        content: Any = OmegaConf.to_container(config, enum_to_str=True)
+        marked = {}
+        for key in keys:
+            *parents, name = key.split(".")
+            if (parents or [name])[0] in content:  # otherwise the other part's
+                node = functools.reduce(operator.getitem, parents, content)
+                node[name] = mark = f"mark-{uuid.uuid4().hex}"
+                parent = OmegaConf.select(config, ".".join(parents)) if parents else config
+                marked[mark] = (parent, name, len(parents))
+        text = OmegaConf.to_yaml(OmegaConf.create(content))
+        marks = sorted(marked, key=text.index)
+        self.parts = re.split("|".join(f" {mark}\n" for mark in marks), text)
+        self.places = [marked[mark] for mark in marks]
+
+    def __str__(self) -> str:
+        texts = (_value_text(parent[name], depth) for parent, name, depth in self.places)
+        pairs = itertools.zip_longest(self.parts, texts, fillvalue="")
+        return "".join(itertools.chain.from_iterable(pairs))
+
+
+def _value_text(value: Any, depth: int) -> str:
+    """Return a value as YAML has it after a key with a number of parents, with the line's end."""
+    is_list = isinstance(value, ListConfig) and len(value) > 0
+    texts = [_plain_text(item) for item in (value if is_list else [value])]
+    if None not in texts:
+        indent = "  " * depth
+        return "".join(f"\n{indent}- {text}" if is_list else f" {text}" for text in texts) + "\n"
+    for _ in range(depth + 1):
+        value = {"key": value}
+    return OmegaConf.to_yaml(value).split("\n", depth)[-1].partition(":")[2]
+
+
+def _plain_text(value: Any) -> str | None:
+    """Return a value as `OmegaConf.to_yaml` writes it; None where that is not obvious."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    text = str(value)
+    if isinstance(value, int) or (isinstance(value, float) and _DECIMAL.fullmatch(text)):
+        return text
+    if isinstance(value, str) and text.isdecimal() and text.isascii():
+        return f"'{text}'"
+    return text if isinstance(value, str) and _NO_WORD.fullmatch(text) else None
+
+
+_DECIMAL = re.compile(r"-?\d+\.\d+")
+# With a slash or `=` in it, it is neither a number nor a word with a meaning such as `null`.
+_NO_WORD = re.compile(r"[A-Za-z_/][\w./+-]*[=/][\w./+=-]*", re.ASCII)
 
 
 def _is_same(value: Any, other: Any) -> bool:

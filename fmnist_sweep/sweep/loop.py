@@ -217,7 +217,10 @@ class SweepLoop:
             error = error or ProcessDied("ended without a result")
             record.finish(run, "FAILED", describe(error))
             tell(self.study.address, number, run, self.settings.objective)
-        self.refresh()
+        with self.writing:
+            if ended := self.table.add(number, run):
+                self.display.finished(ended)
+            self._write_when_due(new=True)
         # Values that do not go together are no sign that other trials will fail.
         if not isinstance(error, ImpossibleTrial):
             self._count_failure(number)
@@ -279,15 +282,17 @@ class SweepLoop:
             final: write the tables in any case.
         """
         with self.writing:
-            new = self._read_finished()
-            due = time.monotonic() - self.written_at >= self.writing_took / TABLES_SHARE
-            if final or (new and due):
-                began = time.monotonic()
-                with self.study.lock:
-                    self._read_finished()
-                    self.table.write()
-                self.written_at = time.monotonic()
-                self.writing_took = self.written_at - began
+            self._write_when_due(bool(self._read_finished()), final)
+
+    def _write_when_due(self, new: bool, final: bool = False) -> None:
+        due = time.monotonic() - self.written_at >= self.writing_took / TABLES_SHARE
+        if final or (new and due):
+            began = time.monotonic()
+            with self.study.lock:
+                self._read_finished()
+                self.table.write()
+            self.written_at = time.monotonic()
+            self.writing_took = self.written_at - began
 
     def _read_finished(self) -> list[Run]:
         new = self.table.update()

@@ -90,15 +90,16 @@ def tell(
             backend.set_trial_user_attr(trial.id, "reason", summary["reason"])
         if trial.state == TrialState.WAITING:
             backend.set_trial_state_values(trial.id, TrialState.RUNNING)
+        if summary["state"] == "COMPLETE":
+            figures = {**(summary.get("metrics") or {}), **summary}
+            values = [float(figures[name]) for name in objectives]
+            trial_rows.complete(address.url, trial, values, steps or {})
+            return
         trial_rows.set_steps(address.url, trial, steps or {})
         if summary["state"] == "PRUNED":  # its value is that of its last step
             load(address).tell(number, state=TrialState.PRUNED, skip_if_finished=True)
-        elif summary["state"] == "FAILED":
-            backend.set_trial_state_values(trial.id, TrialState.FAIL)
         else:
-            figures = {**(summary.get("metrics") or {}), **summary}
-            values = [float(figures[name]) for name in objectives]
-            backend.set_trial_state_values(trial.id, TrialState.COMPLETE, values)
+            backend.set_trial_state_values(trial.id, TrialState.FAIL)
 
     retry(tell_once)
 
@@ -283,8 +284,9 @@ class SweepStudy:
         url = self.address.url
         runs = [self._make_run(total + i, point) for i, point in enumerate(points)]
         # Until a trial has a run folder it belongs to no worker; others may then release it.
-        ids = [retry(partial(self._create_running, point)) for point in points]
-        numbers = retry(partial(trial_rows.read_numbers, url, ids))
+        begin = partial(trial_rows.begin, self.address, points, self.space.distributions)
+        ids = retry(begin)
+        numbers = list(ids)
         for i, (number, point) in enumerate(zip(numbers, points)):
             if number != total + i:  # another program has added a trial
                 runs[i] = self._make_run(number, point)
@@ -292,17 +294,9 @@ class SweepStudy:
         if numbers[-1] + 1 == total + len(points) and self._n_seen == total:
             self._n_seen += len(points)  # no other has added trials
         fixed = self.space.fixed_values
-        attributes = {id: {**fixed, "run": run.name} for id, run in zip(ids, runs)}
+        attributes = {id: {**fixed, "run": run.name} for id, run in zip(ids.values(), runs)}
         retry(partial(trial_rows.set_attributes, url, attributes))
         return [TakenTrial(*row) for row in zip(numbers, points, runs)]
-
-    def _create_running(self, point: dict[str, Any]) -> int:
-        """Create a running trial; return its id."""
-        trial = optuna.trial.create_trial(
-            state=TrialState.RUNNING, params=point, distributions=self.space.distributions
-        )
-        backend = storage(self.address.url)
-        return backend.create_new_trial(self.study._study_id, template_trial=trial)
 
     def _make_run(self, number: int, params: Mapping[str, Any]) -> Path:
         """Make a trial's run folder with its `trial.json`."""

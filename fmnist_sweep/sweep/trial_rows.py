@@ -8,11 +8,14 @@ import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy
+from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.storages import RDBStorage
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
+from sqlalchemy import column
 
 from fmnist_sweep.sweep.database import Address, load, read_trial, storage
 
@@ -77,18 +80,74 @@ def count(address: Address) -> tuple[int, int]:
     return len(states), states.count(TrialState.WAITING)
 
 
-def read_numbers(url: str, trial_ids: Sequence[int]) -> list[int]:
-    """Return the numbers of trials, given by their ids."""
-    backend = storage(url)
+_STUDY = sqlalchemy.table("studies", column("study_id"))
+# A trial's number is the count of the trials before it, as in Optuna.
+_INSERT_TRIAL = sqlalchemy.text(
+    """
+    INSERT INTO trials (number, study_id, state, datetime_start)
+    SELECT count(*), :study, 'RUNNING', :now FROM trials WHERE study_id = :study
+    """
+).bindparams(sqlalchemy.bindparam("now", type_=sqlalchemy.DateTime))
+_LAST_TRIALS = """
+    SELECT number, trial_id FROM trials WHERE study_id = :study ORDER BY number DESC LIMIT :count
+"""
+_INSERT_PARAM = """
+    INSERT INTO trial_params (trial_id, param_name, param_value, distribution_json)
+    VALUES (:trial, :name, :value, :distribution)
+"""
+
+
+def begin(
+    address: Address,
+    points: Sequence[Mapping[str, Any]],
+    distributions: Mapping[str, BaseDistribution],
+) -> dict[int, int]:
+    """Create running trials.
+
+    Args:
+        points: the parameters of each, by name.
+        distributions: those of the parameters, by name.
+
+    Returns:
+        The trials' ids by number, in the order of the points.
+    """
+    backend, study = storage(address.url), load(address)._study_id
     if not isinstance(backend, RDBStorage):
-        return [backend.get_trial_number_from_id(trial_id) for trial_id in trial_ids]
-    query = sqlalchemy.text(
-        "SELECT trial_id, number FROM trials WHERE trial_id IN :ids"
-    ).bindparams(sqlalchemy.bindparam("ids", expanding=True))
+        ids = [
+            backend.create_new_trial(
+                study,
+                template_trial=create_trial(
+                    state=TrialState.RUNNING, params=dict(point), distributions=dict(distributions)
+                ),
+            )
+            for point in points
+        ]
+        return {backend.get_trial_number_from_id(trial_id): trial_id for trial_id in ids}
+    texts = {name: distribution_to_json(one) for name, one in distributions.items()}
     with backend.engine.begin() as connection:
-        rows = connection.execute(query, {"ids": list(trial_ids)}).all()
-    numbers = {trial_id: number for trial_id, number in rows}
-    return [numbers[trial_id] for trial_id in trial_ids]
+        # Optuna locks this row too while it adds a trial; on SQLite the first insertion locks.
+        connection.execute(
+            sqlalchemy.select(_STUDY).where(_STUDY.c.study_id == study).with_for_update()
+        )
+        now = datetime.now()
+        for _ in points:
+            connection.execute(_INSERT_TRIAL, {"study": study, "now": now})
+        wanted = {"study": study, "count": len(points)}
+        rows = connection.execute(sqlalchemy.text(_LAST_TRIALS), wanted).all()
+        ids_by_number = {number: trial_id for number, trial_id in reversed(rows)}
+        params = [
+            {
+                "trial": trial_id,
+                "name": name,
+                "value": distributions[name].to_internal_repr(value),
+                "distribution": texts[name],
+            }
+            for trial_id, point in zip(ids_by_number.values(), points)
+            for name, value in point.items()
+        ]
+        if params:
+            connection.execute(sqlalchemy.text(_INSERT_PARAM), params)
+    return ids_by_number
 
 
 def set_attributes(url: str, attributes: Mapping[int, Mapping[str, Any]]) -> None:
@@ -124,6 +183,44 @@ _INSERT_STEP = """
         (trial_id, step, intermediate_value, intermediate_value_type)
     VALUES (:trial, :step, :value, 'FINITE')
 """
+_INSERT_VALUE = """
+    INSERT INTO trial_values (trial_id, objective, value, value_type)
+    VALUES (:trial, :objective, :value, 'FINITE')
+"""
+_END = sqlalchemy.text(
+    """
+    UPDATE trials SET state = 'COMPLETE', datetime_complete = :now
+    WHERE trial_id = :trial AND state = 'RUNNING'
+    """
+).bindparams(sqlalchemy.bindparam("now", type_=sqlalchemy.DateTime))
+
+
+def complete(
+    url: str, trial: TrialStatus, values: Sequence[float], steps: Mapping[int, float]
+) -> None:
+    """End a running trial with its values, unless it has ended already.
+
+    Args:
+        url: see `storage`.
+        trial: the trial; steps that it has already are left as they are.
+        values: one for each objective, none NaN.
+        steps: further values by step.
+    """
+    backend = storage(url)
+    numbers = [*values, *steps.values()]
+    if not isinstance(backend, RDBStorage) or not all(map(math.isfinite, numbers)):
+        set_steps(url, trial, steps)
+        backend.set_trial_state_values(trial.id, TrialState.COMPLETE, values)
+        return
+    with backend.engine.begin() as connection:
+        wanted = {"trial": trial.id, "now": datetime.now()}
+        if connection.execute(_END, wanted).rowcount == 0:
+            return
+        rows = [
+            {"trial": trial.id, "objective": i, "value": value} for i, value in enumerate(values)
+        ]
+        connection.execute(sqlalchemy.text(_INSERT_VALUE), rows)
+        _insert_steps(connection, trial, steps)
 
 
 def set_steps(url: str, trial: TrialStatus, steps: Mapping[int, float]) -> None:
@@ -135,11 +232,22 @@ def set_steps(url: str, trial: TrialStatus, steps: Mapping[int, float]) -> None:
         steps: the values by step.
     """
     backend = storage(url)
-    new = {step: value for step, value in steps.items() if step not in trial.steps}
-    if new and isinstance(backend, RDBStorage) and all(map(math.isfinite, new.values())):
-        rows = [{"trial": trial.id, "step": step, "value": value} for step, value in new.items()]
+    if isinstance(backend, RDBStorage) and all(map(math.isfinite, steps.values())):
         with backend.engine.begin() as connection:
-            connection.execute(sqlalchemy.text(_INSERT_STEP), rows)
+            _insert_steps(connection, trial, steps)
         return
-    for step, value in new.items():
-        backend.set_trial_intermediate_value(trial.id, step, value)
+    for step, value in steps.items():
+        if step not in trial.steps:
+            backend.set_trial_intermediate_value(trial.id, step, value)
+
+
+def _insert_steps(
+    connection: sqlalchemy.Connection, trial: TrialStatus, steps: Mapping[int, float]
+) -> None:
+    rows = [
+        {"trial": trial.id, "step": step, "value": value}
+        for step, value in steps.items()
+        if step not in trial.steps
+    ]
+    if rows:
+        connection.execute(sqlalchemy.text(_INSERT_STEP), rows)

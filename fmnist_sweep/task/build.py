@@ -1,6 +1,8 @@
 """Build what a configuration describes: the model, the optimizer and the device."""
 
+import contextlib
 import copy
+import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -74,28 +76,35 @@ def build(config: Config, data: DataFormat, count: int) -> Trial:
         )
     target, arguments = config.model.target, config.model.arguments
     given = _asked_for(target, {"inputs": tuple(data.shape), "classes": data.classes})
-    torch.manual_seed(config.seed)
-    model = _instantiate("model", target, {**given, **arguments})
+    model = _make_model(target, {**given, **arguments}, config.seed)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model._target_={config.model.target}: must make a torch.nn.Module")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError(f"model._target_={config.model.target}: has no weights to train")
     _check_last_batch(config, model, data.shape, count)
     arguments = config.optimizer.arguments
-    partial = _instantiate("optimizer", config.optimizer.target, arguments, _partial_=True)
-    cls = partial.func
+    cls = _class("optimizer", config.optimizer.target)
     if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
         raise ConfigError(f"optimizer._target_={config.optimizer.target}: must be an optimizer")
     _check_optimizer(cls, arguments)
     return Trial(model, cls, dict(arguments), config.seed, config.trainer.epochs, _recipe(config))
 
 
+def _make_model(target: str, arguments: Mapping[str, Any], seed: int) -> Any:
+    """Call a model's class; leave arguments that may hold further targets to Hydra."""
+    if not any(isinstance(value, dict | list) for value in arguments.values()):
+        cls = _class("model", target)
+        torch.manual_seed(seed)
+        with contextlib.suppress(Exception):  # Hydra has the words for what goes wrong
+            return cls(**arguments)
+    torch.manual_seed(seed)
+    return _instantiate("model", target, arguments)
+
+
 def _asked_for(target: str, offered: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of the arguments that a model's class names among its parameters."""
-    # Without arguments, so that nothing within them is instantiated twice.
-    cls = _instantiate("model", target, {}, _partial_=True).func
     try:
-        known = inspect.signature(cls).parameters
+        known = inspect.signature(_class("model", target)).parameters
     except ValueError:  # a class that is written in C
         return {}
     return {name: value for name, value in offered.items() if name in known}
@@ -180,6 +189,17 @@ def device(config: Config) -> torch.device:
     if named.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError(f"trainer.device={wish}: no MPS device here; auto takes what there is")
     return named
+
+
+def _class(group: str, target: str) -> Any:
+    """Return what a trusted target names."""
+    return _look_up(group, target, trusted_targets())
+
+
+@functools.lru_cache(maxsize=64)
+def _look_up(group: str, target: str, _trusted: Sequence[str]) -> Any:
+    """Let Hydra look up a target, which takes it milliseconds."""
+    return _instantiate(group, target, {}, _partial_=True).func
 
 
 def _instantiate(group: str, target: str, arguments: Mapping[str, Any], **special: Any) -> Any:

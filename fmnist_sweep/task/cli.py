@@ -16,7 +16,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 from fmnist_sweep.base import command
@@ -39,9 +39,12 @@ def parsed(config: DictConfig) -> Config:
     if "hydra" in config:
         task = {key: value for key, value in config.items_ex(resolve=False) if key != "hydra"}
         config = OmegaConf.create(task)
-    if missing := sorted(OmegaConf.missing_keys(config)):
-        raise ConfigError("\n".join(f"{key}: must be given: {key}=..." for key in missing))
-    values = OmegaConf.to_container(config, resolve=True)
+    try:
+        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue:
+        missing = sorted(OmegaConf.missing_keys(config))
+        lines = [f"{key}: must be given: {key}=..." for key in missing]
+        raise ConfigError("\n".join(lines)) from None
     assert isinstance(values, dict)
     # A job may run in its run folder; Hydra knows the directory of the command.
     folder = HydraConfig.get().runtime.cwd if HydraConfig.initialized() else os.curdir
