@@ -15,6 +15,7 @@ from benchmarks import (
     convolving,
     coordinating,
     overhead,
+    own_data,
     stacking,
     sweeping,
     training,
@@ -76,6 +77,11 @@ ROWS = {
         "what a sweep of 500 trials costs beside its trials",
         lambda root, options: sweeping.measure(root, options.rounds),
         sweeping.table,
+    ),
+    "own-data": Row(
+        "searches on small data sets, beside scikit-learn's MLPClassifier",
+        lambda root, options: own_data.measure(options.rounds),
+        own_data.table,
     ),
     "gpu": Row(
         "trials on a CUDA device, up to 256 to a step",

@@ -139,7 +139,7 @@ def table(seconds: dict[str, list[float]]) -> str:
 
 def resident(data: DataSplits) -> Contender:
     """Return a hand-written loop over images on the device: PyTorch's fused Adam, no `.item()`."""
-    device = data.train.inputs.device
+    device = data.device
     model = training.published_network().to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.001, fused=True)
     images, validation = (BYTES_TO_UNIT(p.inputs) for p in (data.train, data.validation))

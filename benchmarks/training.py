@@ -17,6 +17,7 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 from fmnist_sweep.engine import step
+from fmnist_sweep.engine.chunk import Chunk
 from fmnist_sweep.engine.data import BYTES_TO_UNIT, DataSplits
 from fmnist_sweep.task import build
 from fmnist_sweep.task.cli import parsed
@@ -149,7 +150,7 @@ def ours(data: DataSplits, config: Config, bf16: bool = False) -> Contender:
     batch = config.data.batch_size
     steps = step.StepCache(trial, data.format, True, bf16, CPU)
     row = step.TrialState(0, trial, steps, -(-len(data.train) // batch))
-    chunk = step.Chunk([row], steps, data.train, batch)
+    chunk = Chunk([row], steps, data.train, batch)
 
     def train() -> None:
         chunk.begin_epoch()

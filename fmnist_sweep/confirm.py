@@ -12,7 +12,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m fmnist_sweep.confirm",
         description="Trains a sweep's winners and the baseline again on fresh seeds, then the "
-        "winner on all training images, and opens the test set once. Interrupted? Run the "
+        "winner on all training examples, and opens the test set once. Interrupted? Run the "
         "same command to resume.",
     )
     parser.add_argument("folder", type=Path, help="a sweep's folder, such as multirun/NAME")
@@ -22,7 +22,7 @@ def main() -> None:
         "--refit",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="train the winner on all training images before the test (default); "
+        help="train the winner on all training examples before the test (default); "
         "otherwise its models of the fresh seeds are tested",
     )
     parser.add_argument(

@@ -12,10 +12,11 @@ from torchvision.transforms.v2 import functional as torchvision
 
 from fmnist_sweep import augment as command
 from fmnist_sweep.engine.augmentation import augmented, draws, parts
+from fmnist_sweep.engine.chunk import Chunk
 from fmnist_sweep.engine.data import BYTES_TO_UNIT, DataSplits, Examples, epoch_permutation
 from fmnist_sweep.engine.recipe import Recipe
 from fmnist_sweep.engine.settings import AugmentConfig
-from fmnist_sweep.engine.step import Chunk, StepCache, Trial, TrialState
+from fmnist_sweep.engine.step import StepCache, Trial, TrialState
 from fmnist_sweep.task.cli import parsed
 from fmnist_sweep.task.config import conf_folder
 from fmnist_sweep.task.data.fashion import FORMAT

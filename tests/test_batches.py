@@ -43,7 +43,7 @@ def test_split_depends_on_its_seed_alone(labels: np.ndarray) -> None:
 
 
 def test_split_of_too_few_images() -> None:
-    with pytest.raises(ConfigError, match="ask for 11 images of 10"):
+    with pytest.raises(ConfigError, match="ask for 11 examples of 10"):
         stratified(np.zeros(10, np.uint8), np.arange(10), 11, seed=0)
 
 
@@ -130,7 +130,7 @@ def test_a_class_without_images_is_one_line(data_root: Path, tmp_path: Path) -> 
             content[8:] = bytes(content[8:]).replace(b"\x04", b"\x03")
         (raw / file.name).write_bytes(content)
     bare = config(tmp_path, verify=False, classes=[3, 4])
-    with pytest.raises(ConfigError, match=r"data.classes=\[3, 4\]: there is no image of class 4"):
+    with pytest.raises(ConfigError, match=r"data.classes=\[3, 4\]: no example is of class 4"):
         load(bare, torch.device("cpu"), test=False)
 
 

@@ -9,10 +9,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
+from fmnist_sweep.base.errors import ConfigError
 from fmnist_sweep.base.locks import FolderLock
 from fmnist_sweep.engine import checkpoint
 from fmnist_sweep.engine.checkpoint import Checkpoint, CheckpointError
@@ -104,6 +106,20 @@ def test_interrupted_runs_end_as_if_they_had_not_been(recipe: str) -> None:
     run(settings, "parts")
     assert left("parts") == left("whole")
     assert not list(Path("parts").glob("checkpoint*"))
+
+
+def test_a_run_does_not_resume_on_other_data() -> None:
+    images = np.arange(100 * 36, dtype=np.uint8).reshape(100, 6, 6)
+    np.savez("a.npz", x_train=images, y_train=np.arange(100) % 2)
+    settings = config("data=arrays", "data.path=a.npz", "data.train_size=50", "data.val_size=20")
+    run_until(3, settings, "parts")
+    kept = Path("parts/environment.json").read_bytes()
+    np.savez("a.npz", x_train=images[::-1], y_train=np.arange(100) % 2)
+    with pytest.raises(ConfigError, match="parts: was interrupted while it trained on other data"):
+        run(settings, "parts")
+    assert Path("parts/environment.json").read_bytes() == kept
+    np.savez("a.npz", x_train=images, y_train=np.arange(100) % 2)
+    assert run(settings, "parts")["state"] == "COMPLETE"
 
 
 @pytest.mark.gpu

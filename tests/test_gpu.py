@@ -31,7 +31,7 @@ def there(data: DataSplits) -> DataSplits:
     train, validation = (
         Examples(part.inputs.cuda(), part.labels.cuda()) for part in (data.train, data.validation)
     )
-    return DataSplits(train, validation, None, FORMAT)
+    return DataSplits(train, validation, None, FORMAT, device=torch.device("cuda"))
 
 
 def check_near(ours: list[list[Epoch]], cases: list[Case], data: DataSplits) -> None:

@@ -4,12 +4,14 @@ import csv
 import io
 import json
 import os
+import pickle
 import re
 import struct
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +41,12 @@ from fmnist_sweep.engine.data import (
 from fmnist_sweep.engine.settings import AugmentConfig
 from fmnist_sweep.results import record
 from fmnist_sweep.task.config import DataConfig
-from fmnist_sweep.task.data import image_folder, loaders
+from fmnist_sweep.task.data import image_folder, loaders, splits
+from fmnist_sweep.task.data.dataset import Part
 from fmnist_sweep.task.data.splits import describe, image_scaling, load, load_test, stratified
+from tests import test_stacks
 from tests.conftest import ROOT, Command, InProcess
+from tests.test_stacks import Case, train
 
 CPU = torch.device("cpu")
 PAGE = ROOT / "docs" / "your-own-data.md"
@@ -731,6 +736,44 @@ def test_files_that_are_mapped_are_not_copied(tmp_path: Path) -> None:
         for a, b in ((mapped.train, read.train), (mapped.validation, read.validation)):
             assert all(map(torch.equal, a.slice(3, 9), b.slice(3, 9)))
             assert torch.equal(a.own_labels, b.labels)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("mapped", [False, True])
+def test_examples_that_stay_on_the_host_give_the_same_numbers(mapped: bool, tmp_path: Path) -> None:
+    for name, array in arrays(300, (28, 28)).items():
+        np.save(tmp_path / f"{name}.npy", array)
+    resident = load(config("arrays", path=str(tmp_path)), CPU, test=False)
+    if not mapped:
+        whole = Examples(*resident.train.slice(0, len(resident.train)))
+        resident = replace(resident, train=whole)
+    streamed = replace(resident, train=replace(resident.train, streamed=True))
+    cases = [Case(seed, batch=32, recipe=test_stacks.changed(flip=0.5)) for seed in range(3)]
+    histories, _ = train(cases, streamed)
+    assert len(histories[0]) == 2 and histories == train(cases, resident)[0]
+
+
+def test_another_process_maps_the_file_again(tmp_path: Path) -> None:
+    values = arrays(3000, (32, 32))
+    for name, array in values.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    data = load(config("arrays", path=str(tmp_path)), CPU, test=False)
+    text = pickle.dumps(data)
+    assert len(text) < values["x_train"].nbytes / 20
+    again = pickle.loads(text)
+    for mine, theirs in ((data.train, again.train), (data.validation, again.validation)):
+        assert all(map(torch.equal, mine.slice(0, 3000), theirs.slice(0, 3000)))
+
+
+def test_examples_larger_than_half_of_the_memory_stay_on_the_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    needed = arrays(100)["x_train"].nbytes
+    chosen = [splits._Chosen(Part(*arrays(100).values()), np.arange(100))]
+    for free, fits in ((2 * needed, True), (2 * needed - 1, False)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 10**9))
+        assert splits._fit(chosen, torch.device("cuda")) is fits
+    assert splits._fit(chosen, CPU)
 
 
 def test_a_run_of_mapped_files_is_the_same(fmnist_train: Command, tmp_path: Path) -> None:

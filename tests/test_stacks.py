@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fmnist_sweep.base.errors import ProcessDied
-from fmnist_sweep.engine import optimizers, stack, step, training_jobs
+from fmnist_sweep.engine import optimizers, stack, training_jobs
 from fmnist_sweep.engine.checkpoint import Checkpoint, State
+from fmnist_sweep.engine.chunk import Chunk
 from fmnist_sweep.engine.compiling import worth_compiling
 from fmnist_sweep.engine.data import DataSplits, Examples
 from fmnist_sweep.engine.recipe import Recipe
@@ -28,7 +29,7 @@ from fmnist_sweep.engine.settings import (
     PlateauConfig,
 )
 from fmnist_sweep.engine.stack import Outcome, Progress, StackKey
-from fmnist_sweep.engine.step import Trial
+from fmnist_sweep.engine.step import Trial, TrialState
 from fmnist_sweep.engine.training_jobs import JobScheduler, TrainingJob
 from fmnist_sweep.engine.workers import ProcessWorker, Worker
 from fmnist_sweep.results.record import Epoch
@@ -292,9 +293,9 @@ def test_the_death_of_a_process_costs_one_trial(
 
 
 def test_a_failure_costs_one_trial(data: DataSplits, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = step.Chunk.run
+    real = Chunk.run
 
-    def fail(chunk: step.Chunk, batches: int) -> None:
+    def fail(chunk: Chunk, batches: int) -> None:
         if len(chunk.rows) > 2:
             raise torch.OutOfMemoryError("no room for so many")
         if any(row.number == 5 for row in chunk.rows) and chunk.batch == 5:
@@ -303,7 +304,7 @@ def test_a_failure_costs_one_trial(data: DataSplits, monkeypatch: pytest.MonkeyP
 
     cases = [Case(seed) for seed in range(8)]
     with monkeypatch.context() as patch:
-        patch.setattr(step.Chunk, "run", fail)
+        patch.setattr(Chunk, "run", fail)
         histories, jobs = train(cases, data)
     assert str(jobs[5].error) == "this one never works" and not histories[5]
     del cases[5], histories[5], jobs[5]
@@ -333,7 +334,7 @@ def test_a_step_that_fails_half_way_is_taken_again(
 
 @pytest.mark.parametrize(
     ("cls", "method"),
-    [(step.TrialState, "begin"), (step.TrialState, "epoch_ended"), (step.Chunk, "begin_epoch")],
+    [(TrialState, "begin"), (TrialState, "epoch_ended"), (Chunk, "begin_epoch")],
 )
 def test_a_failure_between_steps_costs_one_trial(
     cls: type, method: str, data: DataSplits, monkeypatch: pytest.MonkeyPatch

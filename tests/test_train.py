@@ -211,7 +211,7 @@ def test_too_many_images_of_some_classes_is_one_line(fmnist_train: Command) -> N
     outcome = fmnist_train("data.classes=[1,0]", "data.train_size=10001")
     assert outcome.err.strip() == (
         "data.train_size=10001: must be at most 10000, what data.val_size=10000 leaves of 12000 "
-        "training images of data.classes=[0, 1]"
+        "training examples of data.classes=[0, 1]"
     )
 
 

@@ -1,11 +1,14 @@
 """Labelled examples on a device, and the order in which a trial sees them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -61,18 +64,32 @@ class DataFormat:
 
 @dataclass(frozen=True)
 class Examples:
-    """Labelled examples on one device.
+    """Labelled examples, on the device of the training or on the host.
 
     inputs: uint8 or float32 [N, *shape]. Bytes take a quarter of float32's memory traffic; each
         batch is scaled anew.
     labels: int64 [N].
     rows: int64 [n], those of the N that belong to the part; None for all. Inputs that are mapped
         into memory from a file are not copied for each part.
+    streamed: they stay on the host, from where each batch is copied to the device.
+    file: the array that maps the file of the inputs; another process maps it again.
     """
 
     inputs: torch.Tensor
     labels: torch.Tensor
     rows: torch.Tensor | None = None
+    streamed: bool = False
+    file: np.memmap[Any, Any] | None = None
+
+    def __reduce__(self) -> Any:
+        file = self.file
+        if file is None:
+            inputs: Any = self.inputs
+        else:
+            inputs = partial(
+                np.memmap, file.filename, file.dtype, "c", offset=file.offset, shape=file.shape
+            )
+        return _examples, (inputs, self.labels, self.rows, self.streamed)
 
     def __len__(self) -> int:
         return len(self.labels if self.rows is None else self.rows)
@@ -88,6 +105,18 @@ class Examples:
         return self.inputs[chosen], self.labels[chosen]
 
 
+def _examples(
+    inputs: torch.Tensor | Callable[[], "np.memmap[Any, Any]"],
+    labels: torch.Tensor,
+    rows: torch.Tensor | None,
+    streamed: bool,
+) -> Examples:
+    if isinstance(inputs, torch.Tensor):
+        return Examples(inputs, labels, rows, streamed)
+    file = inputs()
+    return Examples(torch.from_numpy(file), labels, rows, streamed, file)
+
+
 @dataclass(frozen=True)
 class DataSplits:
     """The examples of a trial.
@@ -97,6 +126,7 @@ class DataSplits:
     test: examples for the final test; None unless the test set has been opened.
     format: the shape, the classes and the scaling of all of them.
     about: for records: name, shape, classes by name and fingerprint.
+    device: the device of the training.
     """
 
     train: Examples
@@ -104,6 +134,7 @@ class DataSplits:
     test: Examples | None
     format: DataFormat
     about: Mapping[str, Any] = field(default_factory=dict)
+    device: torch.device = CPU
 
 
 def class_weights(labels: torch.Tensor, classes: int) -> torch.Tensor:

@@ -132,7 +132,7 @@ class FunctionalModel:
         totals: torch.Tensor | float = 0.0
         for start in range(0, len(examples), EVALUATION_BATCH):
             inputs, labels = examples.slice(start, start + EVALUATION_BATCH)
-            totals = totals + sums(rows, buffers, inputs, labels)
+            totals = totals + sums(rows, buffers, inputs.to(rows.device), labels.to(rows.device))
         assert isinstance(totals, torch.Tensor)
         return _evaluations(totals.T.cpu(), examples.own_labels.cpu())
 

@@ -25,6 +25,7 @@ from torch import nn
 from fmnist_sweep.base.errors import first_line
 from fmnist_sweep.engine import checkpoint, optimizers
 from fmnist_sweep.engine.checkpoint import State
+from fmnist_sweep.engine.chunk import Chunk
 from fmnist_sweep.engine.data import DataSplits
 from fmnist_sweep.engine.functional_model import (
     Evaluation,
@@ -33,7 +34,7 @@ from fmnist_sweep.engine.functional_model import (
 )
 from fmnist_sweep.engine.layers import with_stackable_layers
 from fmnist_sweep.engine.recipe import PretrainedModel, decay_scale, lr_scale
-from fmnist_sweep.engine.step import Chunk, StepCache, Trial, TrialState
+from fmnist_sweep.engine.step import StepCache, Trial, TrialState
 from fmnist_sweep.results.record import Epoch
 
 log = logging.getLogger(__name__)
@@ -129,7 +130,7 @@ def _why_alone(trial: Trial, data: DataSplits, bf16: bool) -> str | None:
         return f"{trial.optimizer.__name__} with these arguments has no step for several trials"
     if isinstance(trial.model, PretrainedModel) and trial.model.unfreeze_after is not None:
         return "its network changes when it is unfrozen"
-    device = data.train.inputs.device
+    device = data.device
     return choose_execution_mode(trial.model, data.format.shape, device, bf16)[1]
 
 
@@ -173,7 +174,7 @@ def max_stack_size(trial: Trial, batch_size: int, data: DataSplits) -> int:
     copies += trial.recipe.average is not None
     activations = _activations(trial.model, data.format.shape)
     bytes_per_trial = 4 * parameters * copies + 8 * batch_size * activations
-    device = data.train.inputs.device
+    device = data.device
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
         # PyTorch reserves memory that it can use again.

@@ -54,7 +54,7 @@ class Trainer:
             first: a trial with this key, from which the step is made.
         """
         torch.set_num_threads(stack_key.threads)
-        device = self.data.train.inputs.device
+        device = self.data.device
         if stack_key not in self.step_caches:
             if len(self.step_caches) >= MAX_STEP_CACHES:
                 del self.step_caches[next(iter(self.step_caches))]

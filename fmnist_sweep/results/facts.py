@@ -103,22 +103,25 @@ def _ordered(values: list[Any]) -> list[Any]:
 def _protocol(config: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, str]:
     objectives = zip(runs[0].objective, runs[0].direction)
     rows = {"Objective": "; ".join(f"{direction} {name}" for name, direction in objectives)}
-    if data := _data(runs[0].folder):
+    about = _data(runs[0].folder)
+    if data := _data_text(about):
         rows["Data"] = data
     sizes = {run.summary["train_size"] for run in runs if run.summary.get("train_size")}
     if sizes:
-        rows["Training images"] = ", ".join(f"{size:,}" for size in sorted(sizes))
+        rows["Training examples"] = ", ".join(f"{size:,}" for size in sorted(sizes))
     classes, val_size = pick(config, "data.classes"), pick(config, "data.val_size")
     if classes and isinstance(classes, list):
-        rows["Classes"] = ", ".join(map(str, classes)) + ": images of others were left away"
+        rows["Classes"] = ", ".join(map(str, classes)) + ": examples of others were left away"
     if is_selected_on_test(config):
         rows["Selected on"] = TEST_SELECTION
+    elif about.get("own_validation") and pick(config, "data.validation") == "held_out":
+        rows["Selected on"] = "its own validation part; the test part was not opened"
     elif val_size and isinstance(val_size, int | float):
         split = pick(config, "data.split_seed")
-        shown = f"{val_size:,}" if val_size >= 1 else f"{val_size:.0%} of the images as"
+        shown = f"{val_size:,}" if val_size >= 1 else f"{val_size:.0%} of the training examples as"
         rows["Selected on"] = (
-            f"{shown} validation images held out of the training images "
-            f"(split_seed {split}); the test images were not opened"
+            f"{shown} validation examples held out of those for training "
+            f"(split_seed {split}); the test examples were not opened"
         )
     seeds = sorted({run.summary["seed"] for run in runs if run.summary.get("seed") is not None})
     if seeds:
@@ -129,14 +132,17 @@ def _protocol(config: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, str]:
     return rows
 
 
-def _data(run: Path) -> str | None:
-    """Return a data set's name, the shape of its examples and the number of its classes."""
+def _data(run: Path) -> Mapping[str, Any]:
+    """Return what a run has on record about its data; earlier versions have nothing."""
     try:
         data = record.read_json(run, "environment.json").get("data")
     except (OSError, ValueError):
-        return None
-    if not isinstance(data, dict):
-        return None
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _data_text(data: Mapping[str, Any]) -> str | None:
+    """Return a data set's name, the shape of its examples and the number of its classes."""
     shape, classes = data.get("shape"), data.get("classes")
     if not isinstance(shape, list) or not isinstance(classes, list):
         return None

@@ -99,6 +99,7 @@ def prepare(
     # Dead ReLU units let Adam's moments decay into denormals, which slow a step several times.
     torch.set_flush_denormal(True)
     data = splits.load(config.data, device, test)
+    _check_same_data(folder, data)
     training = Training(config, folder, data, device, threads, test, on_epoch, together)
     training.resume()
     return training
@@ -125,6 +126,25 @@ def check_folder(config: Config, folder: Path) -> None:
             ) from None
         except (CheckpointError, OSError):  # logged by `Training.resume`
             pass
+
+
+def _check_same_data(folder: Path, data: DataSplits) -> None:
+    """Refuse to resume a training that began with other examples.
+
+    Raises:
+        ConfigError: the fingerprint of the data differs from that of the interrupted attempt.
+    """
+    for attempt in (folder, *record.earlier_attempts(folder)):
+        if not record.checkpoints(attempt) or not (attempt / "environment.json").exists():
+            continue
+        about = record.read_json(attempt, "environment.json").get("data", {})
+        began_with = about.get("fingerprint")
+        if began_with not in (None, data.about["fingerprint"]):
+            raise ConfigError(
+                f"{attempt}: was interrupted while it trained on other data under the same name "
+                f"({began_with[:12]}, now {data.about['fingerprint'][:12]}); name another folder, "
+                "or put the data back"
+            )
 
 
 class Training:

@@ -105,7 +105,9 @@ def _confirm_training(options: ConfirmOptions, runs: Sequence[Run]) -> None:
     found = candidates(folder, runs, options.top, measure.name)
     on_test = facts.is_selected_on_test(found[0].values)
     if on_test:
-        print(f"Beware: {facts.TEST_SELECTION} Fresh seeds are judged on held-out images instead.")
+        print(
+            f"Beware: {facts.TEST_SELECTION} Fresh seeds are judged on held-out examples instead."
+        )
     seeds = fresh_seeds(runs, options.seeds)
     _announce(found, seeds)
     table, folders = _train(folder, found, seeds, measure)
@@ -202,7 +204,7 @@ def _say(line: str) -> None:
 def _test(
     options: ConfirmOptions, winner: CandidateResult, folders: dict[str, Path], seeds: Sequence[int]
 ) -> dict[str, Any] | None:
-    """Train the winner on all training images if asked to, and open the test set for it.
+    """Train the winner on all training examples if asked to, and open the test set for it.
 
     Returns:
         The results; None if the data has no part for testing.
@@ -219,7 +221,7 @@ def _test(
     if options.refit:
         config = one.config(seeds, validation="train", train_size=None)
         name = f"refit-{_name(one, seeds)}"
-        print(f"{one.name} on all training images", flush=True)
+        print(f"{one.name} on all training examples", flush=True)
         run = trained(options.folder / "confirm", [(name, config)], _say)[name]
     else:
         config, run = one.config(seeds, validation="held_out"), folders[_name(one, seeds)]
@@ -244,7 +246,7 @@ def _test(
     picture = plots.confusion(
         [result["confusion"] for result in results.values()],
         names,
-        f"Test images, mean over {len(seeds)} seeds: {100 * figures.mean:.2f} % right",
+        f"Test examples, mean over {len(seeds)} seeds: {100 * figures.mean:.2f} % right",
     )
     write_atomically(options.folder / "plots/confusion.png", picture)
     return {
@@ -272,8 +274,8 @@ def _show_test(figures: Mean, classes: Sequence[dict[str, Any]], opened: int) ->
     writing.show_classes(classes, ranking.console())
     print(f"Test accuracy: {writing.shown(figures, accuracy)}")
     print(
-        f"The interval is that of the seeds; other {images:,} images would move the mean by up to "
-        f"{100 * sampling_error(figures.mean, images):.2f} percentage points (95 %)."
+        f"The interval is that of the seeds; other {images:,} examples would move the mean by up "
+        f"to {100 * sampling_error(figures.mean, images):.2f} percentage points (95 %)."
     )
     if opened > 1:
         print(f"Beware: this is selection {opened} that the test set was opened for.")

@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from fmnist_sweep.task.data.idx import CLASS_NAMES
 log = logging.getLogger(__name__)
 
 PIECE = 1024  # images that are read at a time
+EXAMPLES_SHARE = 0.5  # of a GPU's free memory that examples may take
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,18 @@ def describe(config: DataConfig) -> Description:
         ConfigError: it is smaller than the sizes asked for, or has no such class.
     """
     if config.kind == "fashion_mnist":
-        each = fashion.TRAINING_IMAGES // fashion.FORMAT.classes
-        labels = np.repeat(np.arange(fashion.FORMAT.classes), each)
-        _check_batch_size(config, len(labels))
-        split = _split(labels, CLASS_NAMES, config, has_validation=False)
-        return Description(fashion.FORMAT, len(split.train))
+        _check_batch_size(config, fashion.TRAINING_IMAGES)
+        training = _fashion_training_examples(config.model_copy(update={"batch_size": 1}))
+        return Description(fashion.FORMAT, training)
     data = load(config, torch.device("cpu"), test=False)
     return Description(data.format, len(data.train))
+
+
+@functools.lru_cache(maxsize=16)
+def _fashion_training_examples(config: DataConfig) -> int:
+    each = fashion.TRAINING_IMAGES // fashion.FORMAT.classes
+    labels = np.repeat(np.arange(fashion.FORMAT.classes), each)
+    return len(_split(labels, CLASS_NAMES, config, has_validation=False).train)
 
 
 def load(config: DataConfig, device: torch.device, test: bool) -> DataSplits:
@@ -92,8 +98,8 @@ def load(config: DataConfig, device: torch.device, test: bool) -> DataSplits:
         log.info("There is no part for testing; the figures are those of the validation examples")
     if config.validation == "test":
         log.warning(
-            "data.validation=test: the validation figures are those of the test images; "
-            "what is selected on them says nothing about new images"
+            "data.validation=test: the validation figures are those of the test part; "
+            "what is selected on them says nothing about new examples"
         )
     if config.validation == "train":
         log.warning(
@@ -142,7 +148,8 @@ def _split_and_move(dataset: Dataset, config: DataConfig, device: torch.device) 
         encode = _feature_scaling(train.inputs(), config.normalise)
     else:
         scaling, limits = image_scaling(train.part.inputs, config.normalise, train.rows)
-    moved = {name: one.moved(device, encode) for name, one in chosen.items()}
+    streamed = not _fit(chosen.values(), device)
+    moved = {name: one.moved(device, encode, streamed) for name, one in chosen.items()}
     shape = tuple(moved["train"].inputs.shape[1:])
     form = DataFormat(shape, len(dataset.classes), scaling, limits)
     about = {
@@ -150,10 +157,11 @@ def _split_and_move(dataset: Dataset, config: DataConfig, device: torch.device) 
         "shape": list(shape),
         "classes": list(dataset.classes),
         "fingerprint": dataset.fingerprint,
+        "own_validation": own is not None,
     }
     if config.validation == "test":
         moved["validation"] = moved["test"]
-    return DataSplits(moved["train"], moved["validation"], moved.get("test"), form, about)
+    return DataSplits(moved["train"], moved["validation"], moved.get("test"), form, about, device)
 
 
 def _of_classes_in(part: Part, split: "_Split", config: DataConfig) -> np.ndarray:
@@ -172,16 +180,45 @@ class _Chosen:
         every = self.part.inputs
         return every.iloc[self.rows] if hasattr(every, "iloc") else every[self.rows]
 
-    def moved(self, device: torch.device, encode: Callable[[Any], np.ndarray] | None) -> Examples:
-        """Return the examples on a device, encoded if `encode` is given."""
-        labels = torch.from_numpy(self.part.labels)
-        if encode is None and isinstance(self.part.inputs, np.memmap) and device.type == "cpu":
+    def moved(
+        self, device: torch.device, encode: Callable[[Any], np.ndarray] | None, streamed: bool
+    ) -> Examples:
+        """Return the examples, encoded if `encode` is given.
+
+        Args:
+            device: the device of the training.
+            encode: returns the encoded inputs.
+            streamed: leave the examples on the host.
+        """
+        device = torch.device("cpu") if streamed else device
+        inputs, labels = self.part.inputs, torch.from_numpy(self.part.labels)
+        if encode is None and isinstance(inputs, np.memmap) and device.type == "cpu":
             # Not copied: the file may be larger than the memory.
-            return Examples(torch.from_numpy(self.part.inputs), labels, torch.from_numpy(self.rows))
-        inputs = encode(self.inputs()) if encode else self.inputs()
-        return Examples(
-            torch.from_numpy(np.ascontiguousarray(inputs)).to(device), labels[self.rows].to(device)
-        )
+            rows = torch.from_numpy(self.rows)
+            return Examples(torch.from_numpy(inputs), labels, rows, streamed, inputs)
+        chosen = np.ascontiguousarray(encode(self.inputs()) if encode else self.inputs())
+        moved = torch.from_numpy(chosen).to(device)
+        return Examples(moved, labels[self.rows].to(device), streamed=streamed)
+
+
+def _fit(chosen: Iterable[_Chosen], device: torch.device) -> bool:
+    """Return whether the examples fit into the device's memory, beside the training."""
+    if device.type != "cuda":
+        return True
+    needed = sum(
+        len(one.rows) * one.part.inputs[:1].nbytes
+        for one in chosen
+        if isinstance(one.part.inputs, np.ndarray)  # a table is small
+    )
+    free, _ = torch.cuda.mem_get_info(device)
+    if needed <= EXAMPLES_SHARE * free:
+        return True
+    log.info(
+        "The examples take %.1f GiB, and the device has %.1f GiB free: they stay on the host",
+        needed / 2**30,
+        free / 2**30,
+    )
+    return False
 
 
 @dataclass(frozen=True)
@@ -219,7 +256,7 @@ def _split(
             which = f" of data.classes={list(config.classes)}" if config.classes else ""
             raise ConfigError(
                 f"data.train_size={config.train_size}: must be at most {len(left)}, what "
-                f"data.val_size={config.val_size} leaves of {of_classes} training images{which}"
+                f"data.val_size={config.val_size} leaves of {of_classes} training examples{which}"
             )
         left, _ = stratified(labels, left, config.train_size, config.split_seed)
     if config.validation == "train":
@@ -273,7 +310,7 @@ def _of_classes(
     missing = set(classes.tolist()) - set(labels[candidates].tolist())
     if missing:
         raise ConfigError(
-            f"data.classes={list(config.classes or ())}: there is no image of class {min(missing)}"
+            f"data.classes={list(config.classes or ())}: no example is of class {min(missing)}"
         )
     return candidates[np.isin(labels[candidates], classes)]
 
@@ -298,7 +335,7 @@ def stratified(
     """
     if size > len(candidates):
         raise ConfigError(
-            f"data.val_size and data.train_size ask for {size:,} images of {len(candidates):,}"
+            f"data.val_size and data.train_size ask for {size:,} examples of {len(candidates):,}"
         )
     generator = np.random.default_rng(np.random.SeedSequence([seed, 0x5EED]))
     classes, counts = np.unique(labels[candidates], return_counts=True)
