@@ -216,6 +216,9 @@ def complete(
         wanted = {"trial": trial.id, "now": datetime.now()}
         if connection.execute(_END, wanted).rowcount == 0:
             return
+        # A trial whose state another program has set back may have values.
+        delete = sqlalchemy.text("DELETE FROM trial_values WHERE trial_id = :trial")
+        connection.execute(delete, {"trial": trial.id})
         rows = [
             {"trial": trial.id, "objective": i, "value": value} for i, value in enumerate(values)
         ]
