@@ -86,7 +86,7 @@ def test_published_protocol_validates_on_the_test_images(
     fmnist_train: Command, small: tuple[str, ...]
 ) -> None:
     outcome = fmnist_train("experiment=seed", *small, "hydra.run.dir=run")
-    assert "says nothing about new images" in outcome.out
+    assert "says nothing about new examples" in outcome.out
     summary = json.loads(Path("run/summary.json").read_text())
     assert summary["test_accuracy"] == summary["val_accuracy"]
     assert summary["validation"] == "test"
