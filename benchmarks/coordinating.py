@@ -197,10 +197,10 @@ def _run_workers(sweep: Path, storage: str, stop: Path, workers: int) -> None:
 
 
 def _run_trial(study: SweepStudy, seconds: float) -> None:
-    ((number, params, run),) = study.take(1)
+    (trial,) = study.take(1)
     time.sleep(seconds)
-    record.finish(run, "COMPLETE", val_accuracy=params["optimizer.lr"])
-    tell(study.address, number, run, study.objectives)
+    record.finish(trial.run, "COMPLETE", val_accuracy=trial.params["optimizer.lr"])
+    tell(study.address, trial.number, trial.run, study.objectives)
 
 
 def _finished(sweep: Path) -> int:

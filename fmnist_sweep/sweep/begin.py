@@ -25,6 +25,7 @@ from fmnist_sweep.results import ranking, record
 from fmnist_sweep.results.metrics import says_direction
 from fmnist_sweep.sweep import database, runners
 from fmnist_sweep.sweep import settings as settings_module
+from fmnist_sweep.sweep.budget import Budget
 from fmnist_sweep.sweep.job import SweepJob
 from fmnist_sweep.sweep.loop import SweepLoop, trials_at_once
 from fmnist_sweep.sweep.settings import Settings, make_sampler
@@ -42,6 +43,7 @@ def sweep(
     config: DictConfig,
     context: HydraContext,
     task: TaskFunction,
+    started: float,
 ) -> None:
     """Run a sweep, or resume it.
 
@@ -51,6 +53,7 @@ def sweep(
         config: the configuration without the swept values, with its `hydra` section.
         context: Hydra's configuration loader and callbacks.
         task: the application's function that Hydra runs.
+        started: when the command started, as `time.time()` returns it.
 
     Raises:
         ConfigError: the user made a mistake; no trial has begun.
@@ -91,6 +94,7 @@ def sweep(
         name = config.get("name") or "/".join(folder.parts[-2:])
         study = SweepStudy(folder, str(name), space, settings, seed, sweep_task.free_keys)
     try:
+        budget = Budget(settings, study, started)
         write_atomically(folder / "multirun.yaml", OmegaConf.to_yaml(config))
     except BaseException:
         study.close()
@@ -102,10 +106,22 @@ def sweep(
         settings.pruner,
         settings.seed_key,
         settings.repeats or 1,
+        deadline=budget.deadline,
     )
-    worker_job = WorkerJob(job, folder, str(name), space, settings, extend, config, context)
+    worker_job = WorkerJob(
+        job,
+        folder,
+        str(name),
+        space,
+        settings,
+        extend,
+        config,
+        context,
+        budget.started,
+        budget.used_before,
+    )
     try:
-        loop = _make_loop(study, settings, job, worker_job, config, context, extend)
+        loop = _make_loop(study, budget, job, worker_job, config, context, extend)
         with loop.background:
             loop.run(is_named=_has_fixed_folder(config))
     finally:
@@ -114,18 +130,18 @@ def sweep(
 
 def _make_loop(
     study: SweepStudy,
-    settings: Settings,
+    budget: Budget,
     job: SweepJob,
     worker_job: WorkerJob,
     config: DictConfig,
     context: HydraContext,
     extend: Callable[[optuna.Trial], None] | None,
 ) -> SweepLoop:
-    at_once = None
+    at_once, settings = None, budget.settings
     run: Callable[[SweepLoop], None]
     if config.hydra.launcher._target_ == BASIC_LAUNCHER:
         run = runners.BasicRunner(config, context, job).run
-        return SweepLoop(study, settings, run, extend, ranking.console())
+        return SweepLoop(study, budget, run, extend, ranking.console())
     launcher = Plugins.instance().instantiate_launcher(
         hydra_context=context, task_function=worker_job if settings.shares else job, config=config
     )
@@ -138,7 +154,7 @@ def _make_loop(
     else:
         batch = settings.n_jobs or _parallel_jobs(config)
         run = runners.BatchRunner(launcher, batch, config, context, job).run
-    return SweepLoop(study, settings, run, extend, ranking.console(), at_once)
+    return SweepLoop(study, budget, run, extend, ranking.console(), at_once)
 
 
 def _warn_about_unused_key(config: DictConfig, key: str, default: str) -> None:

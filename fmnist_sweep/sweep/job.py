@@ -53,6 +53,7 @@ class SweepJob:
     seed_key: the key of the seed, in which the repeats of a trial differ.
     repeats: the number of seeds that each trial is run on.
     sweeper: the id of the process that launches the trials.
+    deadline: when running trials end with their next step, as `time.time()` returns it.
     """
 
     task: Callable[[DictConfig], Any]
@@ -62,6 +63,7 @@ class SweepJob:
     seed_key: str | None = None
     repeats: int = 1
     sweeper: int = field(default_factory=os.getpid)
+    deadline: float | None = None
 
     @property
     def sweep_task(self) -> Task:
@@ -183,12 +185,13 @@ class RunningTrial:
         Raises:
             TakenOver: another attempt has replaced this one.
         """
+        is_over = self.job.deadline is not None and time.time() > self.job.deadline
         name = self.job.objectives[0]
         if len(self.job.objectives) > 1 or name not in metrics:
-            return True
-        if not self.prunes:  # the study hears of all steps at the end
+            return not is_over
+        if not self.prunes or is_over:  # the study hears of all steps at the end
             self.values[step] = metrics[name]
-            return True
+            return not is_over
 
         def ask() -> bool:
             backend = database.storage(self.job.address.url)

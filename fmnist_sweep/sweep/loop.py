@@ -24,16 +24,18 @@ from fmnist_sweep.base.errors import (
 from fmnist_sweep.base.files import make_unique_dir
 from fmnist_sweep.results import ranking, record
 from fmnist_sweep.results.tables import Run, Sweep
+from fmnist_sweep.sweep.budget import Budget
 from fmnist_sweep.sweep.display import Display
 from fmnist_sweep.sweep.hydra_job import Job
 from fmnist_sweep.sweep.overrides import override_text
 from fmnist_sweep.sweep.runners import Runner
 from fmnist_sweep.sweep.settings import Settings
 from fmnist_sweep.sweep.space import Space
-from fmnist_sweep.sweep.study import SweepStudy, tell
+from fmnist_sweep.sweep.study import SweepStudy, TakenTrial, tell
 
 # The largest share of the time that is spent on writing tables.
 TABLES_SHARE = 0.05
+SEEDS_APART = 1000  # between trials with the same parameters, so that their repeats differ too
 # How long a sweep that has ended waits for pictures: seconds, and a share of its time.
 PICTURES_SECONDS, PICTURES_SHARE = 10.0, 0.02
 # Trials of a search in stacks that are begun before the first of them has ended.
@@ -65,7 +67,7 @@ class SweepLoop:
     def __init__(
         self,
         study: SweepStudy,
-        settings: Settings,
+        budget: Budget,
         run_jobs: Callable[["SweepLoop"], None],
         extend: Callable[[optuna.Trial], None] | None,
         console: Console,
@@ -73,7 +75,9 @@ class SweepLoop:
     ) -> None:
         self.study = study
         self.space = study.space
-        self.settings = settings
+        self.settings = budget.settings
+        self.budget = budget
+        self.reason_to_stop: str | None = None
         self.run_jobs = run_jobs
         self.at_once = at_once
         self.extend = extend
@@ -147,8 +151,10 @@ class SweepLoop:
                 f"Not drawn yet: results.png of {n_undrawn} trials; "
                 f"python -m fmnist_sweep.report {folder} draws them"
             )
+        left = self.space.n_trials - len(runs)
+        if self.reason_to_stop and left > 0 and not stopped:
+            print(f"Ended with {left} trials left. {self.reason_to_stop}")
         if stopped:
-            left = self.space.n_trials - len(runs)
             print(f"{stopped}, {left} trials left. {resume_hint}.", file=sys.stderr)
             sys.exit(code)
         if runs and all(run.state == "FAILED" for run in runs):
@@ -200,15 +206,33 @@ class SweepLoop:
     # The interface for runners: see `runners.JobSource` and `runners.WorkerJobSource`.
 
     def take(self, count: int) -> list[Job]:
+        if self._is_over():
+            return []
         if self.at_once is not None:
             count = min(count, self.at_once - len(self.begun))
         jobs: list[Job] = []
         for trial in self.study.take(count, self.extend) if count > 0 else []:
             self.display.started(trial.number)
             self.begun[trial.number] = trial.run
-            overrides = self.space.overrides(trial.params)
+            overrides = [*self.space.overrides(trial.params), *self._other_seed(trial)]
             jobs.append((trial.number, [*overrides, *self._folder_overrides(Path(trial.run.name))]))
         return jobs
+
+    def _other_seed(self, trial: TakenTrial) -> list[str]:
+        """Return an override of the seed for a trial whose parameters were tried before.
+
+        With the same seed it would be the same run again. Without a seed there is no override.
+        """
+        key, seed = str(self.settings.seed_key), None
+        if trial.again and key not in self.space.distributions:
+            seed = self.space.base.get(key)
+        return [f"{key}={seed + SEEDS_APART * trial.again}"] if isinstance(seed, int) else []
+
+    def _is_over(self) -> bool:
+        """Return whether no further trial may begin, though some may be left."""
+        if self.reason_to_stop is None:
+            self.reason_to_stop = self.budget.reason_to_stop(list(self.table.runs.values()))
+        return self.reason_to_stop is not None
 
     def ended(self, number: int, error: Exception | None) -> None:
         run = self.begun.pop(number)
@@ -240,7 +264,7 @@ class SweepLoop:
         return len(self.table.runs)
 
     def is_complete(self) -> bool:
-        return self.n_ended() >= self.space.n_trials
+        return self.n_ended() >= self.space.n_trials or self._is_over()
 
     def worker_overrides(self, number: int) -> Sequence[str]:
         folder = make_unique_dir(self.study.folder / "shares" / str(number))
@@ -291,6 +315,7 @@ class SweepLoop:
             with self.study.lock:
                 self._read_finished()
                 self.table.write()
+                self.budget.save()
             self.written_at = time.monotonic()
             self.writing_took = self.written_at - began
 

@@ -3,6 +3,7 @@
 Every Hydra application imports this module when it starts, so it must import little.
 """
 
+import time
 from typing import Any
 
 from hydra.core.config_search_path import ConfigSearchPath
@@ -32,6 +33,7 @@ class StudySweeper(Sweeper):
 
     def __init__(self, **settings: Any) -> None:
         self.settings = settings
+        self.started = time.time()
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -52,4 +54,4 @@ class StudySweeper(Sweeper):
         with command.imports():
             from fmnist_sweep.sweep import begin  # takes a second, in which the warm-up proceeds
 
-        begin.sweep(arguments, self.settings, *self.hydra_setup)
+        begin.sweep(arguments, self.settings, *self.hydra_setup, self.started)

@@ -21,6 +21,25 @@ def _listed(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
+def _positive_or_noise(value: Any) -> Any:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is None or value == "noise" or (is_number and value > 0):
+        return float(value) if is_number else value
+    raise ValueError("must be a number > 0, or noise")
+
+
+class Stop(Section):
+    """The keys of `hydra.sweeper.stop`."""
+
+    patience: Annotated[int, Field(ge=1)] | None
+    target: float | None
+    regret: Annotated[float | Literal["noise"] | None, BeforeValidator(_positive_or_noise)]
+
+    @property
+    def is_set(self) -> bool:
+        return (self.patience, self.target, self.regret) != (None, None, None)
+
+
 class Settings(Section):
     """The keys of `hydra.sweeper`, documented in conf/hydra/sweeper/study.yaml."""
 
@@ -34,6 +53,10 @@ class Settings(Section):
     n_jobs: Annotated[int, Field(ge=1)] | None
     shares: Annotated[int, Field(ge=1)] | None
     max_failures: Annotated[int, Field(ge=1)] | None
+    timeout: Annotated[float, Field(gt=0)] | None
+    max_epochs: Annotated[int, Field(ge=1)] | None
+    stop: Stop
+    points: list[dict[str, Any]]
     design: Literal["product", "one_at_a_time"]
     baseline: bool
     params: dict[str, Any]
@@ -80,6 +103,11 @@ def read(values: Mapping[str, Any], task: Task) -> Settings:
         )
     if settings.prunes:
         _check_pruning(settings, task)
+    if settings.stop.is_set and len(settings.objective) > 1:
+        raise ConfigError(
+            "hydra.sweeper.stop: its rules need a single objective; hydra.sweeper.timeout and "
+            "max_epochs end a sweep of several"
+        )
     make_pruner(settings.pruner)
     return settings
 

@@ -145,6 +145,8 @@ def parse_space(
     )
     one_at_a_time = settings.design == "one_at_a_time"
     is_grid = settings.grid_sampler or one_at_a_time or not is_search
+    if is_grid and settings.points:
+        raise ConfigError("hydra.sweeper.points: a grid tries all of its points; leave them out")
     if is_grid:
         values = _grid_values(distributions, order, swept)
         points = _one_at_a_time(values, defaults) if one_at_a_time else _product(values)
@@ -152,7 +154,9 @@ def parse_space(
             random.Random(seed).shuffle(points)
         n_trials = min(settings.n_trials or len(points), len(points))
     else:
-        points = _default_point(distributions, defaults) if settings.baseline else []
+        points = _given_points(settings.points, distributions, defaults)
+        if settings.baseline:
+            points += [p for p in _default_point(distributions, defaults) if p not in points]
         n_trials = settings.n_trials or SEARCH_TRIALS
         if not settings.custom_search_space:
             points, n_trials = _try_each_once(distributions, order, swept, points, n_trials, seed)
@@ -508,16 +512,52 @@ def _default_point(
     distributions: dict[str, BaseDistribution], defaults: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Return the default configuration as the only point, or no point if the space excludes it."""
-    for key, distribution in distributions.items():
-        if key not in defaults:
-            return []
-        try:
-            inside = distribution._contains(distribution.to_internal_repr(defaults[key]))
-        except (ValueError, TypeError):
-            inside = False
-        if not inside:
-            return []
+    if any(
+        key not in defaults or not _is_inside(defaults[key], distribution)
+        for key, distribution in distributions.items()
+    ):
+        return []
     return [{key: defaults[key] for key in distributions}]
+
+
+def _given_points(
+    given: Sequence[Mapping[str, Any]],
+    distributions: dict[str, BaseDistribution],
+    defaults: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """Return the points of `hydra.sweeper.points`, other keys at their defaults.
+
+    Raises:
+        ConfigError: a key is not searched, a value lies outside of the space, or a key has neither
+            a value nor a default.
+    """
+    points: list[dict[str, Any]] = []
+    for number, values in enumerate(given):
+        where = f"hydra.sweeper.points[{number}]"
+        if unknown := [key for key in values if key not in distributions]:
+            raise ConfigError(
+                f"{where}: {unknown[0]} is not searched; there are {', '.join(distributions)}"
+            )
+        point = {}
+        for key, distribution in distributions.items():
+            value = values.get(key, defaults.get(key, _MISSING))
+            if value is _MISSING:
+                raise ConfigError(f"{where}: {key} must be given, as it has no default")
+            if isinstance(value, dict | list):  # choices of that kind are in override syntax
+                value = override_text(value)
+            if not _is_inside(value, distribution):
+                raise ConfigError(f"{where}: {key}={value}: must be of {_describe(distribution)}")
+            point[key] = distribution.to_external_repr(distribution.to_internal_repr(value))
+        if point not in points:
+            points.append(point)
+    return points
+
+
+def _is_inside(value: Any, distribution: BaseDistribution) -> bool:
+    try:
+        return distribution._contains(distribution.to_internal_repr(value))
+    except (ValueError, TypeError):
+        return False
 
 
 def _composed_value(config: DictConfig, override: Override, missing: Any) -> Any:

@@ -5,6 +5,7 @@ trial belongs to a worker, the process whose id stands in the trial's `trial.jso
 holds a lock file. The operating system releases the lock when the process dies in any way.
 """
 
+import bisect
 import itertools
 import json
 import re
@@ -110,11 +111,13 @@ class TakenTrial(NamedTuple):
     number: the trial's number.
     params: its parameters by key.
     run: its run folder.
+    again: how many earlier trials have the same parameters.
     """
 
     number: int
     params: Mapping[str, Any]
     run: Path
+    again: int = 0
 
 
 class SweepStudy:
@@ -153,13 +156,14 @@ class SweepStudy:
                 self.study = self._open(name, settings, seed)
                 self.directions = [d.name.lower() for d in self.study.directions]
                 self._untried = {_point_key(point): point for point in space.initial_points}
+                self._numbers: dict[str, list[int]] = {}  # of the trials by point
                 self._n_seen = 0
                 self._random = optuna.create_study(sampler=self.study.sampler)
                 if space.is_grid:
                     # After a change of the grid, trials of the old grid do not count.
                     trials = self.study.get_trials(deepcopy=False)
                     n_points = len(self._untried)
-                    self._forget_tried(trials)
+                    self._see(trials)
                     tried = n_points - len(self._untried)
                     self.space = replace(space, n_trials=space.n_trials + len(trials) - tried)
             except BaseException as error:
@@ -225,8 +229,8 @@ class SweepStudy:
         taken: list[TakenTrial] = []
         with self.lock:
             total, waiting = retry(partial(trial_rows.count, self.address))
-            if self._untried and total > self._n_seen:
-                self._forget_tried(self.trials())
+            if total > self._n_seen and (self._untried or not self.space.is_grid):
+                self._see(self.trials())
             while len(taken) < count:
                 if not waiting and total >= self.space.n_trials:
                     # Those of processes that have died, or that were interrupted in this function.
@@ -271,7 +275,11 @@ class SweepStudy:
             extend(trial)
         run = self._make_run(trial.number, trial.params)
         trial.set_user_attr("run", run.name)
-        return TakenTrial(trial.number, trial.params, run)
+        if trial.number == self._n_seen:
+            self._n_seen += 1
+        return TakenTrial(
+            trial.number, trial.params, run, self._earlier(trial.number, trial.params)
+        )
 
     def _begin_points(self, points: Sequence[dict[str, Any]], total: int) -> list[TakenTrial]:
         """Begin trials whose parameters are known.
@@ -296,7 +304,10 @@ class SweepStudy:
         fixed = self.space.fixed_values
         attributes = {id: {**fixed, "run": run.name} for id, run in zip(ids.values(), runs)}
         retry(partial(trial_rows.set_attributes, url, attributes))
-        return [TakenTrial(*row) for row in zip(numbers, points, runs)]
+        return [
+            TakenTrial(number, point, run, self._earlier(number, point))
+            for number, point, run in zip(numbers, points, runs)
+        ]
 
     def _make_run(self, number: int, params: Mapping[str, Any]) -> Path:
         """Make a trial's run folder with its `trial.json`."""
@@ -316,12 +327,21 @@ class SweepStudy:
             "worker": self.worker,
         }
 
-    def _forget_tried(self, trials: Sequence[FrozenTrial]) -> None:
-        """Keep those of the initial points that no trial has been given yet."""
+    def _see(self, trials: Sequence[FrozenTrial]) -> None:
+        """Note the points of new trials, and keep those initial points that none has been given."""
         for trial in trials[self._n_seen :]:
             given = trial.system_attrs.get("fixed_params", trial.params)
             self._untried.pop(_point_key(given), None)
+            if trial.params:
+                self._earlier(trial.number, trial.params)
         self._n_seen = len(trials)
+
+    def _earlier(self, number: int, params: Mapping[str, Any]) -> int:
+        """Return how many trials with a lower number have the same parameters."""
+        numbers = self._numbers.setdefault(_point_key(params), [])
+        if number not in numbers:
+            bisect.insort(numbers, number)
+        return numbers.index(number)
 
     def requeue(self, numbers: Sequence[int]) -> None:
         """Return running trials to the queue; any worker may run them again."""

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from fmnist_sweep.base.errors import MachineFault, StopSweep
 from fmnist_sweep.base.processes import cores, cores_from_environment
+from fmnist_sweep.sweep.budget import Budget
 from fmnist_sweep.sweep.job import SweepJob, silence_console
 from fmnist_sweep.sweep.loop import SweepLoop, trials_at_once
 from fmnist_sweep.sweep.runners import BasicRunner
@@ -37,6 +38,8 @@ class WorkerJob:
     extend: Callable[[optuna.Trial], None] | None
     config: DictConfig
     context: HydraContext
+    started: float
+    used_before: float
 
     def __call__(self, _: DictConfig) -> None:
         silence_console()
@@ -54,7 +57,8 @@ class WorkerJob:
         at_once = min(trials_at_once(self.settings, study.space, runner), even_share)
         quiet = Console(quiet=True)
         try:
-            loop = SweepLoop(study, self.settings, runner.run, self.extend, quiet, at_once)
+            budget = Budget(self.settings, study, self.started, self.used_before)
+            loop = SweepLoop(study, budget, runner.run, self.extend, quiet, at_once)
             with loop.background:
                 loop.run_as_worker()
         except StopSweep as stop:
