@@ -1,6 +1,7 @@
 """Data sets of one's own: loaded, split, scaled, trained and refused as promised."""
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -24,6 +25,7 @@ from sklearn import metrics
 from sklearn.compose import make_column_transformer
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.utils import compute_class_weight
+from torchvision import datasets
 
 from fmnist_sweep import augment as augment_command
 from fmnist_sweep import confirm
@@ -321,6 +323,50 @@ def test_emnists_letters_stand_upright(tmp_path: Path, monkeypatch: pytest.Monke
     assert data.about["classes"] == list("abcdefghijklmnopqrstuvwxyz")
     assert data.train.inputs[0, 0].nonzero().tolist() == [[20, 3]]
     assert data.train.labels.min() == 0 and data.train.labels.max() == 25
+
+
+def cifar_files(folder: Path, cls: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
+    """Writes small files in the layout of CIFAR; torchvision gets their checksums."""
+    random = np.random.default_rng(0)
+    inside = folder / cls.base_folder
+    inside.mkdir(parents=True)
+    fine = "labels" if cls is datasets.CIFAR10 else "fine_labels"
+    count = 10 if cls is datasets.CIFAR10 else 100
+    sums, images = {}, {}
+    for name in [*(name for name, _ in (*cls.train_list, *cls.test_list)), cls.meta["filename"]]:
+        if name == cls.meta["filename"]:
+            content: dict[str, Any] = {cls.meta["key"]: [f"class {i}" for i in range(count)]}
+        else:
+            images[name] = random.integers(0, 256, (2 * count, 3, 32, 32), dtype=np.uint8)
+            labels = (np.arange(2 * count) % count).tolist()
+            content = {"data": images[name].reshape(2 * count, -1), fine: labels}
+        (inside / name).write_bytes(pickle.dumps(content))
+        sums[name] = hashlib.md5((inside / name).read_bytes()).hexdigest()
+    for which in ("train_list", "test_list"):
+        renewed = [[name, sums[name]] for name, _ in getattr(cls, which)]
+        monkeypatch.setattr(cls, which, renewed)
+    monkeypatch.setitem(cls.meta, "md5", sums[cls.meta["filename"]])
+    return images
+
+
+@pytest.mark.parametrize("cls", [datasets.CIFAR10, datasets.CIFAR100])
+def test_cifars_files_are_used_and_their_checksums_checked(
+    cls: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FMNIST_SWEEP_DATA", raising=False)
+    images = cifar_files(tmp_path, cls, monkeypatch)
+    settings = config(cls.__name__.lower(), root=str(tmp_path), val_size=0.5)
+    data = load(settings, CPU, test=True)
+    classes = 10 if cls is datasets.CIFAR10 else 100
+    assert data.format == DataFormat((3, 32, 32), classes, BYTES_TO_UNIT)
+    assert data.about["classes"][:2] == ["class 0", "class 1"]
+    assert len(data.train) == len(data.validation) == classes * len(cls.train_list)
+    assert data.test is not None
+    assert np.array_equal(data.test.inputs.numpy(), images[cls.test_list[0][0]])
+    damaged = tmp_path / cls.base_folder / cls.train_list[0][0]
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.raises(DataError, match=f"{cls.__name__} was not found"):
+        load(settings, CPU, test=False)
 
 
 def lying(shape: tuple[int, ...]) -> bytes:

@@ -150,5 +150,5 @@ def test_parallel_lines_end_at_the_objective(tmp_path: Path) -> None:
 def test_facts_warn_of_selection_on_the_test_set(tmp_path: Path) -> None:
     runs = written(tmp_path, trial(0.7), data={"validation": "test"})
     rows = facts.facts(tmp_path / "sweep", runs)
-    assert rows["DataSplits"]["Selected on"] == facts.TEST_SELECTION
+    assert rows["Data"]["Selected on"] == facts.TEST_SELECTION
     assert rows["Budget"]["Epochs"] == "2" and rows["Environment"]["PyTorch"] == "2.14.1"

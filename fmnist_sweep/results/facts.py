@@ -64,7 +64,7 @@ def facts(folder: Path, runs: Sequence[Run]) -> dict[str, dict[str, str]]:
     config = configuration(runs[0].folder)
     return {
         "Swept": _swept(settings(folder), runs),
-        "DataSplits": _protocol(config, runs),
+        "Data": _protocol(config, runs),
         "Budget": _budget(runs),
         "Environment": _environment(runs),
         "Confirmed on fresh seeds": _confirmed(folder),
@@ -105,7 +105,7 @@ def _protocol(config: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, str]:
     rows = {"Objective": "; ".join(f"{direction} {name}" for name, direction in objectives)}
     about = _data(runs[0].folder)
     if data := _data_text(about):
-        rows["Data"] = data
+        rows["Data set"] = data
     sizes = {run.summary["train_size"] for run in runs if run.summary.get("train_size")}
     if sizes:
         rows["Training examples"] = ", ".join(f"{size:,}" for size in sorted(sizes))
@@ -118,10 +118,10 @@ def _protocol(config: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, str]:
         rows["Selected on"] = "its own validation part; the test part was not opened"
     elif val_size and isinstance(val_size, int | float):
         split = pick(config, "data.split_seed")
-        shown = f"{val_size:,}" if val_size >= 1 else f"{val_size:.0%} of the training examples as"
+        shown = f"{val_size:,}" if val_size >= 1 else f"{val_size:.0%}"
         rows["Selected on"] = (
-            f"{shown} validation examples held out of those for training "
-            f"(split_seed {split}); the test examples were not opened"
+            f"{shown} of the training examples, held out (split_seed {split}); no test example was "
+            "opened"
         )
     seeds = sorted({run.summary["seed"] for run in runs if run.summary.get("seed") is not None})
     if seeds:
@@ -162,7 +162,7 @@ def _budget(runs: Sequence[Run]) -> dict[str, str]:
     if seconds:
         rows["Training and validation"] = duration(seconds)
     if images and seconds:
-        rows["Images"] = f"{images:,} ({images / seconds:,.0f} a second)"
+        rows["Examples"] = f"{images:,} ({images / seconds:,.0f} a second)"
     return rows
 
 
