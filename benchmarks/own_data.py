@@ -95,8 +95,8 @@ def random_search(name: str, seed: int) -> float:
     )
     data = splits.load(config, torch.device("cpu"), test=False)
     train, validation = (
-        (data.format.scaling(part.inputs).flatten(1).numpy(), part.labels.numpy())
-        for part in (data.train, data.validation)
+        (data.format.scaling(inputs).flatten(1).numpy(), labels.numpy())
+        for inputs, labels in (part.slice(0, len(part)) for part in (data.train, data.validation))
     )
     draws = np.random.default_rng(seed)
     drawn = [

@@ -142,7 +142,8 @@ def test_no_run_is_the_same_again(sampler: str, tiny: Command) -> None:
     assert tiny(*search, *sampled[:1], "hydra.sweeper.n_trials=5").code == 0
     outcome = tiny(*search, *sampled)
     assert outcome.code == 0, outcome.err
+    assert set(table().state) == {"COMPLETE"}
     assert len(set(tried())) == 11 and len({(lr, epochs) for lr, epochs, _ in tried()}) < 11
     for point in {(lr, epochs) for lr, epochs, _ in tried()}:
         seeds = [seed for lr, epochs, seed in tried() if (lr, epochs) == point]
-        assert seeds == [7 + 1000 * i for i in range(len(seeds))]
+        assert seeds == [7 + 10_000 * i for i in range(len(seeds))]

@@ -66,7 +66,7 @@ def task(config: DictConfig) -> object:
     if kind == FINDS_THE_DISK_FULL:
         if Path(HydraConfig.get().sweep.dir).with_name("full").exists():
             raise OSError(errno.ENOSPC, "No space left on device")
-    elif kind >= LEAVES:
+    elif LEAVES <= kind <= EATS_MEMORY:
         bring_down(kind)
     if os.environ.get("TINY_TASK_HANGS_IN") == str(HydraConfig.get().job.num):
         time.sleep(3600)

@@ -35,7 +35,7 @@ from fmnist_sweep.sweep.study import SweepStudy, TakenTrial, tell
 
 # The largest share of the time that is spent on writing tables.
 TABLES_SHARE = 0.05
-SEEDS_APART = 1000  # between trials with the same parameters, so that their repeats differ too
+SEEDS_APART = 10_000  # between trials with the same parameters, so that their repeats differ too
 # How long a sweep that has ended waits for pictures: seconds, and a share of its time.
 PICTURES_SECONDS, PICTURES_SHARE = 10.0, 0.02
 # Trials of a search in stacks that are begun before the first of them has ended.
