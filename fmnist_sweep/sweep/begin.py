@@ -23,7 +23,7 @@ from fmnist_sweep.base.processes import cores
 from fmnist_sweep.base.schema import trusted_packages
 from fmnist_sweep.results import ranking, record
 from fmnist_sweep.results.metrics import says_direction
-from fmnist_sweep.sweep import database, runners
+from fmnist_sweep.sweep import database, runners, warm_start
 from fmnist_sweep.sweep import settings as settings_module
 from fmnist_sweep.sweep.budget import Budget
 from fmnist_sweep.sweep.job import SweepJob
@@ -80,6 +80,7 @@ def sweep(
     space = parse_space(arguments, settings, compose, is_group, sweep_task, seed)
     extend = _load_custom_space(settings, config)
     _try_sampler(settings, space)
+    warm_start.check(settings, space)
     _check_launcher(config, settings)
     for name in settings.objective:
         if values.get("direction") is None and not (
@@ -92,7 +93,8 @@ def sweep(
             )
     with _sweep_folder(config, settings) as folder:
         name = config.get("name") or "/".join(folder.parts[-2:])
-        study = SweepStudy(folder, str(name), space, settings, seed, sweep_task.free_keys)
+        known = warm_start.read(settings, space, folder, sweep_task)
+        study = SweepStudy(folder, str(name), space, settings, seed, sweep_task.free_keys, known)
     try:
         budget = Budget(settings, study, started)
         write_atomically(folder / "multirun.yaml", OmegaConf.to_yaml(config))
@@ -119,6 +121,7 @@ def sweep(
         context,
         budget.started,
         budget.used_before,
+        known,
     )
     try:
         loop = _make_loop(study, budget, job, worker_job, config, context, extend)

@@ -57,6 +57,7 @@ class Settings(Section):
     max_epochs: Annotated[int, Field(ge=1)] | None
     stop: Stop
     points: list[dict[str, Any]]
+    warm_start: list[str]
     design: Literal["product", "one_at_a_time"]
     baseline: bool
     params: dict[str, Any]

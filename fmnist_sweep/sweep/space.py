@@ -513,7 +513,7 @@ def _default_point(
 ) -> list[dict[str, Any]]:
     """Return the default configuration as the only point, or no point if the space excludes it."""
     if any(
-        key not in defaults or not _is_inside(defaults[key], distribution)
+        key not in defaults or not is_inside(defaults[key], distribution)
         for key, distribution in distributions.items()
     ):
         return []
@@ -545,7 +545,7 @@ def _given_points(
                 raise ConfigError(f"{where}: {key} must be given, as it has no default")
             if isinstance(value, dict | list):  # choices of that kind are in override syntax
                 value = override_text(value)
-            if not _is_inside(value, distribution):
+            if not is_inside(value, distribution):
                 raise ConfigError(f"{where}: {key}={value}: must be of {_describe(distribution)}")
             point[key] = distribution.to_external_repr(distribution.to_internal_repr(value))
         if point not in points:
@@ -553,7 +553,8 @@ def _given_points(
     return points
 
 
-def _is_inside(value: Any, distribution: BaseDistribution) -> bool:
+def is_inside(value: Any, distribution: BaseDistribution) -> bool:
+    """Return whether a value is one of a distribution's."""
     try:
         return distribution._contains(distribution.to_internal_repr(value))
     except (ValueError, TypeError):

@@ -128,6 +128,7 @@ class SweepStudy:
         name: the name of a new study.
         seed: the sampler's seed.
         free_keys: keys that may change between starts.
+        known: trials of earlier sweeps from which the sampler learns.
 
     Raises:
         ConfigError: the database cannot be opened, or its study has another definition.
@@ -141,6 +142,7 @@ class SweepStudy:
         settings: Settings,
         seed: int,
         free_keys: Sequence[str] = (),
+        known: Sequence[FrozenTrial] = (),
     ) -> None:
         self.folder = folder
         self.space = space
@@ -158,7 +160,13 @@ class SweepStudy:
                 self._untried = {_point_key(point): point for point in space.initial_points}
                 self._numbers: dict[str, list[int]] = {}  # of the trials by point
                 self._n_seen = 0
-                self._random = optuna.create_study(sampler=self.study.sampler)
+                # A study in memory, for suggestions that do not come from the sweep's alone.
+                self._beside = optuna.create_study(
+                    sampler=self.study.sampler, directions=settings.direction
+                )
+                self._beside.add_trials(known)
+                self._learns_beside = len(known) > 0
+                self._told_beside: set[int] = set()
                 if space.is_grid:
                     # After a change of the grid, trials of the old grid do not count.
                     trials = self.study.get_trials(deepcopy=False)
@@ -258,8 +266,18 @@ class SweepStudy:
             keys = space.distributions.keys()
             return list(itertools.takewhile(lambda point: point.keys() == keys, points))
         if type(self.study.sampler) is optuna.samplers.RandomSampler:
-            return [self._random.ask(space.distributions).params for _ in range(count)]
-        return []
+            return [self._beside.ask(space.distributions).params for _ in range(count)]
+        return [self._suggest_beside() for _ in range(count)] if self._learns_beside else []
+
+    def _suggest_beside(self) -> dict[str, Any]:
+        """Let the sampler suggest a point from the results of earlier sweeps and of this one."""
+        for trial in self.trials():
+            if trial.state.is_finished() and trial.number not in self._told_beside:
+                self._told_beside.add(trial.number)
+                self._beside.add_trial(trial)
+        suggested = self._beside.ask(self.space.distributions)
+        self._beside.tell(suggested, state=TrialState.FAIL)  # its result comes with the trial's
+        return suggested.params
 
     def _enqueue_point(self) -> None:
         """Let the next trial of the study have the next initial point and the fixed values."""

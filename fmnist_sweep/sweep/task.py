@@ -12,6 +12,9 @@ from fmnist_sweep.results.record import Epoch
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+FINGERPRINT = "fingerprint of the data"  # the dependency that a warm start compares
+
+
 class Task:
     """The properties of an application that a sweep uses; the defaults suit any Hydra app.
 
@@ -30,6 +33,7 @@ class Task:
     default_objective: the objective if `hydra.sweeper.objective` is null.
     known_keys: keys of all possible configurations, for hints on misspelt keys.
     free_keys: keys that change no result; a sweep can be resumed although they have changed.
+    data_keys: keys that say which data is used; results on other data are no help to a sweep.
     preload: modules that the server of trial processes imports once, for all of them.
     """
 
@@ -40,6 +44,7 @@ class Task:
     default_objective: str = "value"
     known_keys: Iterable[str] = ()
     free_keys: Sequence[str] = ()
+    data_keys: Sequence[str] = ()
     preload: Sequence[str] = (
         "fmnist_sweep.sweep.job",
         # What Optuna imports when a process opens a database, in half a second.

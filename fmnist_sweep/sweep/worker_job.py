@@ -12,6 +12,7 @@ from pathlib import Path
 import optuna
 from hydra.types import HydraContext
 from omegaconf import DictConfig
+from optuna.trial import FrozenTrial
 from rich.console import Console
 
 from fmnist_sweep.base.errors import MachineFault, StopSweep
@@ -40,12 +41,15 @@ class WorkerJob:
     context: HydraContext
     started: float
     used_before: float
+    known: list[FrozenTrial]
 
     def __call__(self, _: DictConfig) -> None:
         silence_console()
         seed = seed_of(self.config, self.settings.seed_key) or 0
         free_keys = self.job.sweep_task.free_keys
-        study = SweepStudy(self.folder, self.name, self.space, self.settings, seed, free_keys)
+        study = SweepStudy(
+            self.folder, self.name, self.space, self.settings, seed, free_keys, self.known
+        )
         workers = max(1, study.processes() - 1)  # the launching process trains nothing
         task = self.job.sweep_task
         own_cores = cores_from_environment() or cores() // workers

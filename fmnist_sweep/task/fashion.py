@@ -12,13 +12,13 @@ from fmnist_sweep.base.schema import known_keys
 from fmnist_sweep.results.metrics import EPOCH_METRICS, METRICS, direction
 from fmnist_sweep.results.record import Epoch
 from fmnist_sweep.sweep.runners import Runner
-from fmnist_sweep.sweep.task import Task
+from fmnist_sweep.sweep.task import FINGERPRINT, Task
 
 if TYPE_CHECKING:
     from fmnist_sweep.task.trial import Training
 from fmnist_sweep.results.keys import CHANGES_NO_RESULT
 from fmnist_sweep.task.cli import parsed
-from fmnist_sweep.task.config import Config, conf_folder
+from fmnist_sweep.task.config import Config, DataConfig, conf_folder
 from fmnist_sweep.task.stacked_launcher import StackedLauncher
 
 
@@ -31,6 +31,7 @@ class FashionTask(Task):
     default_objective = "val_accuracy"
     known_keys = tuple(known_keys(Config))
     free_keys = CHANGES_NO_RESULT
+    data_keys = tuple(f"data.{name}" for name in DataConfig.model_fields if name != "batch_size")
 
     def check(self, config: DictConfig) -> None:
         """Check types, ranges, targets and their arguments."""
@@ -52,7 +53,7 @@ class FashionTask(Task):
             return {}
         found = loaders.load(data, ("train", "validation")).fingerprint
         genuine = fashion.fingerprint([SHA256[name] for name in SPLITS["train"]])
-        return {} if found == genuine else {"fingerprint of the data": found}
+        return {} if found == genuine else {FINGERPRINT: found}
 
     def direction(self, metric: str) -> str:
         """Return the direction that the metric's name tells; see `results.metrics`."""
