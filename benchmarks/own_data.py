@@ -41,8 +41,7 @@ def measure(rounds: int) -> dict[str, Any]:
         rounds: the number of searches of each, with different seeds.
 
     Returns:
-        By example: seconds and best validation accuracies of both sides by round, and the numbers
-        of examples.
+        By example: seconds and best validation accuracies of both sides by round.
     """
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:

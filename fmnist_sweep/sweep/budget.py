@@ -82,10 +82,11 @@ class Budget:
         settings, stop = self.settings, self.settings.stop
         if settings.timeout is not None and self.used_seconds() >= settings.timeout:
             return f"hydra.sweeper.timeout={settings.timeout:g}: the time is used"
-        epochs = sum(len(run.history) * (run.summary.get("repeats") or 1) for run in runs)
-        if settings.max_epochs is not None and epochs >= settings.max_epochs:
-            return f"hydra.sweeper.max_epochs={settings.max_epochs}: {epochs:,} have been trained"
-        best = _best(runs)
+        if settings.max_epochs is not None:
+            epochs = sum(len(run.history) * (run.summary.get("repeats") or 1) for run in runs)
+            if epochs >= settings.max_epochs:
+                return f"hydra.sweeper.max_epochs={settings.max_epochs}: {epochs:,} were trained"
+        best = _best(runs) if stop.is_set else None
         if best is None:
             return None
         name, value = best.objective[0], float(best.values[0])

@@ -267,17 +267,20 @@ class SweepStudy:
             return list(itertools.takewhile(lambda point: point.keys() == keys, points))
         if type(self.study.sampler) is optuna.samplers.RandomSampler:
             return [self._beside.ask(space.distributions).params for _ in range(count)]
-        return [self._suggest_beside() for _ in range(count)] if self._learns_beside else []
+        return self._suggest_beside(count) if self._learns_beside else []
 
-    def _suggest_beside(self) -> dict[str, Any]:
-        """Let the sampler suggest a point from the results of earlier sweeps and of this one."""
+    def _suggest_beside(self, count: int) -> list[dict[str, Any]]:
+        """Let the sampler suggest points from the results of earlier sweeps and of this one."""
         for trial in self.trials():
             if trial.state.is_finished() and trial.number not in self._told_beside:
                 self._told_beside.add(trial.number)
                 self._beside.add_trial(trial)
-        suggested = self._beside.ask(self.space.distributions)
-        self._beside.tell(suggested, state=TrialState.FAIL)  # its result comes with the trial's
-        return suggested.params
+        points = []
+        for _ in range(count):
+            suggested = self._beside.ask(self.space.distributions)
+            points.append(suggested.params)
+            self._beside.tell(suggested, state=TrialState.FAIL)  # its result comes with the trial's
+        return points
 
     def _enqueue_point(self) -> None:
         """Let the next trial of the study have the next initial point and the fixed values."""
