@@ -106,6 +106,10 @@ def start(process: BaseProcess) -> None:
     Raises:
         MachineFault: no process can be started, for example because too many are running.
     """
+    # Within a job of joblib the default is a method of its own, which our processes do not know.
+    chosen = multiprocessing.get_start_method(allow_none=True)
+    if chosen not in (None, *multiprocessing.get_all_start_methods()):
+        multiprocessing.set_start_method(None, force=True)
     try:
         _ensure_server()  # before signals are blocked: the server's processes inherit the mask
         # An interruption before `start` returns would leave behind an unknown child.

@@ -263,6 +263,17 @@ class Stack:
         self._chunks = None
         return state
 
+    def pause(self, number: int) -> None:
+        """Remove a trial and write its checkpoint, from which a later run continues it.
+
+        Raises:
+            OSError: the checkpoint cannot be written.
+        """
+        row = self.rows.pop(number)
+        self._chunks = None
+        assert row.trial.checkpoint is not None
+        row.trial.checkpoint.write(row.state())
+
     def _restore(self, row: TrialState, state: State) -> None:
         model = row.trial.model
         if isinstance(model, PretrainedModel) and model.unfreeze_after is not None:

@@ -35,11 +35,13 @@ class TrainingJob:
     on_epoch: called with the metrics of each finished epoch.
     on_batches: called with the progress within an epoch.
     stop: set it to end the trial after the last finished epoch.
+    pause: set it with `stop` to write a checkpoint instead, from which the trial can go on later.
     reported_epochs: number of epochs passed to `on_epoch`.
     kept: the epoch whose weights the trial ends with; the best epoch under early stopping.
     exhausted: early stopping has ended the trial.
     error: the exception that ended the trial early.
-    ended: training is over; unless there was an error, the model holds its weights, on the CPU.
+    ended: training is over. The model holds its weights, on the CPU, unless there was an error or
+        a pause.
     stack_key: jobs with equal keys can be trained in the same stack.
     """
 
@@ -53,6 +55,7 @@ class TrainingJob:
     on_epoch: Callable[[Epoch], None]
     on_batches: Callable[[Progress], None]
     stop: bool = False
+    pause: bool = False
     reported_epochs: int = 0
     kept: Epoch | None = None
     exhausted: bool = False
@@ -244,10 +247,13 @@ class JobScheduler:
         worker.call("open", first.stack_key, first.trial)
 
     def _end(self, worker: Worker, number: int) -> None:
-        tensors = worker.call("remove", number)
         job = self.running[worker][number]
-        if job.error is None:
-            stack.load(job.trial.model, tensors)
+        if job.pause and job.error is None:
+            worker.call("pause", number)
+        else:
+            tensors = worker.call("remove", number)
+            if job.error is None:
+                stack.load(job.trial.model, tensors)
         del self.running[worker][number]
         job.ended = True
 

@@ -78,6 +78,10 @@ class Trainer:
         """Remove a trial from the stack to continue it in another; see `Stack.release`."""
         return self.stack.release(number)
 
+    def pause(self, number: int) -> None:
+        """Remove a trial from the stack to continue it later; see `Stack.pause`."""
+        self.stack.pause(number)
+
     def remove(self, number: int) -> dict[str, torch.Tensor]:
         """Remove a trial from the stack; see `Stack.remove`."""
         return self.stack.remove(number)

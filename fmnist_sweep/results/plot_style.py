@@ -11,6 +11,7 @@ from fmnist_sweep.results.tables import Run
 BLUE, VERMILION, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#E69F00", "#009E73", "#8C8C8C"
 STATES: dict[str, dict[str, Any]] = {
     "COMPLETE": {"color": BLUE, "marker": "o", "label": "complete"},
+    "PAUSED": {"color": ORANGE, "marker": "D", "label": "paused"},
     "PRUNED": {"color": ORANGE, "marker": "^", "label": "pruned"},
 }
 

@@ -15,11 +15,11 @@ SHOWN = 20  # rows of the table on a screen
 
 
 def ranked(runs: Sequence[Run]) -> list[Run]:
-    """Return the complete runs, best first, then the pruned, then the failed runs.
+    """Return the complete runs, best first, then the paused and pruned, then the failed runs.
 
     With several objectives the Pareto front comes first. Runs are ordered by the first objective.
     """
-    order = {"COMPLETE": 0, "PRUNED": 1}
+    order = {"COMPLETE": 0, "PAUSED": 1, "PRUNED": 1}
     front = {run.trial for run in pareto(runs)}
 
     def key(run: Run) -> tuple[int, bool, float, int]:

@@ -3,7 +3,7 @@
 .hydra/           the configuration, written by Hydra
 train.log         the lines of the screen, with times
 history.csv       one row per epoch
-summary.json      the run's final row; exists once the run has ended
+summary.json      the run's final row; exists once the run has ended or while it is paused
 trial.json        in a sweep: the trial's number and parameters
 environment.json  versions, device, threads, git commit, command line
 results.png       loss and accuracy curves
@@ -225,7 +225,7 @@ def finish(folder: Path, state: str, reason: str | None = None, **more: Any) -> 
 
     Args:
         folder: the run folder.
-        state: COMPLETE, PRUNED or FAILED.
+        state: COMPLETE, PAUSED, PRUNED or FAILED.
         reason: one line that says why the run is not complete.
         more: further columns of the row.
 
@@ -239,8 +239,14 @@ def finish(folder: Path, state: str, reason: str | None = None, **more: Any) -> 
     return values
 
 
+def has_ended(folder: Path) -> bool:
+    """Return whether a run has its final row, which says anything but that it is paused."""
+    row = summary(folder)
+    return row is not None and row.get("state") != "PAUSED"
+
+
 def summary(folder: Path) -> dict[str, Any] | None:
-    """Read a run's final row; None if the run has not ended.
+    """Read a run's final row, or that of a paused run; None if the run has neither.
 
     Raises:
         RecordError: `summary.json` is not a JSON object.

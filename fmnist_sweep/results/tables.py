@@ -50,7 +50,7 @@ class _SummaryFile(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
     __pydantic_extra__: dict[str, _Value]
 
-    state: Literal["COMPLETE", "PRUNED", "FAILED"]
+    state: Literal["COMPLETE", "PAUSED", "PRUNED", "FAILED"]
     reason: str | None = None
     train_loss: float | None = None
     train_accuracy: float | None = None
@@ -75,9 +75,9 @@ class _SummaryFile(BaseModel):
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run of a sweep.
+    """A finished or paused run of a sweep.
 
-    state: COMPLETE, PRUNED or FAILED.
+    state: COMPLETE, PAUSED, PRUNED or FAILED.
     params: the values of the swept keys.
     default: whether the values are the keys' defaults.
     objective, direction: the columns that the sweep optimises, and for each minimize or maximize.
@@ -119,7 +119,7 @@ def step_name(runs: Sequence[Run]) -> str:
 
 
 class Sweep:
-    """The finished runs of a sweep folder, each read only once.
+    """The finished and paused runs of a sweep folder, each read only once in each state.
 
     Raises:
         ReportError: the folder does not exist.
@@ -132,7 +132,7 @@ class Sweep:
             raise ReportError(f"{folder}: no such folder")
 
     def update(self) -> list[Run]:
-        """Read the runs that have finished since the last call.
+        """Read the runs that have finished or been paused since the last call.
 
         Returns:
             The new runs, by trial.
@@ -144,7 +144,7 @@ class Sweep:
         for trial, folders in record.attempts(self.folder).items():
             latest = self.runs.get(trial)
             for folder in reversed(folders):
-                if latest and latest.folder == folder:
+                if latest and latest.folder == folder and not _goes_on(latest):
                     break
                 if run := self.add(trial, folder):
                     new.append(run)
@@ -257,6 +257,14 @@ def read_run(trial: int, folder: Path) -> Run | None:
         folder=folder,
         seed_key=trial_file.seed_key,
     )
+
+
+def _goes_on(run: Run) -> bool:
+    """Return whether a run was paused when it was read, and no longer is or has come further."""
+    if run.state != "PAUSED":
+        return False
+    now = record.summary(run.folder)
+    return now is not None and now != run.summary
 
 
 def _trial_file_of_other_sweepers(folder: Path) -> dict[str, Any]:

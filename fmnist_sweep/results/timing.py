@@ -39,7 +39,9 @@ def timing(runs: Sequence[Run]) -> Timing | None:
     if not spans:
         return None
     spans.sort(key=lambda span: span[:2])
-    parts = {f"epochs of {state} trials": 0.0 for state in ("complete", "pruned", "failed")}
+    parts = {
+        f"epochs of {state} trials": 0.0 for state in ("complete", "paused", "pruned", "failed")
+    }
     between = pauses = 0.0
     first = reached = spans[0][0]
     ends = []

@@ -80,6 +80,7 @@ def sweep(
     space = parse_space(arguments, settings, compose, is_group, sweep_task, seed)
     extend = _load_custom_space(settings, config)
     _try_sampler(settings, space)
+    _check_scheduler(settings, space, sweep_task)
     warm_start.check(settings, space)
     _check_launcher(config, settings)
     for name in settings.objective:
@@ -109,6 +110,7 @@ def sweep(
         settings.seed_key,
         settings.repeats or 1,
         deadline=budget.deadline,
+        scheduler=settings.scheduler,
     )
     worker_job = WorkerJob(
         job,
@@ -227,6 +229,22 @@ def _load_custom_space(
             "variable FMNIST_SWEEP_TRUST=yourpackage.* lets a package of your own be called"
         ) from None
     return lambda trial: function(config, trial)
+
+
+def _check_scheduler(settings: Settings, space: Space, task: Task) -> None:
+    """Refuse a scheduler that decides on no trial, as none has so many epochs."""
+    key = task.epochs_key
+    if settings.scheduler is None or key is None:
+        return
+    first = settings.scheduler.last_first_rung
+    searched = space.distributions.get(key)
+    most = getattr(searched, "high", None) or max(getattr(searched, "choices", [space.base[key]]))
+    if first >= most:
+        raise ConfigError(
+            f"hydra.sweeper.scheduler: its first decision on some trials comes after {first} "
+            f"epochs, and no trial has more than {key}={most}; choose a smaller min_epochs or "
+            "fewer brackets, or hydra/sweeper/scheduler=none"
+        )
 
 
 def _try_sampler(settings: Settings, space: Space) -> None:

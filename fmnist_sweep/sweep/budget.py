@@ -93,7 +93,9 @@ class Budget:
         sign = 1 if best.direction[0] == "maximize" else -1
         if stop.target is not None and sign * value >= sign * stop.target:
             return f"hydra.sweeper.stop.target={stop.target:g}: {name} reached {value:.4f}"
-        without = [run for run in runs[runs.index(best) + 1 :] if run.state != "FAILED"]
+        without = [
+            run for run in runs[runs.index(best) + 1 :] if run.state in ("COMPLETE", "PRUNED")
+        ]
         if stop.patience is not None and len(without) >= stop.patience:
             return (
                 f"hydra.sweeper.stop.patience={stop.patience}: {len(without)} trials were no "

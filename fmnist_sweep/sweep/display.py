@@ -17,13 +17,13 @@ class Display:
 
     Args:
         total: trials of the whole sweep.
-        before: runs that had finished before this process began.
+        before: runs that had finished or been paused before this process began.
     """
 
     def __init__(self, console: Console, total: int, before: list[Run]) -> None:
         self.console = console
         self.total = total
-        self.states = Counter(run.state for run in before)
+        self.states = {run.trial: run.state for run in before}
         self.best = ranked(before)[0] if before else None
         self.running: set[int] = set()
         self.began = time.monotonic()
@@ -56,14 +56,16 @@ class Display:
         self.running.add(trial)
 
     def finished(self, run: Run) -> None:
-        """Print a run that this process or another has completed."""
+        """Print a run that this process or another has completed or paused."""
         self.running.discard(run.trial)
-        self.states[run.state] += 1
-        self.finished_here += 1
+        self.states[run.trial] = run.state
+        self.finished_here += run.state != "PAUSED"
         self.best = ranked([run, self.best] if self.best else [run])[0]
         named = zip(run.objective, run.values)
         figures = [f"{name} {value:.4f}" for name, value in named if value is not None]
-        if run.state != "COMPLETE":
+        if run.state == "PAUSED":
+            figures = [str(run.summary.get("reason")), *figures]
+        elif run.state != "COMPLETE":
             figures = [str(run.summary.get("reason"))]
         seconds = run.summary.get("seconds")
         if seconds is not None:
@@ -77,16 +79,17 @@ class Display:
     @property
     def done(self) -> int:
         """The number of trials that have ended."""
-        return self.states.total()
+        return sum(state != "PAUSED" for state in self.states.values())
 
     def line(self) -> str:
         """Return the status line: counts, running trials, best value and estimated time left."""
         parts = [f"{self.done} of {self.total} trials"]
         if self.running:
             parts.append("running " + ", ".join(map(str, sorted(self.running))))
-        for state in ("PRUNED", "FAILED"):
-            if self.states[state]:
-                parts.append(f"{self.states[state]} {state.lower()}")
+        counts = Counter(state for trial, state in self.states.items() if trial not in self.running)
+        for state in ("PAUSED", "PRUNED", "FAILED"):
+            if counts[state]:
+                parts.append(f"{counts[state]} {state.lower()}")
         if self.best and self.best.state == "COMPLETE":
             value = self.best.values[0]
             parts.append(f"best {self.best.objective[0]} {value:.4f} (trial {self.best.trial})")

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,10 @@ from fmnist_sweep.base.errors import (
 from fmnist_sweep.base.processes import exit_with_launcher
 from fmnist_sweep.results import record
 from fmnist_sweep.results.record import Epoch
-from fmnist_sweep.sweep import database, study
+from fmnist_sweep.sweep import database, study, trial_rows
+from fmnist_sweep.sweep.scheduler import Asha
 from fmnist_sweep.sweep.settings import make_pruner
-from fmnist_sweep.sweep.task import Task, listener, seed_of, task_of
+from fmnist_sweep.sweep.task import Decision, Task, listener, seed_of, task_of
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ class SweepJob:
     repeats: the number of seeds that each trial is run on.
     sweeper: the id of the process that launches the trials.
     deadline: when running trials end with their next step, as `time.time()` returns it.
+    scheduler: decides which trials continue, in the place of the pruner.
     """
 
     task: Callable[[DictConfig], Any]
@@ -64,11 +67,17 @@ class SweepJob:
     repeats: int = 1
     sweeper: int = field(default_factory=os.getpid)
     deadline: float | None = None
+    scheduler: Asha | None = None
 
     @property
     def sweep_task(self) -> Task:
         """The `Task` of the application."""
         return task_of(self.task)
+
+    @property
+    def can_pause(self) -> bool:
+        """Whether a trial that is stopped before its end may continue later."""
+        return self.scheduler is not None and self.sweep_task.can_pause
 
     def __call__(self, config: DictConfig) -> None:
         if os.getpid() == self.sweeper:
@@ -124,7 +133,7 @@ class RunningTrial:
         self.run = run
         self.pruner = make_pruner(job.pruner)
         self.prunes = not isinstance(self.pruner, optuna.pruners.NopPruner)
-        self.values: dict[int, float] = {}  # of the objective by step, for the study
+        self.values: dict[int, float] = {}  # of the objective by step, not in the study yet
         self.writes_itself = job.sweep_task.objectives is not None
         self.history_file = record.HistoryFile(run)
         self.seed: int | None = None
@@ -176,11 +185,22 @@ class RunningTrial:
         self.history[step] = {"step": step, **metrics, "seconds": seconds}
         self.history_file.update(_means([*self.repeats, self.history]))
         # Of several repeats the pruner decides on the first, which every trial has.
-        if not self.repeats and not self.goes_on_after(step, metrics):
+        if not self.repeats and not self._may_continue(step, len(self.history), metrics):
             raise optuna.TrialPruned(f"pruned after step {step}")
 
-    def goes_on_after(self, step: int, metrics: Mapping[str, float]) -> bool:
-        """Tell the study of a step; return whether the pruner lets the trial continue.
+    def take_epoch(self, row: Epoch) -> Decision:
+        """Take an epoch: tell the study of it, and decide whether the trial continues."""
+        if self._may_continue(row.epoch, row.epoch, asdict(row)):
+            return Decision.CONTINUE
+        return Decision.PAUSE if self.job.can_pause else Decision.PRUNE
+
+    def _may_continue(self, step: int, count: int, metrics: Mapping[str, float]) -> bool:
+        """Return whether the trial continues after a step.
+
+        Args:
+            step: the step.
+            count: the number of steps so far.
+            metrics: those of the step, by name.
 
         Raises:
             TakenOver: another attempt has replaced this one.
@@ -189,16 +209,37 @@ class RunningTrial:
         name = self.job.objectives[0]
         if len(self.job.objectives) > 1 or name not in metrics:
             return not is_over
-        if not self.prunes or is_over:  # the study hears of all steps at the end
-            self.values[step] = metrics[name]
-            return not is_over
+        if self.prunes and not is_over:
+            return self._survives(step, metrics[name])
+        # The study hears of all other steps at the end, or when the scheduler decides.
+        self.values[step] = metrics[name]
+        scheduler = self.job.scheduler
+        if scheduler and not is_over and scheduler.is_rung(self.number, count):
+            return database.retry(partial(self._is_scheduled, scheduler, count))
+        return not is_over
+
+    def _is_scheduled(self, scheduler: Asha, count: int) -> bool:
+        """Tell the study of the steps so far; return whether the scheduler gives the trial more."""
+        status = trial_rows.read_status(self.job.address, self.number)
+        if status.run != self.run.name:
+            raise TakenOver
+        trial_rows.set_steps(self.job.address.url, status, self.values)
+        self.values.clear()
+        known = database.load(self.job.address)
+        trials = known.get_trials(deepcopy=False)
+        return scheduler.lets_continue(
+            trials, self.number, count, known.direction, self.job.can_pause
+        )
+
+    def _survives(self, step: int, value: float) -> bool:
+        """Tell the study of a step; return whether the pruner lets the trial continue."""
 
         def ask() -> bool:
             backend = database.storage(self.job.address.url)
             trial = database.read_trial(self.job.address, self.number)
             if trial.user_attrs.get("run") != self.run.name:
                 raise TakenOver
-            backend.set_trial_intermediate_value(trial._trial_id, step, metrics[name])
+            backend.set_trial_intermediate_value(trial._trial_id, step, value)
             trial = backend.get_trial(trial._trial_id)
             # An interrupted attempt may have come further and have left values of later steps.
             steps = {k: v for k, v in trial.intermediate_values.items() if k <= step}
@@ -207,17 +248,13 @@ class RunningTrial:
 
         return database.retry(ask)
 
-    def take_epoch(self, row: Epoch) -> bool:
-        """Tell the study of an epoch; return whether the trial should continue."""
-        return self.goes_on_after(row.epoch, asdict(row))
-
     def finish(self, returned: Any) -> None:
         """Complete the run folder of a task that came to its end.
 
         Raises:
             TrialFailed: it has neither returned nor reported a finite number for each objective.
         """
-        if (record.summary(self.run) or {}).get("state") == "PRUNED":
+        if (record.summary(self.run) or {}).get("state") in ("PAUSED", "PRUNED"):
             return
         values = self._by_name(returned)
         self._check_finite(values)

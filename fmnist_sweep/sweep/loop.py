@@ -151,9 +151,12 @@ class SweepLoop:
                 f"Not drawn yet: results.png of {n_undrawn} trials; "
                 f"python -m fmnist_sweep.report {folder} draws them"
             )
-        left = self.space.n_trials - len(runs)
+        left = self.space.n_trials - self.n_ended()
         if self.reason_to_stop and left > 0 and not stopped:
-            print(f"Ended with {left} trials left. {self.reason_to_stop}")
+            paused = (
+                f", {len(runs) - self.n_ended()} of them paused" if self.settings.scheduler else ""
+            )
+            print(f"Ended with {left} trials left{paused}. {self.reason_to_stop}")
         if stopped:
             print(f"{stopped}, {left} trials left. {resume_hint}.", file=sys.stderr)
             sys.exit(code)
@@ -189,7 +192,7 @@ class SweepLoop:
         """Reclaim abandoned trials, then print what the sweep is about to do."""
         n_requeued = self.study.reclaim_abandoned()
         self.table.update()
-        folder, done = _relative(self.study.folder), len(self.table.runs)
+        folder, done = _relative(self.study.folder), self.n_ended()
         design = "Grid" if self.space.is_grid else "Search"
         total = self.space.n_trials
         if done >= total:
@@ -261,7 +264,7 @@ class SweepLoop:
             del self.begun[number]
 
     def n_ended(self) -> int:
-        return len(self.table.runs)
+        return sum(run.state != "PAUSED" for run in self.table.runs.values())
 
     def is_complete(self) -> bool:
         return self.n_ended() >= self.space.n_trials or self._is_over()

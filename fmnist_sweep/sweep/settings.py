@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field
 from fmnist_sweep.base.errors import ConfigError
 from fmnist_sweep.base.schema import Section, checked
 from fmnist_sweep.results.metrics import direction
+from fmnist_sweep.sweep.scheduler import Asha
 from fmnist_sweep.sweep.task import Task, seed_of
 
 
@@ -66,10 +67,17 @@ class Settings(Section):
     accept_changes: bool
     sampler: dict[str, Any]
     pruner: dict[str, Any]
+    scheduler: Annotated[Asha | None, BeforeValidator(lambda value: value or None)]
 
     @property
     def prunes(self) -> bool:
         return not self.pruner["_target_"].endswith(".NopPruner")
+
+    @property
+    def learns_from_any_study(self) -> bool:
+        """Whether the sampler learns from any trials; others keep notes in their own."""
+        name = self.sampler["_target_"].rpartition(".")[2]
+        return name in ("TPESampler", "GPSampler") and self.custom_search_space is None
 
     @property
     def grid_sampler(self) -> bool:
@@ -103,7 +111,14 @@ def read(values: Mapping[str, Any], task: Task) -> Settings:
             f"hydra.sweeper.objective={settings.objective}"
         )
     if settings.prunes:
-        _check_pruning(settings, task)
+        _check_steps(settings, task, "hydra/sweeper/pruner")
+    if settings.scheduler:
+        _check_steps(settings, task, "hydra/sweeper/scheduler")
+        if settings.prunes:
+            raise ConfigError(
+                "hydra/sweeper/scheduler: decides who goes on, and so does hydra/sweeper/pruner; "
+                "choose none for one of them"
+            )
     if settings.stop.is_set and len(settings.objective) > 1:
         raise ConfigError(
             "hydra.sweeper.stop: its rules need a single objective; hydra.sweeper.timeout and "
@@ -131,14 +146,15 @@ def check_repeats(settings: Settings, task: Task, config: DictConfig) -> None:
         )
 
 
-def _check_pruning(settings: Settings, task: Task) -> None:
-    way_out = "hydra/sweeper/pruner=none prunes nothing"
+def _check_steps(settings: Settings, task: Task, group: str) -> None:
+    """Check that each step has the objective that a pruner or scheduler decides on."""
+    way_out = f"{group}=none stops no trial early"
     if len(settings.objective) > 1:
-        raise ConfigError(f"hydra/sweeper/pruner: decides on one objective only; {way_out}")
+        raise ConfigError(f"{group}: decides on one objective only; {way_out}")
     steps = task.step_metrics
     if steps is not None and settings.objective[0] not in steps:
         raise ConfigError(
-            f"hydra/sweeper/pruner: needs an objective that each epoch has "
+            f"{group}: needs an objective that each epoch has "
             f"({', '.join(steps)}), not {settings.objective[0]}; {way_out}"
         )
 

@@ -26,6 +26,7 @@ from fmnist_sweep.base.locks import LifeLock
 from fmnist_sweep.results import record
 from fmnist_sweep.sweep import agreement, database, trial_rows
 from fmnist_sweep.sweep.database import Address, load, retry, storage
+from fmnist_sweep.sweep.scheduler import PAUSED, RESUMED, is_paused
 from fmnist_sweep.sweep.settings import Settings, make_sampler
 from fmnist_sweep.sweep.space import Space
 
@@ -68,7 +69,7 @@ def tell(
     objectives: Sequence[str],
     steps: Mapping[int, float] | None = None,
 ) -> None:
-    """Tell the study how a trial ended, from its finished run folder.
+    """Tell the study how a trial ended, or that it is paused, from its run folder.
 
     Do nothing if the study has the trial's result already, or if another attempt has replaced this
     one.
@@ -97,12 +98,26 @@ def tell(
             trial_rows.complete(address.url, trial, values, steps or {})
             return
         trial_rows.set_steps(address.url, trial, steps or {})
-        if summary["state"] == "PRUNED":  # its value is that of its last step
+        if summary["state"] == "PAUSED":
+            backend.set_trial_user_attr(trial.id, PAUSED, summary["epochs"])
+        elif summary["state"] == "PRUNED":  # its value is that of its last step
             load(address).tell(number, state=TrialState.PRUNED, skip_if_finished=True)
         else:
             backend.set_trial_state_values(trial.id, TrialState.FAIL)
 
     retry(tell_once)
+
+
+def _as_the_sampler_sees_it(trial: FrozenTrial) -> FrozenTrial:
+    """Return a trial, as pruned if it is paused: samplers learn nothing from running trials."""
+    if not is_paused(trial):
+        return trial
+    return optuna.trial.create_trial(
+        state=TrialState.PRUNED,
+        params=trial.params,
+        distributions=trial.distributions,
+        intermediate_values=trial.intermediate_values,
+    )
 
 
 class TakenTrial(NamedTuple):
@@ -148,6 +163,7 @@ class SweepStudy:
         self.space = space
         self.objectives = settings.objective
         self.seed_key = settings.seed_key
+        self.scheduler = settings.scheduler
         self.free_keys = free_keys
         self.worker = uuid.uuid4().hex[:12]
         self.lock = lock(folder)
@@ -160,13 +176,11 @@ class SweepStudy:
                 self._untried = {_point_key(point): point for point in space.initial_points}
                 self._numbers: dict[str, list[int]] = {}  # of the trials by point
                 self._n_seen = 0
-                # A study in memory, for suggestions that do not come from the sweep's alone.
-                self._beside = optuna.create_study(
-                    sampler=self.study.sampler, directions=settings.direction
+                self._known = known
+                # Optuna's samplers learn nothing from running trials, such as paused ones.
+                self._asks_beside = settings.learns_from_any_study and bool(
+                    known or settings.scheduler
                 )
-                self._beside.add_trials(known)
-                self._learns_beside = len(known) > 0
-                self._told_beside: set[int] = set()
                 if space.is_grid:
                     # After a change of the grid, trials of the old grid do not count.
                     trials = self.study.get_trials(deepcopy=False)
@@ -224,8 +238,10 @@ class SweepStudy:
     ) -> list[TakenTrial]:
         """Take the next trials and make their run folders.
 
-        Waiting trials come first, including those of an interrupted sweep. Then come the space's
-        initial points, the sampler's suggestions, and last the trials of processes that have died.
+        Waiting trials come first, including those of an interrupted sweep, and paused trials that
+        the scheduler resumes. Then come the space's initial points, the sampler's suggestions, and
+        last the trials of processes that have died. Once there is nothing left to train, trials
+        that are still paused are pruned.
 
         Args:
             count: the maximum number of trials.
@@ -243,12 +259,15 @@ class SweepStudy:
                 if not waiting and total >= self.space.n_trials:
                     # Those of processes that have died, or that were interrupted in this function.
                     waiting = self.reclaim_abandoned()
-                    if not waiting:
-                        break
                 if waiting:
                     taken.append(retry(partial(self._take_asked, extend)))
                     waiting -= 1
                     continue
+                if resumed := self._resume_paused(is_last=total >= self.space.n_trials):
+                    taken.append(resumed)
+                    continue
+                if total >= self.space.n_trials:
+                    break
                 most = min(count - len(taken), self.space.n_trials - total)
                 begun = self._begin_points([] if extend else self._known_points(most), total)
                 if not begun:
@@ -265,22 +284,61 @@ class SweepStudy:
         if points:
             keys = space.distributions.keys()
             return list(itertools.takewhile(lambda point: point.keys() == keys, points))
-        if type(self.study.sampler) is optuna.samplers.RandomSampler:
-            return [self._beside.ask(space.distributions).params for _ in range(count)]
-        return self._suggest_beside(count) if self._learns_beside else []
+        is_random = type(self.study.sampler) is optuna.samplers.RandomSampler
+        if not is_random and not self._asks_beside:
+            return []
+        # A study in memory, whose trials need not be those of the sweep.
+        beside = optuna.create_study(
+            sampler=self.study.sampler, directions=[*self.study.directions]
+        )
+        if not is_random:
+            own = [trial for trial in self.trials() if trial.state != TrialState.WAITING]
+            beside.add_trials([*self._known, *map(_as_the_sampler_sees_it, own)])
+        return [beside.ask(space.distributions).params for _ in range(count)]
 
-    def _suggest_beside(self, count: int) -> list[dict[str, Any]]:
-        """Let the sampler suggest points from the results of earlier sweeps and of this one."""
-        for trial in self.trials():
-            if trial.state.is_finished() and trial.number not in self._told_beside:
-                self._told_beside.add(trial.number)
-                self._beside.add_trial(trial)
-        points = []
-        for _ in range(count):
-            suggested = self._beside.ask(self.space.distributions)
-            points.append(suggested.params)
-            self._beside.tell(suggested, state=TrialState.FAIL)  # its result comes with the trial's
-        return points
+    def _resume_paused(self, is_last: bool) -> TakenTrial | None:
+        """Take the paused trial that the scheduler resumes; prune the others once it is over.
+
+        Args:
+            is_last: whether no further trial begins.
+        """
+        if self.scheduler is None:
+            return None
+        trials = self.trials()
+        found = self.scheduler.next_to_resume(trials, self.study.direction, is_last)
+        if found is not None:
+            return self._resume(found)
+        running = any(t.state == TrialState.RUNNING and not is_paused(t) for t in trials)
+        if is_last and not running:
+            for trial in filter(is_paused, trials):
+                self._prune_paused(trial)
+        return None
+
+    def _resume(self, trial: FrozenTrial) -> TakenTrial:
+        resumed = [*trial.user_attrs.get(RESUMED, []), trial.user_attrs[PAUSED]]
+        attributes: dict[str, Any] = {PAUSED: None, RESUMED: resumed}
+        run = self._run(trial)
+        if run is None:  # deleted by hand: from the beginning
+            run = self._make_run(trial.number, trial.params)
+            attributes["run"] = run.name
+        else:
+            # In this order a process that dies in between leaves the trial paused.
+            note = record.read_json(run, "trial.json")
+            record.write_json(run, "trial.json", {**note, "worker": self.worker})
+        retry(partial(trial_rows.set_attributes, self.address.url, {trial._trial_id: attributes}))
+        (run / "summary.json").unlink(missing_ok=True)
+        again = self._earlier(trial.number, trial.params)
+        return TakenTrial(trial.number, trial.params, run, again)
+
+    def _prune_paused(self, trial: FrozenTrial) -> None:
+        run = self._run(trial)
+        if run is None:
+            return
+        reason = str((record.summary(run) or {}).get("reason"))
+        record.finish(run, "PRUNED", reason.replace("paused", "pruned", 1))
+        tell(self.address, trial.number, run, self.objectives)
+        for path in record.checkpoints(run).values():
+            path.unlink(missing_ok=True)
 
     def _enqueue_point(self) -> None:
         """Let the next trial of the study have the next initial point and the fixed values."""
@@ -395,7 +453,9 @@ class SweepStudy:
         n_requeued = 0
         with self.lock:
             for trial in self.trials():
-                if trial.state != TrialState.RUNNING or not is_ours(self._worker(trial)):
+                if trial.state != TrialState.RUNNING or is_paused(trial):
+                    continue
+                if not is_ours(self._worker(trial)):
                     continue
                 run = self._run(trial)
                 if run and record.summary(run) is not None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
+from enum import Enum
 from typing import Any, Protocol, TypeVar
 
 from hydra.types import HydraContext, TaskFunction
@@ -13,6 +14,18 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 FINGERPRINT = "fingerprint of the data"  # the dependency that a warm start compares
+
+
+class Decision(Enum):
+    """What a sweep lets a trial do after an epoch or step.
+
+    A paused trial may continue later, with the numbers that it would have had without the pause. A
+    pruned trial has ended.
+    """
+
+    CONTINUE = 1
+    PAUSE = 2
+    PRUNE = 3
 
 
 class Task:
@@ -35,6 +48,9 @@ class Task:
     free_keys: keys that change no result; a sweep can be resumed although they have changed.
     data_keys: keys that say which data is used; results on other data are no help to a sweep.
     preload: modules that the server of trial processes imports once, for all of them.
+    can_pause: whether a trial continues from where it was paused if it is run again in its folder;
+        otherwise a scheduler prunes where it would pause.
+    epochs_key: the key of the number of epochs, if there is one.
     """
 
     seed_key: str = "seed"
@@ -51,6 +67,9 @@ class Task:
         *("alembic.command", "alembic.config", "alembic.context", "alembic.script"),
         *("optuna.storages", "sqlalchemy.dialects.sqlite", "sqlalchemy.orm"),
     )
+
+    can_pause: bool = False
+    epochs_key: str | None = None
 
     def check(self, config: DictConfig) -> None:
         """Check a configuration before any trial runs.
@@ -123,8 +142,13 @@ class Listener(Protocol):
             optuna.TrialPruned: the pruner ends the trial.
         """
 
-    def take_epoch(self, row: Epoch) -> bool:
-        """Take an epoch of training that writes its own history; return whether to continue."""
+    def take_epoch(self, row: Epoch) -> Decision:
+        """Take an epoch of training that writes its own history."""
+
+
+def never_stop(_: Epoch) -> Decision:
+    """Let a trial continue after each epoch: where no sweep listens, there is no pruner either."""
+    return Decision.CONTINUE
 
 
 listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
@@ -149,10 +173,10 @@ def report(step: int, values: Mapping[str, float] | None = None, /, **metrics: f
         there.report(int(step), {k: float(v) for k, v in {**(values or {}), **metrics}.items()})
 
 
-def on_epoch() -> Callable[[Epoch], bool] | None:
+def on_epoch() -> Callable[[Epoch], Decision] | None:
     """Return the function that training with its own history calls after each epoch.
 
-    The function returns False to prune the trial. None outside of a sweep.
+    None outside of a sweep.
     """
     there = listener.get()
     return there.take_epoch if there else None

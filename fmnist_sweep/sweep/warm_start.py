@@ -18,8 +18,6 @@ from fmnist_sweep.sweep.space import Space, is_inside
 from fmnist_sweep.sweep.task import FINGERPRINT, Task
 
 KEY = "hydra.sweeper.warm_start"
-# Samplers that learn from any results; others count their own trials or keep notes in them.
-LEARNING = ("TPESampler", "GPSampler")
 SHOWN = 5  # keys in a message
 _NO_VALUE = object()
 
@@ -32,13 +30,13 @@ def check(settings: Settings, space: Space) -> None:
     """
     if not settings.warm_start:
         return
-    sampler = str(settings.sampler["_target_"]).rpartition(".")[2]
     if space.is_grid:
         raise ConfigError(f"{KEY}: a grid tries all of its points, whatever is known before")
-    if sampler not in LEARNING:
-        raise ConfigError(f"{KEY}: informs hydra/sweeper/sampler=tpe and gp, not {sampler}")
     if settings.custom_search_space or len(settings.objective) > 1:
         raise ConfigError(f"{KEY}: needs a single objective and no custom_search_space")
+    if not settings.learns_from_any_study:
+        sampler = str(settings.sampler["_target_"]).rpartition(".")[2]
+        raise ConfigError(f"{KEY}: informs hydra/sweeper/sampler=tpe and gp, not {sampler}")
 
 
 def read(settings: Settings, space: Space, folder: Path, task: Task) -> list[FrozenTrial]:

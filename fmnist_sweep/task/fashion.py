@@ -12,7 +12,7 @@ from fmnist_sweep.base.schema import known_keys
 from fmnist_sweep.results.metrics import EPOCH_METRICS, METRICS, direction
 from fmnist_sweep.results.record import Epoch
 from fmnist_sweep.sweep.runners import Runner
-from fmnist_sweep.sweep.task import FINGERPRINT, Task
+from fmnist_sweep.sweep.task import FINGERPRINT, Decision, Task
 
 if TYPE_CHECKING:
     from fmnist_sweep.task.trial import Training
@@ -31,6 +31,7 @@ class FashionTask(Task):
     default_objective = "val_accuracy"
     known_keys = tuple(known_keys(Config))
     free_keys = CHANGES_NO_RESULT
+    epochs_key = "trainer.epochs"
     data_keys = tuple(f"data.{name}" for name in DataConfig.model_fields if name != "batch_size")
 
     def check(self, config: DictConfig) -> None:
@@ -64,9 +65,10 @@ class FashionTraining(FashionTask):
     """The task of `fmnist_sweep.train`, whose trials can be trained together in stacks."""
 
     preload = (*Task.preload, "fmnist_sweep.task.trial")
+    can_pause = True
 
     def prepare(
-        self, config: DictConfig, run: Path, on_epoch: Callable[[Epoch], bool], together: int
+        self, config: DictConfig, run: Path, on_epoch: Callable[[Epoch], Decision], together: int
     ) -> "Training":
         """Prepare a trial of a sweep; see `trial.prepare`."""
         from fmnist_sweep.task import trial

@@ -24,7 +24,12 @@ from fmnist_sweep.task.config import Config
 log = logging.getLogger(__name__)
 
 # MLflow's run status for each state of a trial.
-_MLFLOW_STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAILED": "FAILED"}
+_MLFLOW_STATUS = {
+    "COMPLETE": "FINISHED",
+    "PAUSED": "KILLED",
+    "PRUNED": "KILLED",
+    "FAILED": "FAILED",
+}
 
 
 class Backend(Protocol):

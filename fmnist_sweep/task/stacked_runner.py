@@ -26,7 +26,7 @@ from fmnist_sweep.engine.training_jobs import JobScheduler
 from fmnist_sweep.results.record import Epoch
 from fmnist_sweep.sweep.hydra_job import Job, JobStarter
 from fmnist_sweep.sweep.job import RunningTrial, SweepJob
-from fmnist_sweep.sweep.task import task_of
+from fmnist_sweep.sweep.task import never_stop, task_of
 from fmnist_sweep.task import picture, scheduling
 from fmnist_sweep.task.cli import parsed
 from fmnist_sweep.task.config import Config
@@ -154,7 +154,7 @@ class _StackedJob:
             self.trial = self.task.begin()
         with self._trial():
             run = Path(HydraConfig.get().runtime.output_dir)
-            on_epoch = self.trial.take_epoch if self.trial else _go_on
+            on_epoch = self.trial.take_epoch if self.trial else never_stop
             self.training = task.prepare(config, run, on_epoch, self.together)
             self.training.draw = self._draw_later
         return None
@@ -213,11 +213,6 @@ class _StackedJob:
             with suppress(OSError):
                 self.training.history_file.flush()
         self.log.close()
-
-
-def _go_on(_: Epoch) -> bool:
-    """Prune nothing: under a sweeper other than `study` there is no pruner."""
-    return True
 
 
 class _JobLog:

@@ -27,6 +27,7 @@ from fmnist_sweep.engine.training_jobs import TrainingJob, train
 from fmnist_sweep.results import record
 from fmnist_sweep.results.metrics import EPOCH_METRICS
 from fmnist_sweep.results.record import Epoch
+from fmnist_sweep.sweep.task import Decision
 from fmnist_sweep.task import build, picture
 from fmnist_sweep.task.config import Config
 from fmnist_sweep.task.data import splits
@@ -40,7 +41,7 @@ AUTO_CHECKPOINT = 60.0
 
 
 def run(
-    config: Config, folder: Path, *, test: bool, on_epoch: Callable[[Epoch], bool] | None = None
+    config: Config, folder: Path, *, test: bool, on_epoch: Callable[[Epoch], Decision] | None = None
 ) -> dict[str, Any]:
     """Train a trial in this process and complete its run folder: `prepare`, `train`, `finish`.
 
@@ -68,7 +69,7 @@ def prepare(
     folder: Path,
     *,
     test: bool,
-    on_epoch: Callable[[Epoch], bool] | None = None,
+    on_epoch: Callable[[Epoch], Decision] | None = None,
     together: int = 1,
 ) -> "Training":
     """Load the data, build the models and resume from checkpoints; train nothing yet.
@@ -84,7 +85,7 @@ def prepare(
         config: the trial's configuration.
         folder: the run folder, in which Hydra has written its log and configuration.
         test: evaluate the model on the test images after the last epoch. A sweep never does.
-        on_epoch: called with each finished epoch; return False to prune the trial.
+        on_epoch: called with each finished epoch; decides whether the trial continues.
         together: the number of trials that are trained at once; see `worth_compiling`.
 
     Raises:
@@ -166,7 +167,7 @@ class Training:
         device: torch.device,
         threads: int,
         test: bool,
-        on_epoch: Callable[[Epoch], bool] | None,
+        on_epoch: Callable[[Epoch], Decision] | None,
         together: int,
     ) -> None:
         self.started = time.time()
@@ -183,7 +184,7 @@ class Training:
         seeds = [config.seed + repeat for repeat in range(config.repeats)]
         self.configs = [config.model_copy(update={"seed": seed}) for seed in seeds]
         self.histories: list[list[Epoch]] = [[] for _ in seeds]
-        self.pruned = False
+        self.decision = Decision.CONTINUE  # other than that once a trial is stopped before its end
         steps = math.ceil(len(data.train) / config.data.batch_size)
         self.progress = ProgressLog(
             config.trainer.epochs, steps, bar=on_epoch is None and sys.stdout.isatty()
@@ -207,11 +208,9 @@ class Training:
         self.jobs = [self._make_job(repeat, trial, compile) for repeat, trial in enumerate(trials)]
         self._report_setup(steps_note)
 
-    def _checkpoint(self, repeat: int, config: Config) -> Checkpoint | None:
-        wish = config.trainer.checkpoint
-        if wish is False:
-            return None
-        seconds = AUTO_CHECKPOINT if wish == "auto" else 0.0
+    def _checkpoint(self, repeat: int, config: Config) -> Checkpoint:
+        # A trial that is paused has a checkpoint in any case.
+        seconds = {False: math.inf, True: 0.0, "auto": AUTO_CHECKPOINT}[config.trainer.checkpoint]
         return Checkpoint(record.checkpoint(self.folder, repeat), config.identity, seconds)
 
     def resume(self) -> None:
@@ -332,11 +331,13 @@ class Training:
 
     def _check_stop(self, mean: Epoch) -> None:
         """Stop the training after an epoch if the trial is pruned or has diverged."""
-        prune = self.on_epoch is not None and not self.on_epoch(mean)
-        self.pruned = prune and mean.epoch < self.config.trainer.epochs
-        if self.pruned or not _finite(mean):
+        decision = self.on_epoch(mean) if self.on_epoch else Decision.CONTINUE
+        if mean.epoch < self.config.trainer.epochs and _finite(mean):
+            self.decision = decision
+        if self.decision != Decision.CONTINUE or not _finite(mean):
             for job in self.jobs:
                 job.stop = True
+                job.pause = self.decision == Decision.PAUSE
 
     def _begin_epoch(self) -> None:
         if not all(job.stop for job in self.jobs):
@@ -360,16 +361,19 @@ class Training:
         last = self.history[-1]
         finite = _finite(last)
         reason = None if finite else f"the loss became {last.train_loss} in epoch {last.epoch}"
-        if finite and self.pruned:
-            reason = f"pruned after epoch {last.epoch} of {self.config.trainer.epochs}"
-        state = ("PRUNED" if reason else "COMPLETE") if finite else "FAILED"
+        state = _STATES[self.decision] if finite else "FAILED"
+        if finite and state != "COMPLETE":
+            reason = f"{state.lower()} after epoch {last.epoch} of {self.config.trainer.epochs}"
         ending = {"state": state, "reason": reason}
         repeats = [
-            self._figures(repeat, self.test and finite) for repeat in range(self.config.repeats)
+            self._figures(repeat, self.test and state == "COMPLETE")
+            for repeat in range(self.config.repeats)
         ]
         figures = repeats[0] if len(repeats) == 1 else _mean_figures(repeats)
         test_accuracy = figures["test_accuracy"]
         summary = {**ending, **figures, "started": self.started, "ended": time.time()}
+        if state == "PAUSED":  # the rest is work for the trial's end
+            return self._pause(summary)
         if self.config.repeats > 1:
             for repeat, own in enumerate(repeats):
                 self._write_repeat(repeat, {**ending, **own}, finite)
@@ -391,6 +395,12 @@ class Training:
         if test_accuracy is not None:
             log.info("Final Test Accuracy: %.2f%%", 100 * test_accuracy)
         log.info("Run folder: %s", self.folder)
+        return summary
+
+    def _pause(self, summary: dict[str, Any]) -> dict[str, Any]:
+        log.info("%s", summary["reason"].capitalize())
+        record.write_json(self.folder, "summary.json", summary)
+        self.logger.end(summary, self.folder / "results.png")
         return summary
 
     def _figures(self, repeat: int, test: bool) -> dict[str, Any]:
@@ -436,6 +446,13 @@ class Training:
         if finite:
             write_atomically(folder / "model.pt", _state_dict_bytes(self.jobs[repeat].trial.model))
         record.write_json(folder, "summary.json", summary)
+
+
+_STATES = {
+    Decision.CONTINUE: "COMPLETE",
+    Decision.PAUSE: "PAUSED",
+    Decision.PRUNE: "PRUNED",
+}
 
 
 def _finite(row: Epoch) -> bool:

@@ -13,7 +13,7 @@ import pandas as pd
 from fmnist_sweep.base.errors import CompareError
 from fmnist_sweep.results.metrics import METRICS, direction
 
-STATES = ("COMPLETE", "PRUNED", "FAILED")
+STATES = ("COMPLETE", "PAUSED", "PRUNED", "FAILED")
 FIGURES = ("epochs", "seconds", "images_per_second")  # columns that may be missing
 MOST_COLUMNS = 1000
 DATA = "data"  # the name of the data set and its fingerprint, among the environment's items

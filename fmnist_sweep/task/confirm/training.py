@@ -16,6 +16,7 @@ from fmnist_sweep.base.files import make_unique_dir, write_atomically
 from fmnist_sweep.base.processes import cores
 from fmnist_sweep.engine.training_jobs import JobScheduler
 from fmnist_sweep.results import record
+from fmnist_sweep.sweep.task import never_stop
 from fmnist_sweep.task import picture, scheduling, trial
 from fmnist_sweep.task.config import Config
 
@@ -107,7 +108,7 @@ class _Run:
         write_atomically(self.folder / ".hydra/config.yaml", text)
         with self._log():
             # With a callback, the progress bar of a single run stays off the screen.
-            self.training = trial.prepare(config, self.folder, test=False, on_epoch=lambda _: True)
+            self.training = trial.prepare(config, self.folder, test=False, on_epoch=never_stop)
         self.training.draw = lambda folder, title: background.submit(
             partial(picture.draw, folder, title)
         )

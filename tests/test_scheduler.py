@@ -1,0 +1,287 @@
+"""Who gets epochs: trials are paused, resumed with the same numbers, and pruned at the end."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import optuna
+import pandas as pd
+import pytest
+
+from fmnist_sweep.sweep import database
+from tests.conftest import ROOT, Command
+from tests.test_any_app import Shell, app, write
+
+__all__ = ["app"]  # a fixture
+
+EPOCHS = 10
+RUNGS = (1, 3, 9)
+GRID = (
+    "-m",
+    "optimizer.lr=0.0001,0.03,0.001,0.003,0.0003,0.01,0.1,0.0006,0.006",
+    f"trainer.epochs={EPOCHS}",
+    "data.train_size=640",
+    "data.val_size=500",
+    "trainer.compile=false",
+)
+ASHA = "hydra/sweeper/scheduler=asha"
+
+
+def curves(name: str) -> dict[int, list[float]]:
+    """The validation losses of each trial, by epoch."""
+    table = pd.read_csv(f"multirun/{name}/curves.csv")
+    return {int(number): rows.val_loss.tolist() for number, rows in table.groupby("trial")}
+
+
+def rows(name: str) -> pd.DataFrame:
+    return pd.read_csv(f"multirun/{name}/sweep.csv").set_index("trial")
+
+
+def halved(whole: Mapping[int, Sequence[float]], factor: int) -> dict[int, int]:
+    """The epochs of each trial if one worker follows the paper's algorithm 2, lowest loss first.
+
+    A trial among the best goes on without a pause. Once no trial is left to begin, the best of a
+    rung goes on, however few have reached it.
+    """
+    at: dict[int, dict[int, float]] = {rung: {} for rung in RUNGS}
+    paused: dict[int, int] = {}
+    begun = 0
+
+    def best(rung: int, at_least: int = 0) -> list[int]:
+        ranked = sorted(at[rung], key=lambda number: at[rung][number])
+        return ranked[: max(len(ranked) // factor, at_least)]
+
+    def train(number: int, after: int) -> None:
+        for epoch in range(after + 1, EPOCHS + 1):
+            if epoch in RUNGS:
+                at[epoch][number] = whole[number][epoch - 1]
+                if number not in best(epoch):
+                    paused[number] = epoch
+                    return
+
+    while True:
+        at_least = int(begun == len(whole))
+        promoted = [
+            number
+            for rung in reversed(RUNGS)
+            for number in best(rung, at_least)
+            if paused.get(number) == rung
+        ]
+        if promoted:
+            train(promoted[0], paused.pop(promoted[0]))
+        elif begun < len(whole):
+            begun += 1
+            train(begun - 1, 0)
+        else:
+            return {number: paused.get(number, EPOCHS) for number in whole}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> dict[int, list[float]]:
+    """The whole curves of the grid's trials."""
+    folder = tmp_path_factory.mktemp("whole")
+    subprocess.run(
+        [sys.executable, "-m", "fmnist_sweep.train", *GRID, "name=a"],
+        cwd=folder,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "FMNIST_SWEEP_DATA": str(data_root)},
+    )
+    table = pd.read_csv(folder / "multirun/a/curves.csv")
+    return {int(number): each.val_loss.tolist() for number, each in table.groupby("trial")}
+
+
+def check(name: str, whole: Mapping[int, Sequence[float]]) -> None:
+    """Each trial has the numbers that it would have had without a pause, as far as it came."""
+    found, table = curves(name), rows(name)
+    assert found.keys() == whole.keys()
+    for number, losses in found.items():
+        assert losses == whole[number][: len(losses)], f"trial {number}"
+        state = table.state[number]
+        assert (state, len(losses)) in {("COMPLETE", EPOCHS), *(("PRUNED", r) for r in RUNGS)}
+        assert table.epochs[number] == len(losses)
+        if state == "PRUNED":
+            assert table.reason[number] == f"pruned after epoch {len(losses)} of {EPOCHS}"
+    assert "COMPLETE" in set(table.state)
+    url = f"sqlite:///{Path('multirun', name, 'study.db').absolute()}"
+    trials = database.load(database.Address(url, name)).trials
+    database.disconnect()
+    assert [trial.state.name for trial in trials] == table.state.tolist()
+    assert [len(trial.intermediate_values) for trial in trials] == table.epochs.tolist()
+    assert not list(Path("multirun", name).glob("*/checkpoint*"))
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_trials_are_promoted_as_in_the_paper(
+    factor: int,
+    whole: dict[int, list[float]],
+    fmnist_train: Command,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rungs = (1, 2, 4, 8) if factor == 2 else RUNGS
+    monkeypatch.setattr("tests.test_scheduler.RUNGS", rungs)
+    one = ("hydra.sweeper.n_jobs=1", f"hydra.sweeper.scheduler.factor={factor}")
+    outcome = fmnist_train(*GRID, "name=a", ASHA, *one, "hydra.sweeper.objective=val_loss")
+    assert outcome.code == 0, outcome.err
+    check("a", whole)
+    expected = halved(whole, factor)
+    assert rows("a").epochs.to_dict() == expected
+    assert len(set(expected.values())) > 2  # some were resumed
+    assert "PAUSED: paused after epoch 1 of 10, val_loss" in outcome.out
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ("hydra/launcher=stacked",),
+        ("hydra/launcher=stacked", "trainer.checkpoint=false", "hydra.sweeper.n_jobs=9"),
+        pytest.param(("hydra/launcher=basic",), marks=pytest.mark.slow),
+        pytest.param(("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"), marks=pytest.mark.slow),
+        pytest.param(
+            ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweeper.shares=2"),
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=" ".join,
+)
+def test_every_launcher_pauses_and_resumes(
+    launcher: tuple[str, ...], whole: dict[int, list[float]], fmnist_train: Command
+) -> None:
+    outcome = fmnist_train(*GRID, "name=a", ASHA, *launcher)
+    assert outcome.code == 0, outcome.err
+    check("a", whole)
+    assert len(set(rows("a").epochs)) > 1
+
+
+def test_kills_change_no_numbers(
+    whole: dict[int, list[float]], tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "FMNIST_SWEEP_DATA": str(data_root)}
+    command = [sys.executable, "-m", "fmnist_sweep.train", *GRID, "name=a", ASHA]
+    moments = random.Random(0)
+    for kills in range(4):
+        with open("log.txt", "a") as log:
+            sweep = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+        ends = Path("multirun/a").glob
+        before = len(list(ends("*/history.csv")))
+        until = time.monotonic() + 60
+        while len(list(ends("*/history.csv"))) <= before and sweep.poll() is None:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 0.5))
+        os.killpg(sweep.pid, signal.SIGKILL if kills else signal.SIGINT)
+        sweep.wait()
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    check("a", whole)
+
+
+def test_a_paused_trial_waits_for_more_time(
+    whole: dict[int, list[float]], fmnist_train: Command
+) -> None:
+    sweep = (*GRID, "name=a", ASHA, "hydra.sweeper.n_jobs=1")
+    outcome = fmnist_train(*sweep, "hydra.sweeper.max_epochs=8")
+    assert outcome.code == 0, outcome.err
+    table = rows("a")
+    n_paused = (table.state == "PAUSED").sum()
+    assert n_paused > 1 and f"trials left, {n_paused} of them paused." in outcome.out
+    assert table.reason[0] == "paused after epoch 1 of 10"
+    assert list(Path("multirun/a/0").glob("checkpoint*"))
+    # Nothing is due: the sweep says so, and leaves the paused trials as they are.
+    assert fmnist_train(*sweep, "hydra.sweeper.max_epochs=8").code == 0
+    assert rows("a").equals(table)
+    assert fmnist_train(*sweep).code == 0
+    check("a", whole)
+
+
+def test_a_deleted_folder_of_a_paused_trial_begins_again(
+    whole: dict[int, list[float]], fmnist_train: Command
+) -> None:
+    sweep = (*GRID, "name=a", ASHA, "hydra.sweeper.n_jobs=1")
+    assert fmnist_train(*sweep, "hydra.sweeper.max_epochs=8").code == 0
+    for checkpoint in Path("multirun/a").glob("*/checkpoint*"):
+        checkpoint.write_bytes(b"torn")
+    outcome = fmnist_train(*sweep)
+    assert outcome.code == 0, outcome.err
+    check("a", whole)
+
+
+@pytest.mark.parametrize("brackets", [1, 2])
+def test_another_application_prunes_where_it_cannot_pause(
+    brackets: int, app: Shell, tmp_path: Path
+) -> None:
+    write(
+        tmp_path,
+        "for step in range(0, 900, 100):\n"
+        "    report(step, score=cfg.lr * (step + 1))\n"
+        "return cfg.lr",
+    )
+    outcome = app(
+        *("-m", "hydra/sweeper=study", "hydra.sweep.dir=out", ASHA),
+        "lr=" + ",".join(f"0.{n}" for n in (5, 4, 6, 3, 7, 2, 8, 1)),
+        "hydra.sweeper.objective=score",
+        "hydra.sweeper.direction=maximize",
+        f"hydra.sweeper.scheduler.brackets={brackets}",
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    table = pd.read_csv(tmp_path / "out/sweep.csv").set_index("trial")
+    reached = dict(zip(table.lr, table.epochs))
+    if brackets == 1:  # each better one comes third in time
+        assert reached == {0.5: 9, 0.4: 1, 0.6: 9, 0.3: 1, 0.7: 9, 0.2: 1, 0.8: 9, 0.1: 1}
+    else:  # the second bracket decides after three steps
+        assert reached == {0.5: 9, 0.4: 9, 0.6: 9, 0.3: 3, 0.7: 9, 0.2: 3, 0.8: 9, 0.1: 3}
+    assert set(table.state[table.epochs < 9]) == {"PRUNED"}
+
+
+def test_the_sampler_learns_from_paused_trials(fmnist_train: Command) -> None:
+    sampler = ("hydra.sweeper.sampler.n_startup_trials=2", "hydra.sweeper.sampler.seed=3")
+    search = ("optimizer.lr=tag(log,interval(1e-6,1.0))", *GRID[2:], "name=a", ASHA)
+    limits = ("hydra.sweeper.n_trials=9", "hydra.sweeper.max_epochs=6", "hydra.sweeper.n_jobs=1")
+    rungs = ("hydra.sweeper.scheduler.factor=10",)
+    outcome = fmnist_train("-m", *search, *sampler, *limits, *rungs)
+    assert outcome.code == 0, outcome.err
+    table = rows("a")
+    assert table.state.tolist() == ["PAUSED"] * 6
+    distributions = {"optimizer.lr": optuna.distributions.FloatDistribution(1e-6, 1.0, log=True)}
+    trials = [
+        optuna.trial.create_trial(
+            state=optuna.trial.TrialState.PRUNED,
+            params={"optimizer.lr": rate},
+            distributions=distributions,
+            intermediate_values={1: accuracy},
+        )
+        for rate, accuracy in zip(table["optimizer.lr"], table.val_accuracy)
+    ]
+    tpe = optuna.samplers.TPESampler(n_startup_trials=2, seed=3)
+    for number in range(1, 6):  # the first is the default configuration
+        study = optuna.create_study(direction="maximize", sampler=tpe)
+        study.add_trials(trials[:number])
+        expected = study.ask(distributions).params["optimizer.lr"]
+        assert table["optimizer.lr"][number] == pytest.approx(expected)
+
+
+MISTAKES = {
+    ("hydra.sweeper.scheduler.factor=1",): "hydra.sweeper.scheduler.factor=1: ",
+    ("hydra.sweeper.scheduler.min_epochs=0",): "hydra.sweeper.scheduler.min_epochs=0: ",
+    ("hydra.sweeper.scheduler.min_epochs=10",): (
+        "hydra.sweeper.scheduler: its first decision on some trials comes after 10 epochs, and no "
+        "trial has more than trainer.epochs=10"
+    ),
+    ("hydra.sweeper.scheduler.brackets=4",): "comes after 27 epochs",
+    ("hydra/sweeper/pruner=median",): "hydra/sweeper/scheduler: decides who goes on, and so does",
+    ("hydra.sweeper.objective=seconds",): "hydra/sweeper/scheduler: needs an objective that each",
+    ("hydra.sweeper.objective=[val_loss,seconds]",): "hydra/sweeper/scheduler: decides on one",
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=" ".join)
+def test_mistakes_are_one_line(mistake: tuple[str, ...], fmnist_train: Command) -> None:
+    outcome = fmnist_train(*GRID, "name=a", ASHA, *mistake)
+    assert outcome.code == 1 and MISTAKES[mistake] in outcome.err
+    assert outcome.err.count("\n") == 1 and not list(Path().glob("multirun/a/[0-9]*"))
