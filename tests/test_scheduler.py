@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -200,13 +201,15 @@ def test_a_paused_trial_waits_for_more_time(
     check("a", whole)
 
 
-def test_a_deleted_folder_of_a_paused_trial_begins_again(
+def test_a_paused_trial_without_its_state_begins_again(
     whole: dict[int, list[float]], fmnist_train: Command
 ) -> None:
     sweep = (*GRID, "name=a", ASHA, "hydra.sweeper.n_jobs=1")
     assert fmnist_train(*sweep, "hydra.sweeper.max_epochs=8").code == 0
     for checkpoint in Path("multirun/a").glob("*/checkpoint*"):
         checkpoint.write_bytes(b"torn")
+    paused = rows("a").index[rows("a").state == "PAUSED"]
+    shutil.rmtree(Path("multirun/a", str(paused[0])))
     outcome = fmnist_train(*sweep)
     assert outcome.code == 0, outcome.err
     check("a", whole)

@@ -87,6 +87,9 @@ def _swept(started: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, str]:
         target = pick(started, f"hydra.sweeper.{key}._target_")
         if target:
             rows[name] = str(target).rsplit(".", 1)[-1].replace("NopPruner", "none")
+    scheduler = pick(started, "hydra.sweeper.scheduler")
+    if scheduler and isinstance(scheduler, Mapping):
+        rows["Scheduler"] = f"asha, {', '.join(f'{k} {v}' for k, v in scheduler.items())}"
     command = pick(started, "hydra.overrides.task")
     if command and isinstance(command, list):
         rows["Overrides"] = " ".join(map(str, command))

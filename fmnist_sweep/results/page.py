@@ -117,6 +117,7 @@ def _rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
                 "val_accuracy": run.summary.get("val_accuracy"),
                 "val_loss": run.summary.get("val_loss"),
                 "epochs": len(run.history),
+                "paused_after": ", ".join(str(pause.epochs) for pause in run.pauses),
                 "seconds": run.summary.get("seconds"),
                 "spread": spread,
                 "repeats": run.summary.get("repeats"),

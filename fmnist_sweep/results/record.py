@@ -4,7 +4,7 @@
 train.log         the lines of the screen, with times
 history.csv       one row per epoch
 summary.json      the run's final row; exists once the run has ended or while it is paused
-trial.json        in a sweep: the trial's number and parameters
+trial.json        in a sweep: the trial's number and parameters, and when it was paused
 environment.json  versions, device, threads, git commit, command line
 results.png       loss and accuracy curves
 model.pt          a state dict for a plain `nn.Module`

@@ -23,7 +23,7 @@ def curves(runs: Sequence[Run]) -> Figure:
     for axes, (metric, direction) in zip(panels, metrics.items()):
         for run in runs:
             if id(run) not in marked:
-                style = ":" if run.state == "PRUNED" else "-"
+                style = ":" if run.state in ("PAUSED", "PRUNED") else "-"
                 axes.plot(*series.curve(run, metric), style, color=GREY, alpha=0.6, linewidth=0.9)
         _marked_curves(axes, runs, metric)
         if shown := series.curve_window(runs, metric):
@@ -41,7 +41,7 @@ def _marked_curves(axes: Axes, runs: Sequence[Run], metric: str) -> None:
     first, base = series.best(runs), series.baseline(runs)
     rest = len(runs) - len({id(run) for run in (first, base) if run})
     if rest:
-        axes.plot([], [], color=GREY, label=f"{rest} other trials (dotted: pruned)")
+        axes.plot([], [], color=GREY, label=f"{rest} other trials (dotted: stopped early)")
     if base and base is not first:
         x, y = series.curve(base, metric)
         axes.plot(

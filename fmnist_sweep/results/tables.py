@@ -32,6 +32,21 @@ _Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 _Value = bool | _Whole | float | str | None
 
 
+class Pause(BaseModel):
+    """A pause of a trial that has been resumed.
+
+    epochs: the epochs, or steps, that it had been trained by then.
+    started, ended: when the part of the training before the pause began and ended, in seconds since
+        1970.
+    """
+
+    model_config = ConfigDict(strict=True)
+
+    epochs: _Whole
+    started: float
+    ended: float
+
+
 class _TrialFile(BaseModel):
     """The required content of `trial.json`, which another program may have written."""
 
@@ -42,6 +57,7 @@ class _TrialFile(BaseModel):
     objective: Annotated[list[str], Field(min_length=1)]
     direction: Annotated[list[Literal["minimize", "maximize"]], Field(min_length=1)]
     seed_key: str | None = "seed"
+    pauses: list[Pause] = []
 
 
 class _SummaryFile(BaseModel):
@@ -83,6 +99,7 @@ class Run:
     objective, direction: the columns that the sweep optimises, and for each minimize or maximize.
     seed_key: the key in which runs of the same configuration differ, or None.
     metrics: the last values that another application's training reported or returned, by name.
+    pauses: those after which it was resumed.
     """
 
     trial: int
@@ -96,6 +113,7 @@ class Run:
     folder: Path
     seed_key: str | None = "seed"
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    pauses: Sequence[Pause] = ()
 
     @property
     def values(self) -> list[Any]:
@@ -172,6 +190,7 @@ class Sweep:
         runs = [self.runs[trial] for trial in sorted(self.runs)]
         keys = dict.fromkeys(key for run in runs for key in run.params)
         names = dict.fromkeys(name for run in runs for name in _objective_columns(run))
+        names |= dict.fromkeys(name for run in runs for name in _pause_column(run))
         metrics = dict.fromkeys(name for run in runs for name in run.metrics)
         is_own = not metrics or any(
             name in run.summary for run in runs for name in TRAINING_COLUMNS
@@ -185,6 +204,7 @@ class Sweep:
                 "state": run.state,
                 **run.params,
                 **_objective_columns(run),
+                **_pause_column(run),
                 "epochs": len(run.history),
                 "run": run.folder.name,
             }
@@ -256,6 +276,7 @@ def read_run(trial: int, folder: Path) -> Run | None:
         history=history,
         folder=folder,
         seed_key=trial_file.seed_key,
+        pauses=trial_file.pauses,
     )
 
 
@@ -306,6 +327,14 @@ def _drop_constant_params(runs: Mapping[int, Run]) -> dict[int, Run]:
         trial: replace(run, params={k: v for k, v in run.params.items() if k in swept})
         for trial, run in runs.items()
     }
+
+
+def _pause_column(run: Run) -> dict[str, str]:
+    """Return the column `paused_after` of a trial that was paused: epochs, such as `1 3`."""
+    epochs = [pause.epochs for pause in run.pauses]
+    if run.state == "PAUSED":
+        epochs.append(len(run.history))
+    return {"paused_after": " ".join(map(str, epochs))} if epochs else {}
 
 
 def _objective_columns(run: Run) -> dict[str, Any]:

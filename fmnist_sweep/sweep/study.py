@@ -323,12 +323,17 @@ class SweepStudy:
             attributes["run"] = run.name
         else:
             # In this order a process that dies in between leaves the trial paused.
-            note = record.read_json(run, "trial.json")
-            record.write_json(run, "trial.json", {**note, "worker": self.worker})
+            record.write_json(run, "trial.json", self._note_of_resumed(run))
         retry(partial(trial_rows.set_attributes, self.address.url, {trial._trial_id: attributes}))
         (run / "summary.json").unlink(missing_ok=True)
         again = self._earlier(trial.number, trial.params)
         return TakenTrial(trial.number, trial.params, run, again)
+
+    def _note_of_resumed(self, run: Path) -> dict[str, Any]:
+        """Return the content of the `trial.json` of a trial that this worker resumes."""
+        note, paused = record.read_json(run, "trial.json"), record.summary(run) or {}
+        pause = {name: paused.get(name) for name in ("epochs", "started", "ended")}
+        return {**note, "worker": self.worker, "pauses": [*note.get("pauses", []), pause]}
 
     def _prune_paused(self, trial: FrozenTrial) -> None:
         run = self._run(trial)

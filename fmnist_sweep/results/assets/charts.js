@@ -5,7 +5,8 @@ function named(data, trial) {
   const run = data.byTrial.get(trial);
   const marks = [run.trial === data.best && "best", run.baseline && "baseline"].filter(Boolean).join(", ");
   const values = Object.entries(run.params).map(([k, v]) => `${k}=${short(v)}`).join("  ");
-  return `Trial ${trial}${marks ? ` (${marks})` : ""}${run.state === "COMPLETE" ? "" : ` ${run.state.toLowerCase()}`}\n${values}`;
+  const paused = run.paused_after ? `, paused after ${run.paused_after}` : "";
+  return `Trial ${trial}${marks ? ` (${marks})` : ""}${run.state === "COMPLETE" ? "" : ` ${run.state.toLowerCase()}`}${paused}\n${values}`;
 }
 
 function shownValue(objective, value, spread) {
@@ -15,10 +16,14 @@ function shownValue(objective, value, spread) {
   return format(value) + (spread === undefined ? "" : ` ± ${format(spread)}`) + (objective.unit ? ` ${objective.unit}` : "");
 }
 
+function stoppedEarly(run) {
+  return run.state === "PRUNED" || run.state === "PAUSED";
+}
+
 function lineClass(data, trial) {
   if (trial === data.best) return "best-line";
   if (trial === data.baseline) return "baseline-line";
-  return data.byTrial.get(trial).state === "PRUNED" ? "pruned-line" : "other";
+  return stoppedEarly(data.byTrial.get(trial)) ? "pruned-line" : "other";
 }
 
 // Returns the index of the step nearest to `wanted`; steps ascend.
@@ -266,7 +271,18 @@ function drawTime(parent, data) {
     element("rect", { class: "bar", x: 198, y, width, height: 19 }, root);
     element("text", { x: 204 + width, y: y + 14 }, root, `${short(Number(seconds.toPrecision(3)))} s`);
   });
-  const done = data.time.done, end = done[done.length - 1][0] / 60;
-  const drawn = panel(parent, { kind: "linear", low: 0, high: end, label: "Time since the first trial began, without pauses (min)" }, { kind: "linear", low: 0, high: done.length, label: "Trials ended" }, { width: 560, height: 240 });
+  const done = data.time.done, end = data.time.wall / 60;
+  const drawn = panel(parent, { kind: "linear", low: 0, high: end, label: "Time since the first trial began, without pauses (min)" }, { kind: "linear", low: 0, high: Math.max(1, done.length), label: "Trials ended" }, { width: 560, height: 240 });
   element("path", { class: "better-line", d: `M${drawn.x(0)},${drawn.y(0)}` + done.map(([s, n]) => `H${drawn.x(s / 60).toFixed(1)}V${drawn.y(n).toFixed(1)}`).join("") }, drawn.marks);
+  drawBestOverTime(parent, data, end);
+}
+
+// The best value at each time, of all trials that had ended or were paused by then.
+function drawBestOverTime(parent, data, end) {
+  const objective = data.objectives[0], best = data.time.best;
+  if (!best.length || !objective.window) return;
+  const [low, high] = objective.window, inside = (v) => Math.min(Math.max(v * objective.scale, low), high);
+  const drawn = panel(parent, { kind: "linear", low: 0, high: end, label: "Time since the first trial began, without pauses (min)" }, { kind: "linear", low, high, label: `Best ${objective.label} so far` }, { width: 560, height: 240 });
+  const steps = best.map(([s, v], i) => `${i ? "H" : "M"}${drawn.x(s / 60).toFixed(1)}${i ? "V" : ","}${drawn.y(inside(v)).toFixed(1)}`);
+  element("path", { class: "best-line", d: `${steps.join("")}H${drawn.x(end).toFixed(1)}` }, drawn.marks);
 }

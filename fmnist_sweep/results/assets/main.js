@@ -17,7 +17,7 @@ function verdict() {
   const value = (run) => shownValue(objective, run.values[0], run.spread[objective.name]);
   const best = data.byTrial.get(data.best), base = data.byTrial.get(data.baseline);
   const complete = data.runs.filter((r) => r.state === "COMPLETE").length;
-  if (!best) sentences.push(`None of ${data.runs.length} trials is complete.`);
+  if (!best) sentences.push(`None of ${data.runs.length} trials is complete.`, ...furthest(objective));
   else if (data.objectives.length > 1) sentences.push(`${data.front.length} of ${complete} complete trials are on the Pareto front.`);
   else {
     sentences.push(`Best of ${complete} complete trials: ${objective.name} ${value(best)} (trial ${best.trial}).`);
@@ -31,6 +31,13 @@ function verdict() {
   const warning = document.getElementById("warning");
   warning.hidden = !data.warning;
   warning.textContent = data.warning || "";
+}
+
+// Says which trial has the best value so far if none is complete.
+function furthest(objective) {
+  const run = data.runs.find((r) => r.values[0] !== null);
+  if (!run || data.objectives.length > 1) return [];
+  return [`The best so far: ${objective.name} ${shownValue(objective, run.values[0])} after ${run.epochs} ${data.steps} (trial ${run.trial}, ${run.state.toLowerCase()}).`];
 }
 
 function facts() {
@@ -48,7 +55,7 @@ function facts() {
 }
 
 function stateEntries() {
-  const names = { COMPLETE: "complete", PRUNED: "pruned (its last value)", FAILED: "failed" };
+  const names = { COMPLETE: "complete", PAUSED: "paused (its last value)", PRUNED: "pruned (its last value)", FAILED: "failed" };
   return Object.keys(names).filter((s) => data.runs.some((r) => r.state === s)).map((s) => [names[s], s]);
 }
 
@@ -58,7 +65,7 @@ function pictures() {
   if (drawable.length) {
     const part = section("Curves", "All trials. Point at a curve to see whose it is. Curves far on the bad side of the others are cut.");
     const marked = [data.best !== null && [`best (trial ${data.best})`, "best-line"], data.baseline !== null && data.baseline !== data.best && [`baseline (trial ${data.baseline})`, "baseline-line"]];
-    legend(part, [...marked.filter(Boolean), ["other trials", "other"], ...(data.runs.some((r) => r.state === "PRUNED") ? [["pruned", "pruned-line"]] : [])]);
+    legend(part, [...marked.filter(Boolean), ["other trials", "other"], ...(data.runs.some(stoppedEarly) ? [["paused or pruned", "pruned-line"]] : [])]);
     const plots = element("div", { class: "plots", id: "curves" }, part);
     for (const metric of drawable) drawCurves(plots, data, metric);
   }

@@ -89,6 +89,7 @@ function label(axis, tick) {
 // Draws a trial's mark. States differ in shape as well as colour.
 function mark(parent, state, x, y, r = 4) {
   if (state === "PRUNED") return element("path", { class: state, d: `M${x - r},${y + r * 0.8}h${2 * r}l${-r},${-1.8 * r}z` }, parent);
+  if (state === "PAUSED") return element("path", { class: state, d: `M${x - r},${y}l${r},${-r}l${r},${r}l${-r},${r}z` }, parent);
   if (state === "FAILED") return element("path", { class: state, d: `M${x - r},${y - r}l${2 * r},${2 * r}m0,${-2 * r}l${-2 * r},${2 * r}` }, parent);
   return element("circle", { class: state, cx: x, cy: y, r }, parent);
 }

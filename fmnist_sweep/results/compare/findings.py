@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from fmnist_sweep.results.compare.sweep_table import DATA, SweepTable
+from fmnist_sweep.results.compare.sweep_table import DATA, STATES, SweepTable
 from fmnist_sweep.results.compare.verdicts import CONFIDENCE, compared
 from fmnist_sweep.results.keys import changes_no_result
 
@@ -61,7 +61,7 @@ def _sweep(table: SweepTable) -> dict[str, Any]:
     return {
         "name": table.name,
         "source": str(table.source),
-        "trials": {state: int(states.get(state, 0)) for state in ("COMPLETE", "PRUNED", "FAILED")},
+        "trials": {state: int(states.get(state, 0)) for state in STATES},
         **{budget: _total(table.rows[budget]) for budget in ("epochs", "seconds", "images")},
         "best": float(values.iloc[0]),
         "best_trial": int(table.winner["trial"]),

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from fmnist_sweep.results import record
 from fmnist_sweep.results.compare.findings import TOP
+from fmnist_sweep.results.compare.sweep_table import STATES
 from fmnist_sweep.results.facts import duration
 from fmnist_sweep.results.metrics import Measure
 
@@ -50,6 +51,7 @@ def _overview(findings: Mapping[str, Any], measure: Measure) -> Rows:
     head = [
         "",
         "trials complete",
+        "paused",
         "pruned",
         "failed",
         "epochs",
@@ -69,7 +71,7 @@ def _overview(findings: Mapping[str, Any], measure: Measure) -> Rows:
         rows.append(
             [
                 sweep["name"],
-                *(str(trials[state]) for state in ("COMPLETE", "PRUNED", "FAILED")),
+                *(str(trials[state]) for state in STATES),
                 "-" if sweep["epochs"] is None else f"{sweep['epochs']:,.0f}",
                 "-" if seconds is None else duration(seconds),
                 "-" if images is None else f"{images / 1e6:,.2f} million",

@@ -1,0 +1,1 @@
+"""Play search strategies against recorded learning curves: `python -m benchmarks.simulation`."""
