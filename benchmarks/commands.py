@@ -22,11 +22,11 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 STACKED = "hydra/launcher=stacked"
 JOBLIB = "hydra/launcher=joblib, two workers"
 STOCK = "the published loop, one trial after the other"
-# Random without pruning, so that results do not affect the trials. A fifth of the file's epochs.
+# Random without a scheduler, so that results do not affect the trials. A fifth of the file's epochs.
 SEARCH = (
     "search=mlp",
     "hydra/sweeper/sampler=random",
-    "hydra/sweeper/pruner=none",
+    "hydra/sweeper/scheduler=none",
     "hydra.sweeper.n_trials=24",
     "trainer.epochs=int(interval(1,10))",
 )

@@ -16,6 +16,17 @@ def largest_stack(configs: Sequence[Config]) -> int:
     return min(sizes, default=CHUNK_SIZE["cpu"])
 
 
+def ahead(configs: Sequence[Config], cores: int, has_scheduler: bool) -> int:
+    """Return how many trials of a search to begin before the first has ended.
+
+    A GPU needs as many as a stack holds. On a CPU results to learn from are worth more, most of all
+    to a scheduler (`hydra.sweeper.scheduler`): one trial waits for the next free core.
+    """
+    largest = largest_stack(configs)
+    on_cpu = all(_device_type(config) == "cpu" for config in configs)
+    return min(cores + 1, largest) if has_scheduler and on_cpu else largest
+
+
 def scheduler(
     configs: Sequence[Config],
     cores: int,

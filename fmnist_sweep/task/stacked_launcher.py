@@ -97,7 +97,7 @@ class _StackedRunner:
     def ahead(self) -> int:
         from fmnist_sweep.task import stacked_runner
 
-        return stacked_runner.ahead(self.launcher.hydra_setup[0])
+        return stacked_runner.ahead(self.launcher.hydra_setup[0], self.cores)
 
     def run(self, jobs: JobSource) -> None:
         def on_end(number: int, returned: JobReturn) -> None:

@@ -105,12 +105,10 @@ def _parsed(config: DictConfig) -> list[Config]:
         return []
 
 
-def ahead(config: DictConfig) -> int:
-    """Return how many trials of a search to begin before the first has ended.
-
-    A GPU needs as many as a stack holds; on a CPU, results to learn from are worth more.
-    """
-    return scheduling.largest_stack(_parsed(config))
+def ahead(config: DictConfig, cores: int) -> int:
+    """Return how many trials of a search to begin before the first has ended."""
+    has_scheduler = bool(config.hydra.sweeper.get("scheduler"))
+    return scheduling.ahead(_parsed(config), cores, has_scheduler)
 
 
 def _collect(running: list["_StackedJob"], on_end: Callable[[int, JobReturn], None]) -> bool:
