@@ -20,11 +20,11 @@ def ahead(configs: Sequence[Config], cores: int, has_scheduler: bool) -> int:
     """Return how many trials of a search to begin before the first has ended.
 
     A GPU needs as many as a stack holds. On a CPU results to learn from are worth more, most of all
-    to a scheduler (`hydra.sweeper.scheduler`): one trial waits for the next free core.
+    to a scheduler (`hydra.sweeper.scheduler`), whose trials end after a few epochs.
     """
     largest = largest_stack(configs)
     on_cpu = all(_device_type(config) == "cpu" for config in configs)
-    return min(cores + 1, largest) if has_scheduler and on_cpu else largest
+    return min(cores, largest) if has_scheduler and on_cpu else largest
 
 
 def scheduler(
