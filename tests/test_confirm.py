@@ -438,7 +438,7 @@ def test_an_opening_is_noted_once(tmp_path: Path) -> None:
     [
         (["nowhere"], ["nowhere: no such folder"]),
         (["empty"], ["empty: holds no finished run"]),
-        (["failed"], ["failed: no trial is complete"]),
+        (["failed"], ["failed: no trial has a result"]),
         (["sweep", "--top", "0"], ["--top=0: must be at least 1"]),
         (["sweep", "--seeds", "-1"], ["--seeds=-1: must be at least 1"]),
         (["torn"], ["torn/test_set.json: torn or edited"]),

@@ -215,6 +215,14 @@ def test_a_paused_trial_without_its_state_begins_again(
     check("a", whole)
 
 
+def test_repeats_pause_together(fmnist_train: Command) -> None:
+    command = (*GRID[:1], "optimizer.lr=0.0001,0.003,0.001", *GRID[2:], "repeats=2")
+    assert fmnist_train(*command, "name=whole").code == 0
+    outcome = fmnist_train(*command, "name=a", ASHA)
+    assert outcome.code == 0, outcome.err
+    check("a", curves("whole"))
+
+
 @pytest.mark.parametrize("brackets", [1, 2])
 def test_another_application_prunes_where_it_cannot_pause(
     brackets: int, app: Shell, tmp_path: Path

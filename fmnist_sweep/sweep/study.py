@@ -305,12 +305,16 @@ class SweepStudy:
         if self.scheduler is None:
             return None
         trials = self.trials()
+        paused = list(filter(is_paused, trials))
+        for trial in paused:
+            if self._run(trial) is None:  # its folder was deleted by hand
+                return self._resume(trial)
         found = self.scheduler.next_to_resume(trials, self.study.direction, is_last)
         if found is not None:
             return self._resume(found)
-        running = any(t.state == TrialState.RUNNING and not is_paused(t) for t in trials)
-        if is_last and not running:
-            for trial in filter(is_paused, trials):
+        running = sum(trial.state == TrialState.RUNNING for trial in trials)
+        if is_last and running == len(paused):
+            for trial in paused:
                 self._prune_paused(trial)
         return None
 
@@ -318,7 +322,7 @@ class SweepStudy:
         resumed = [*trial.user_attrs.get(RESUMED, []), trial.user_attrs[PAUSED]]
         attributes: dict[str, Any] = {PAUSED: None, RESUMED: resumed}
         run = self._run(trial)
-        if run is None:  # deleted by hand: from the beginning
+        if run is None:  # from the beginning
             run = self._make_run(trial.number, trial.params)
             attributes["run"] = run.name
         else:
@@ -331,16 +335,17 @@ class SweepStudy:
 
     def _note_of_resumed(self, run: Path) -> dict[str, Any]:
         """Return the content of the `trial.json` of a trial that this worker resumes."""
-        note, paused = record.read_json(run, "trial.json"), record.summary(run) or {}
-        pause = {name: paused.get(name) for name in ("epochs", "started", "ended")}
-        return {**note, "worker": self.worker, "pauses": [*note.get("pauses", []), pause]}
+        note, paused = record.read_json(run, "trial.json"), record.summary(run)
+        pauses = list(note.get("pauses", []))
+        if paused is not None:
+            pauses.append({name: paused[name] for name in ("epochs", "started", "ended")})
+        return {**note, "worker": self.worker, "pauses": pauses}
 
     def _prune_paused(self, trial: FrozenTrial) -> None:
         run = self._run(trial)
-        if run is None:
-            return
-        reason = str((record.summary(run) or {}).get("reason"))
-        record.finish(run, "PRUNED", reason.replace("paused", "pruned", 1))
+        assert run is not None
+        paused = record.summary(run) or {"reason": f"paused after epoch {trial.user_attrs[PAUSED]}"}
+        record.finish(run, "PRUNED", paused["reason"].replace("paused", "pruned", 1))
         tell(self.address, trial.number, run, self.objectives)
         for path in record.checkpoints(run).values():
             path.unlink(missing_ok=True)

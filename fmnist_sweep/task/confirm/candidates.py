@@ -70,7 +70,7 @@ def candidates(folder: Path, runs: Sequence[Run], top: int, metric: str) -> list
         metric: the figure that each candidate carries. The sweep's objective ranks them.
 
     Raises:
-        ConfigError, RecordError: no trial is complete, or a configuration cannot be read.
+        ConfigError, RecordError: no trial has a result, or a configuration cannot be read.
     """
     groups = _by_configuration(folder, runs)
     found = [_candidate(group, metric) for group in groups]
@@ -104,17 +104,26 @@ def application_candidates(
 
 
 def _by_configuration(folder: Path, runs: Sequence[Run]) -> list[list[Run]]:
-    """Group the complete runs that differ in their seed alone, best group first."""
-    groups: dict[str, list[Run]] = {}
+    """Group the runs that differ in their seed alone, best group first.
+
+    Complete runs come first. A scheduler leaves few of them; then come the runs that were paused or
+    pruned, those with the most epochs first.
+    """
+    complete: dict[str, list[Run]] = {}
+    stopped: dict[str, list[Run]] = {}
     for run in ranked(runs):
-        if run.state == "COMPLETE" and objective(run) is not None:
-            groups.setdefault(repr(sorted(_seedless(run).items())), []).append(run)
-    if not groups:
-        raise ConfigError(f"{folder}: no trial is complete: there is nothing to confirm")
-    ordered = list(groups.values())
+        if run.state == "FAILED" or objective(run) is None:
+            continue
+        groups = complete if run.state == "COMPLETE" else stopped
+        groups.setdefault(repr(sorted(_seedless(run).items())), []).append(run)
+    if not complete and not stopped:
+        raise ConfigError(f"{folder}: no trial has a result: there is nothing to confirm")
+    rest = [group for key, group in stopped.items() if key not in complete]
+    rest.sort(key=lambda group: -max(len(run.history) for run in group))
+    ordered = list(complete.values())
     if len(runs[0].objective) == 1:
         ordered.sort(key=_mean_objective, reverse=runs[0].direction[0] == "maximize")
-    return ordered
+    return ordered + rest
 
 
 def _with_baseline(
