@@ -12,6 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from optuna.trial import FrozenTrial
 
 from fmnist_sweep.sweep import database
 from fmnist_sweep.sweep.overrides import override_text
@@ -205,3 +206,42 @@ def test_keys_that_change_no_result_may_change(tiny: Command, tmp_path: Path) ->
     outcome = tiny(*grid, "trainer.label_smoothing=0.1")
     assert outcome.code == 1 and "trainer.label_smoothing: 0.0 -> 0.1" in outcome.err
     database.disconnect()
+
+
+class Alternating(optuna.samplers.BaseSampler):
+    """A sampler of somebody's own: the lowest and the highest value by turns."""
+
+    def __init__(self, first: str) -> None:
+        self.first = first
+
+    def infer_relative_search_space(self, *_: Any) -> dict[str, Any]:
+        return {}
+
+    def sample_relative(self, *_: Any) -> dict[str, Any]:
+        return {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, name: str, distribution: Any
+    ) -> float:
+        order = ["low", "high"] if self.first == "low" else ["high", "low"]
+        return float(getattr(distribution, order[trial.number % 2]))
+
+
+def test_a_sampler_of_your_own(tiny: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("conf/hydra/sweeper/sampler").mkdir(parents=True)
+    Path("conf/hydra/sweeper/sampler/mine.yaml").write_text(
+        "_target_: tests.test_space.Alternating\nfirst: low\n"
+    )
+    search = ("-m", "name=a", "optimizer.lr=interval(0.1,0.2)", "hydra.sweeper.n_trials=4")
+    own = ("--config-dir=conf", "hydra/sweeper/sampler=mine")
+    refused = tiny(*search, *own)
+    assert refused.code == 1 and refused.err.count("\n") == 1
+    assert "hydra.sweeper.sampler._target_=tests.test_space.Alternating" in refused.err
+    monkeypatch.setenv("FMNIST_SWEEP_TRUST", "tests.*")
+    outcome = tiny(*search, *own)
+    assert outcome.code == 0, outcome.err
+    assert pd.read_csv("multirun/a/sweep.csv")["optimizer.lr"].tolist() == [0.1, 0.2, 0.1, 0.2]
+    Path("conf/hydra/sweeper/sampler/mine.yaml").write_text("_target_: tests.test_space.params\n")
+    wrong = tiny(*search, *own)
+    assert wrong.code == 1
+    assert "_target_=tests.test_space.params: makes list, not a sampler of Optuna" in wrong.err

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ from omegaconf import DictConfig
 from pydantic import BeforeValidator, Field
 
 from fmnist_sweep.base.errors import ConfigError
-from fmnist_sweep.base.schema import Section, checked
+from fmnist_sweep.base.schema import Section, checked, trusted_packages
 from fmnist_sweep.results.metrics import direction
 from fmnist_sweep.sweep.scheduler import Asha
 from fmnist_sweep.sweep.task import Task, seed_of
@@ -159,6 +160,14 @@ def _check_steps(settings: Settings, task: Task, group: str) -> None:
         )
 
 
+# Samplers that need no trust; they take a seed.
+SAMPLERS = (
+    "hydra_plugins.hydra_optuna_sweeper.*",
+    "optuna.samplers.*",
+    "fmnist_sweep.sweep.cma_es.*",
+)
+
+
 def make_pruner(values: Mapping[str, Any]) -> optuna.pruners.BasePruner:
     """Make the pruner that a configuration names.
 
@@ -184,20 +193,22 @@ def make_sampler(settings: Settings, seed: int, starts: int) -> optuna.samplers.
     values = dict(settings.sampler)
     if settings.grid_sampler:  # a grid's points are known from the start
         return optuna.samplers.RandomSampler(seed)
-    if values.get("seed") is None:
+    # A sampler of the user's own may have no such argument.
+    known = any(fnmatch(values["_target_"], pattern) for pattern in SAMPLERS)
+    takes_seed = known or "seed" in values
+    if takes_seed and values.get("seed") is None:
         values["seed"] = seed
     # A quasi-random sequence counts its points in the study and must not change.
-    if starts and not values["_target_"].endswith(".QMCSampler"):
+    if takes_seed and starts and not values["_target_"].endswith(".QMCSampler"):
         values["seed"] = int(np.random.SeedSequence([values["seed"], starts]).generate_state(1)[0])
     if values["_target_"] == "optuna.samplers.CmaEsSampler":
         values["_target_"] = "fmnist_sweep.sweep.cma_es.CmaEsSampler"
-    patterns = (
-        "hydra_plugins.hydra_optuna_sweeper.*",
-        "optuna.samplers.*",
-        "fmnist_sweep.sweep.cma_es.*",
-    )
-    made = _make("hydra.sweeper.sampler", values, *patterns)
-    assert isinstance(made, optuna.samplers.BaseSampler)
+    made = _make("hydra.sweeper.sampler", values, *SAMPLERS, *trusted_packages())
+    if not isinstance(made, optuna.samplers.BaseSampler):
+        raise ConfigError(
+            f"hydra.sweeper.sampler._target_={values['_target_']}: makes "
+            f"{type(made).__name__}, not a sampler of Optuna"
+        )
     return made
 
 
