@@ -201,6 +201,16 @@ def test_a_paused_trial_waits_for_more_time(
     check("a", whole)
 
 
+def test_without_the_scheduler_paused_trials_train_to_their_end(
+    whole: dict[int, list[float]], fmnist_train: Command
+) -> None:
+    sweep = (*GRID, "name=a", "hydra.sweeper.n_jobs=1")
+    assert fmnist_train(*sweep, ASHA, "hydra.sweeper.max_epochs=8").code == 0
+    assert "PAUSED" in set(rows("a").state)
+    assert fmnist_train(*sweep).code == 0
+    assert curves("a") == whole and set(rows("a").state) == {"COMPLETE"}
+
+
 def test_a_paused_trial_without_its_state_begins_again(
     whole: dict[int, list[float]], fmnist_train: Command
 ) -> None:

@@ -177,6 +177,10 @@ class SweepStudy:
                 self._numbers: dict[str, list[int]] = {}  # of the trials by point
                 self._n_seen = 0
                 self._known = known
+                # Those of an earlier start with a scheduler, if this one has none.
+                self._may_have_paused = bool(settings.scheduler) or any(
+                    map(is_paused, self.study.get_trials(deepcopy=False))
+                )
                 # Optuna's samplers learn nothing from running trials, such as paused ones.
                 self._asks_beside = settings.learns_from_any_study and bool(
                     known or settings.scheduler
@@ -302,13 +306,15 @@ class SweepStudy:
         Args:
             is_last: whether no further trial begins.
         """
-        if self.scheduler is None:
+        if not self._may_have_paused:
             return None
         trials = self.trials()
         paused = list(filter(is_paused, trials))
         for trial in paused:
-            if self._run(trial) is None:  # its folder was deleted by hand
+            if self.scheduler is None or self._run(trial) is None:  # deleted by hand
                 return self._resume(trial)
+        if self.scheduler is None:
+            return None
         found = self.scheduler.next_to_resume(trials, self.study.direction, is_last)
         if found is not None:
             return self._resume(found)
