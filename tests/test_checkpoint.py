@@ -20,6 +20,7 @@ from fmnist_sweep.engine import checkpoint
 from fmnist_sweep.engine.checkpoint import Checkpoint, CheckpointError
 from fmnist_sweep.results import record, run_plot
 from fmnist_sweep.results.record import Epoch
+from fmnist_sweep.sweep.task import Decision
 from fmnist_sweep.task import trial
 from fmnist_sweep.task.cli import parsed
 from fmnist_sweep.task.config import Config, conf_folder
@@ -66,10 +67,10 @@ def run(settings: Config, folder: str) -> dict[str, Any]:
 def run_until(epoch: int, settings: Config, folder: str) -> None:
     """Ends it as Ctrl-C does, once an epoch is finished."""
 
-    def interrupt(row: Epoch) -> bool:
+    def interrupt(row: Epoch) -> Decision:
         if row.epoch == epoch:
             raise KeyboardInterrupt
-        return True
+        return Decision.CONTINUE
 
     Path(folder).mkdir(exist_ok=True)
     with pytest.raises(KeyboardInterrupt):
@@ -286,14 +287,14 @@ def test_what_would_have_ended_it_still_does(kind: str, repeats: int) -> None:
         Path("parts/checkpoint-0.pt").write_bytes(b"torn")  # it has to catch up with the other
     told = []
 
-    def prune(row: Epoch) -> bool:
+    def prune(row: Epoch) -> Decision:
         told.append(row.epoch)
-        return row.epoch != 3
+        return Decision.PRUNE if row.epoch == 3 else Decision.CONTINUE
 
     trial.run(settings, Path("parts"), test=False, on_epoch=prune)
-    Path("whole").mkdir()
-    trial.run(settings, Path("whole"), test=False, on_epoch=lambda row: row.epoch != 3)
     assert told == ([3] if repeats == 1 else [1, 2, 3])
+    Path("whole").mkdir()
+    trial.run(settings, Path("whole"), test=False, on_epoch=prune)
     assert record.read_json(Path("parts"), "summary.json")["state"] == "PRUNED"
     assert left("parts")["."] == left("whole")["."]
     if repeats == 1:

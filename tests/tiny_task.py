@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 from fmnist_sweep.results.record import Epoch
 from fmnist_sweep.sweep import sweeps
-from fmnist_sweep.sweep.task import on_epoch
+from fmnist_sweep.sweep.task import Decision, on_epoch
 from fmnist_sweep.task.cli import run_hydra_command
 from fmnist_sweep.task.config import conf_folder
 from fmnist_sweep.task.fashion import FashionTask
@@ -76,7 +76,7 @@ def task(config: DictConfig) -> object:
         time.sleep(float(os.environ.get("TINY_TASK_MS", "0")) / 1000)
         reached = best * epoch / config.trainer.epochs
         row = Epoch(epoch, config.optimizer.lr, 1 - reached, reached, 1 - reached, reached, 0.0)
-        if tell and epoch < config.trainer.epochs and not tell(row):
+        if tell and epoch < config.trainer.epochs and tell(row) != Decision.CONTINUE:
             import optuna
 
             raise optuna.TrialPruned(f"pruned after epoch {epoch}")
