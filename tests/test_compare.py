@@ -161,7 +161,7 @@ def test_budgets_and_figures_by_hand(tmp_path: Path) -> None:
     assert anytime(tables[0], "epochs") == [(2, 0.7), (6, 0.8)]
     found = findings(tables)
     first = found["sweeps"][0]
-    assert first["trials"] == {"COMPLETE": 2, "PRUNED": 1, "FAILED": 0}
+    assert first["trials"] == {"COMPLETE": 2, "PAUSED": 0, "PRUNED": 1, "FAILED": 0}
     assert (first["epochs"], first["seconds"], first["images"]) == (6, 6, pytest.approx(300_000))
     assert (first["best"], first["best_trial"], first["median"]) == (0.8, 2, 0.75)
     points = [(p["spent"], p["best"]) for p in found["equal_budget"]["epochs"]]
