@@ -113,7 +113,8 @@ def check(name: str, whole: Mapping[int, Sequence[float]]) -> None:
     database.disconnect()
     assert [trial.state.name for trial in trials] == table.state.tolist()
     assert [len(trial.intermediate_values) for trial in trials] == table.epochs.tolist()
-    assert not list(Path("multirun", name).glob("*/checkpoint*"))
+    for run in table.run:
+        assert not list(Path("multirun", name, str(run)).glob("checkpoint*"))
 
 
 @pytest.mark.parametrize("factor", [2, 3])
