@@ -423,6 +423,25 @@ def test_per_class_by_hand() -> None:
 # Notes and mistakes
 
 
+def test_trials_that_came_furthest_fill_up_the_complete_ones(tmp_path: Path) -> None:
+    trials = [
+        trial(0.80),
+        trial(0.86, "PRUNED", epochs=1),
+        trial(0.84, "PRUNED", epochs=2),
+        trial(0.85, "PAUSED", epochs=2),
+        trial(None, "FAILED"),
+        trial(0.79),
+    ]
+    folder = sweeps.write(tmp_path / "a", trials)
+    runs = Sweep(folder).update()
+
+    def names(top: int) -> list[str]:
+        return [one.name for one in candidates(folder, runs, top, "val_accuracy")]
+
+    assert names(2) == ["trial-0", "trial-5"]
+    assert names(9) == ["trial-0", "trial-5", "trial-3", "trial-2", "trial-1"]
+
+
 def test_an_opening_is_noted_once(tmp_path: Path) -> None:
     selection = {"name": "trial-1", "seeds": [1, 2], "config": {"a": 1e-8, "b": (1, 2)}}
     assert test_set.note(tmp_path, selection, again=False) == 1
@@ -456,7 +475,7 @@ def test_mistakes_are_one_line(
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
-    sweeps.write(tmp_path / "failed", [trial(None, "FAILED"), trial(0.1, "PRUNED")])
+    sweeps.write(tmp_path / "failed", [trial(None, "FAILED")])
     torn = sweeps.write(tmp_path / "torn", [trial(0.8)])
     (torn / "test_set.json").write_text('{"opened": [{"when')
     odd = sweeps.write(tmp_path / "odd", [trial(0.8)])
