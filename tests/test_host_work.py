@@ -21,7 +21,7 @@ from fmnist_sweep.engine.data import DataSplits
 from fmnist_sweep.engine.workers import ProcessWorker, Worker
 from fmnist_sweep.results import record, run_plot
 from fmnist_sweep.sweep import database, hydra_job
-from fmnist_sweep.task import build, scheduling, stacked_runner
+from fmnist_sweep.task import build, scheduling
 from fmnist_sweep.task.config import Config
 from tests.conftest import SMALL, Command
 from tests.test_stacks import Case, check_same_as_alone, train
@@ -237,12 +237,14 @@ def test_sizes_follow_from_the_device(
     device: str, stack_size: int, worker: type[Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build, "device", lambda config: torch.device(device))
-    monkeypatch.setattr(stacked_runner, "parsed", lambda config: config)
     config: Any = Config.model_construct(trainer=type("Trainer", (), {"threads": 1})())
     scheduler = scheduling.scheduler([config], cores=2)
     assert scheduler.max_stack == stack_size and scheduler.make_worker is worker
     assert scheduler.count == (2 if device == "cpu" else 1)
-    assert stacked_runner.ahead(config) == stack_size
+    assert scheduling.ahead([config], cores=2, has_scheduler=False) == stack_size
+    # Trials of a scheduler end soon, and the next learn from them.
+    with_scheduler = scheduling.ahead([config], cores=2, has_scheduler=True)
+    assert with_scheduler == (2 if device == "cpu" else stack_size)
     assert scheduling.scheduler([config], 2, max_stack=3).max_stack == 3
 
 
