@@ -271,6 +271,7 @@ def test_processes_at_work_are_counted(tmp_path: Path) -> None:
         accept_changes=False,
         seed_key=None,
         repeats=None,
+        scheduler=None,
         sampler={"_target_": "optuna.samplers.RandomSampler"},
     )
     first = SweepStudy(tmp_path, "a", space, settings, 0)

@@ -149,7 +149,7 @@ def test_search_files_and_ranges_of_ones_own(tiny: Command) -> None:
     assert all(0.001 <= trial.params["optimizer.lr"] <= 0.1 for trial in trials)
     assert all(trial.user_attrs["data.batch_size"] == 32 for trial in trials)
     epochs = trials[0].distributions["trainer.epochs"]
-    assert epochs == optuna.distributions.IntDistribution(5, 50)
+    assert epochs == optuna.distributions.IntDistribution(10, 50)
 
 
 def test_whole_interval_is_taken_as_integers(tiny: Command) -> None:
