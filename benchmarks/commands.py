@@ -22,7 +22,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 STACKED = "hydra/launcher=stacked"
 JOBLIB = "hydra/launcher=joblib, two workers"
 STOCK = "the published loop, one trial after the other"
-# Random without a scheduler, so that results do not affect the trials. A fifth of the file's epochs.
+# Random without a scheduler, so that results do not affect the trials. Few epochs.
 SEARCH = (
     "search=mlp",
     "hydra/sweeper/sampler=random",
