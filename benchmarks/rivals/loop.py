@@ -16,16 +16,13 @@ import torch
 from torch import nn
 
 EPOCHS = 50  # the most that a trial trains
-DEFAULTS = {
-    "lr": 1e-3,
-    "batch_size": 32,
-    "width": 128,
-}  # the project's first trial, before any draw
+# The default configuration, which every search tries first.
+DEFAULTS = {"lr": 1e-3, "batch_size": 32, "width": 128}
 
 
 @dataclass(frozen=True)
 class Task:
-    """What all trials of a search share.
+    """The data, log file and seed of a search's trials.
 
     Attributes:
         data: the file of the scaled examples, see `benchmarks.searching.save_data`.

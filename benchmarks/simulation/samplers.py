@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from benchmarks.simulation.search import Curves, Floats, Sampler, Trial
 
-LEAST_EPOCHS = 5  # of a trial whose epochs are searched too, as in conf/search/mlp.yaml
+LEAST_EPOCHS = 10  # of a trial whose epochs are searched too, as in conf/search/mlp.yaml
 # The space of conf/search/curves.yaml.
 SPACE: dict[str, BaseDistribution] = {
     "lr": FloatDistribution(1e-4, 1e-2, log=True),

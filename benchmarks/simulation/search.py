@@ -131,7 +131,7 @@ class Sampler(ABC):
 
 @dataclass(frozen=True)
 class Clock:
-    """What takes time besides epochs, in seconds.
+    """The costs of a search besides its epochs, in seconds.
 
     Attributes:
         workers: trials that train at once, each on its own core.

@@ -43,8 +43,9 @@ SCHEDULERS: dict[str, Make] = {
             min_resource=2, max_resource=epochs, reduction_factor=3
         )
     ),
-    "asha": lambda search, rng: Asha(search),
-    "asha-gain": lambda search, rng: Asha(search, by_gain=True),
+    # With the first rung of conf/search/mlp.yaml.
+    "asha": lambda search, rng: Asha(search, least=2),
+    "asha-gain": lambda search, rng: Asha(search, least=2, by_gain=True),
     "freeze-thaw": lambda search, rng: FreezeThaw(search),
 }
 

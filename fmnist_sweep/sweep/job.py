@@ -76,7 +76,7 @@ class SweepJob:
 
     @property
     def can_pause(self) -> bool:
-        """Whether a trial that is stopped before its end may continue later."""
+        """True if a trial that stops before its end can continue later."""
         return self.scheduler is not None and self.sweep_task.can_pause
 
     def __call__(self, config: DictConfig) -> None:

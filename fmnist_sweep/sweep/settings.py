@@ -76,7 +76,10 @@ class Settings(Section):
 
     @property
     def learns_from_any_study(self) -> bool:
-        """Whether the sampler learns from any trials; others keep notes in their own."""
+        """True if the sampler can learn from another study's trials.
+
+        Other samplers keep notes in the trials of their own study.
+        """
         name = self.sampler["_target_"].rpartition(".")[2]
         return name in ("TPESampler", "GPSampler") and self.custom_search_space is None
 

@@ -17,7 +17,7 @@ FINGERPRINT = "fingerprint of the data"  # the dependency that a warm start comp
 
 
 class Decision(Enum):
-    """What a sweep lets a trial do after an epoch or step.
+    """A sweep's decision about a trial after an epoch or step.
 
     A paused trial may continue later, with the numbers that it would have had without the pause. A
     pruned trial has ended.
