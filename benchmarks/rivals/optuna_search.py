@@ -16,7 +16,7 @@ from optuna.storages.journal import JournalFileBackend
 from benchmarks.rivals.loop import DEFAULTS, EPOCHS, Task, Training, suggest
 
 WORKERS = 2
-# The median pruner with the settings of `hydra/sweeper/pruner=median`; successive halving with those of Ray's ASHA.
+# The settings of `hydra/sweeper/pruner=median`, and for successive halving those of Ray's ASHA.
 PRUNERS: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
     "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1),
     "halving": lambda: optuna.pruners.SuccessiveHalvingPruner(min_resource=2, reduction_factor=3),
