@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from fmnist_sweep.base.figures import png, ticker
 from fmnist_sweep.results.plot_style import BLUE, GREEN, GREY, ORANGE, VERMILION, new_figure
+from fmnist_sweep.task.confirm.verdict import mean
 
 OURS = "ours"
 LABELS = {
@@ -26,7 +26,6 @@ LABELS = {
 COLOURS = (BLUE, VERMILION, GREEN, ORANGE, GREY, "#CC79A7", "#56B4E9", "#000000")
 SECONDS = (50, 100, 200, 500)
 EARLY = 1 / 5  # of the time: when ours is compared with the rivals' end
-CONFIDENCE = 0.95
 SHOWN = 4.0  # points of % of the picture: the beginnings are of no interest
 
 
@@ -34,15 +33,6 @@ def best_at(run: dict[str, Any], second: float) -> float:
     """Return a run's best accuracy at a second, NaN before its first epoch."""
     known = bisect.bisect_right([when for when, _ in run["curve"]], second)
     return float(run["curve"][known - 1][1]) if known else math.nan
-
-
-def mean_and_half_width(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean and half the t interval's width; NaN for fewer than two values."""
-    mean = statistics.mean(values)
-    if len(values) < 2:
-        return mean, math.nan
-    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
-    return mean, quantile * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def table(results: dict[str, Any]) -> str:
@@ -81,10 +71,11 @@ def table(results: dict[str, Any]) -> str:
 
 
 def _cell(values: Sequence[float], sign: str = "") -> str:
-    mean, half = (100 * value for value in mean_and_half_width(values))
-    if math.isnan(mean):
+    found = mean([100 * value for value in values])
+    if math.isnan(found.mean):
         return "-"
-    return f"{mean:{sign}.2f}" + ("" if math.isnan(half) else f" ± {half:.2f}")
+    half_width = "" if found.high is None else f" ± {found.high - found.mean:.2f}"
+    return f"{found.mean:{sign}.2f}{half_width}"
 
 
 def _label(name: str) -> str:
@@ -100,11 +91,11 @@ def picture(results: dict[str, Any]) -> bytes:
     for name, colour in zip(results["runs"], COLOURS):
         runs = results["runs"][name].values()
         curves = 100 * np.array([[best_at(run, second) for second in seconds] for run in runs])
-        mean = curves.mean(axis=0)  # NaN until every seed has an epoch
-        axes.plot(seconds, mean, color=colour, linewidth=1.8)
+        middle = curves.mean(axis=0)  # NaN until every seed has an epoch
+        axes.plot(seconds, middle, color=colour, linewidth=1.8)
         axes.fill_between(seconds, curves.min(axis=0), curves.max(axis=0), color=colour, alpha=0.15)
-        if not np.isnan(mean[-1]):
-            ends[name] = float(mean[-1])
+        if not np.isnan(middle[-1]):
+            ends[name] = float(middle[-1])
     top = max(ends.values(), default=90.0)
     axes.set(
         xscale="log",
@@ -117,7 +108,7 @@ def picture(results: dict[str, Any]) -> bytes:
     axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
     axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_minor_formatter(ticker.NullFormatter())
-    heights = _spread([max(value, top - SHOWN) for value in ends.values()], SHOWN / 18)
+    heights = spread([max(value, top - SHOWN) for value in ends.values()], SHOWN / 18)
     colours = dict(zip(results["runs"], COLOURS))
     for name, height in zip(ends, heights):
         text = f"{_label(name)}, {ends[name]:.2f}"
@@ -133,7 +124,7 @@ def _seeds(results: dict[str, Any]) -> str:
     return "-".join(map(str, counts[:: max(1, len(counts) - 1)]))
 
 
-def _spread(heights: Sequence[float], gap: float) -> list[float]:
+def spread(heights: Sequence[float], gap: float) -> list[float]:
     """Return the heights of labels, moved up as far as needed to stand a gap apart."""
     placed: dict[int, float] = {}
     last = -math.inf

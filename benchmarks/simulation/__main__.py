@@ -19,6 +19,7 @@ import joblib
 import numpy as np
 import optuna
 
+from benchmarks.search_results import spread
 from benchmarks.simulation import overtuning, strategies
 from benchmarks.simulation import table as curves_table
 from benchmarks.simulation.search import CLOCKS, Clock, Curves, Floats, Play, load, play
@@ -204,11 +205,9 @@ def picture(results: dict[str, Any]) -> bytes:
     axes.minorticks_off()
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(ticker.FormatStrFormatter("%g"))
-    # Labels at the lines' ends, pushed apart so that they do not overlap.
     low, high = np.log(axes.get_ylim())
-    place = -np.inf
-    for name, (end, color) in sorted(ends.items(), key=lambda item: item[1][0]):
-        place = max((np.log(end) - low) / (high - low), place + 0.045)
+    heights = [(np.log(end) - low) / (high - low) for end, _ in ends.values()]
+    for (name, (end, color)), place in zip(ends.items(), spread(heights, 0.045)):
         axes.annotate(
             name, (times[-1], end), (1.01, place), textcoords=axes.transAxes, color=color,
             va="center", fontsize=9, annotation_clip=False,
