@@ -177,6 +177,9 @@ class SweepStudy:
                 self._numbers: dict[str, list[int]] = {}  # of the trials by point
                 self._n_seen = 0
                 self._known = known
+                # For suggestions that need not come from the sweep's own study.
+                self._beside = self._make_beside()
+                self._shown_beside: dict[int, tuple[TrialState, int | None]] = {}  # by number
                 # Those of an earlier start with a scheduler, if this one has none.
                 self._may_have_paused = bool(settings.scheduler) or any(
                     map(is_paused, self.study.get_trials(deepcopy=False))
@@ -291,14 +294,35 @@ class SweepStudy:
         is_random = type(self.study.sampler) is optuna.samplers.RandomSampler
         if not is_random and not self._asks_beside:
             return []
-        # A study in memory, whose trials need not be those of the sweep.
-        beside = optuna.create_study(
-            sampler=self.study.sampler, directions=[*self.study.directions]
-        )
         if not is_random:
-            own = [trial for trial in self.trials() if trial.state != TrialState.WAITING]
-            beside.add_trials([*self._known, *map(_as_the_sampler_sees_it, own)])
-        return [beside.ask(space.distributions).params for _ in range(count)]
+            self._show_results_beside()
+        points = []
+        for _ in range(count):
+            suggested = self._beside.ask(space.distributions)
+            points.append(suggested.params)
+            self._beside.tell(suggested, state=TrialState.FAIL)  # its result comes with the trial's
+        return points
+
+    def _make_beside(self) -> optuna.Study:
+        """Return a study in memory that has the results of earlier sweeps."""
+        made = optuna.create_study(sampler=self.study.sampler, directions=self.study.directions)
+        made.add_trials(self._known)
+        return made
+
+    def _show_results_beside(self) -> None:
+        """Add the results of new and of paused trials to the study in memory.
+
+        A trial of a study cannot change once it has ended. After a pause it can: make a new study.
+        """
+        results = [
+            trial for trial in self.trials() if trial.state.is_finished() or is_paused(trial)
+        ]
+        states = {trial.number: (trial.state, trial.user_attrs.get(PAUSED)) for trial in results}
+        if not self._shown_beside.items() <= states.items():
+            self._beside, self._shown_beside = self._make_beside(), {}
+        new = [trial for trial in results if trial.number not in self._shown_beside]
+        self._beside.add_trials(map(_as_the_sampler_sees_it, new))
+        self._shown_beside = states
 
     def _resume_paused(self, is_last: bool) -> TakenTrial | None:
         """Take the paused trial that the scheduler resumes; prune the others once it is over.
