@@ -49,6 +49,7 @@ SPACE = Space(
     defaults={},
     base={},
     n_trials=10**9,
+    is_exhaustive=False,
     is_grid=False,
 )
 PROXY = (
@@ -67,6 +68,7 @@ def settings(storage: str) -> Settings:
         storage=storage,
         custom_search_space=None,
         accept_changes=False,
+        constraints={},
         seed_key=None,
         repeats=None,
         sampler={"_target_": "optuna.samplers.RandomSampler"},

@@ -262,7 +262,7 @@ def work_beside(folder: Path, space: Space, settings: Settings) -> None:
 
 
 def test_processes_at_work_are_counted(tmp_path: Path) -> None:
-    space = Space({}, {}, {}, {}, [], [], {}, {}, 1, True)
+    space = Space({}, {}, {}, {}, [], [], {}, {}, 1, True, True)
     settings = Settings.model_construct(
         objective=["val_accuracy"],
         direction=["maximize"],

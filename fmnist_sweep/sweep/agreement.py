@@ -78,6 +78,7 @@ def _definition(space: Space, settings: Settings, free_keys: Sequence[str]) -> d
         "hydra.sweeper.direction": settings.direction,
         "hydra.sweeper.custom_search_space": settings.custom_search_space,
         "hydra.sweeper.repeats": settings.repeats,
+        **({"hydra.sweeper.constraints": settings.constraints} if settings.constraints else {}),
         "sweep": "grid" if space.is_grid else "search",
         **{key: f"[{text}]" for key, text in space.descriptions().items()},
         **{key: value for key, value in space.base.items() if not is_below(key, free_keys)},

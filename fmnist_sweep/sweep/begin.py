@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import optuna
 from hydra.core.plugins import Plugins
@@ -23,9 +23,11 @@ from fmnist_sweep.base.processes import cores
 from fmnist_sweep.base.schema import trusted_packages
 from fmnist_sweep.results import ranking, record
 from fmnist_sweep.results.metrics import says_direction
+from fmnist_sweep.sweep import constraints as constraints_module
 from fmnist_sweep.sweep import database, runners, warm_start
 from fmnist_sweep.sweep import settings as settings_module
 from fmnist_sweep.sweep.budget import Budget
+from fmnist_sweep.sweep.constraints import Constraints
 from fmnist_sweep.sweep.job import SweepJob
 from fmnist_sweep.sweep.loop import SweepLoop, trials_at_once
 from fmnist_sweep.sweep.settings import Settings, make_sampler
@@ -60,42 +62,21 @@ def sweep(
         SystemExit: interrupted (130 or 143), or stopped by failures (1).
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-
-    sweep_task = task_of(task)
-
-    def compose(lines: Sequence[str]) -> DictConfig:
-        try:
-            return context.config_loader.load_sweep_config(config, list(lines))
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(hydra_line(error, sweep_task.known_keys)) from None
-
-    def is_group(key: str) -> bool:
-        return bool(context.config_loader.get_group_options(key))
-
-    settings = _read_settings(values, config, sweep_task)
-    settings_module.check_repeats(settings, sweep_task, config)
-    seed = seed_of(config, settings.seed_key) or 0
-    for key, default in (("sweep.subdir", "${hydra.job.num}"), ("output_subdir", ".hydra")):
-        _warn_about_unused_key(config, key, default)
-    space = parse_space(arguments, settings, compose, is_group, sweep_task, seed)
-    extend = _load_custom_space(settings, config)
-    _try_sampler(settings, space)
-    _check_scheduler(settings, space, sweep_task)
-    warm_start.check(settings, space)
-    _check_launcher(config, settings)
-    for name in settings.objective:
-        if values.get("direction") is None and not (
-            sweep_task.direction(name) or says_direction(name)
-        ):
-            print(
-                f"{name}: minimized, as its name tells no direction; "
-                "hydra.sweeper.direction=maximize changes that",
-                file=sys.stderr,
-            )
+    definition = _define(arguments, values, config, context, task_of(task))
+    settings, space = definition.settings, definition.space
     with _sweep_folder(config, settings) as folder:
-        name = config.get("name") or "/".join(folder.parts[-2:])
-        known = warm_start.read(settings, space, folder, sweep_task)
-        study = SweepStudy(folder, str(name), space, settings, seed, sweep_task.free_keys, known)
+        name = str(config.get("name") or "/".join(folder.parts[-2:]))
+        known = warm_start.read(settings, space, folder, definition.task)
+        study = SweepStudy(
+            folder,
+            name,
+            space,
+            settings,
+            definition.seed,
+            definition.task.free_keys,
+            known,
+            definition.constraints.allow,
+        )
     try:
         budget = Budget(settings, study, started)
         write_atomically(folder / "multirun.yaml", OmegaConf.to_yaml(config))
@@ -115,22 +96,89 @@ def sweep(
     worker_job = WorkerJob(
         job,
         folder,
-        str(name),
+        name,
         space,
         settings,
-        extend,
+        definition.extend,
         config,
         context,
         budget.started,
         budget.used_before,
         known,
+        definition.constraints,
     )
     try:
-        loop = _make_loop(study, budget, job, worker_job, config, context, extend)
+        loop = _make_loop(study, budget, job, worker_job, config, context, definition.extend)
         with loop.background:
             loop.run(is_named=_has_fixed_folder(config))
     finally:
         study.close()
+
+
+class _Definition(NamedTuple):
+    """What the command line and the configuration say of a sweep, checked.
+
+    extend: suggests further, conditional parameters.
+    """
+
+    task: Task
+    settings: Settings
+    space: Space
+    constraints: Constraints
+    seed: int
+    extend: Callable[[optuna.Trial], None] | None
+
+
+def _define(
+    arguments: Sequence[str],
+    values: Mapping[str, Any],
+    config: DictConfig,
+    context: HydraContext,
+    task: Task,
+) -> _Definition:
+    """Check a sweep's command line and settings; the arguments are those of `sweep`.
+
+    Raises:
+        ConfigError: the user made a mistake.
+    """
+
+    def compose(lines: Sequence[str]) -> DictConfig:
+        try:
+            return context.config_loader.load_sweep_config(config, list(lines))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(hydra_line(error, task.known_keys)) from None
+
+    def is_group(key: str) -> bool:
+        return bool(context.config_loader.get_group_options(key))
+
+    settings = _read_settings(values, config, task)
+    settings_module.check_repeats(settings, task, config)
+    constraints_module.check(settings, task)
+    seed = seed_of(config, settings.seed_key) or 0
+    for key, default in (("sweep.subdir", "${hydra.job.num}"), ("output_subdir", ".hydra")):
+        _warn_about_unused_key(config, key, default)
+    space = parse_space(arguments, settings, compose, is_group, task, seed)
+    extend = _load_custom_space(settings, config)
+    _try_sampler(settings, space)
+    _check_scheduler(settings, space, task)
+    warm_start.check(settings, space)
+    _check_launcher(config, settings)
+    constraints = Constraints(settings.constraints, space, config, context, task)
+    space = constraints.restrict(space)
+    if values.get("direction") is None:
+        _tell_default_direction(settings, task)
+    return _Definition(task, settings, space, constraints, seed, extend)
+
+
+def _tell_default_direction(settings: Settings, task: Task) -> None:
+    """Print which objectives are minimized because their names tell no direction."""
+    for name in settings.objective:
+        if not (task.direction(name) or says_direction(name)):
+            print(
+                f"{name}: minimized, as its name tells no direction; "
+                "hydra.sweeper.direction=maximize changes that",
+                file=sys.stderr,
+            )
 
 
 def _make_loop(

@@ -60,6 +60,9 @@ class Settings(Section):
     stop: Stop
     points: list[dict[str, Any]]
     warm_start: list[str]
+    constraints: Annotated[
+        dict[str, Annotated[float, Field(gt=0)]], BeforeValidator(lambda value: value or {})
+    ]
     design: Literal["product", "one_at_a_time"]
     baseline: bool
     params: dict[str, Any]
@@ -82,6 +85,11 @@ class Settings(Section):
         """
         name = self.sampler["_target_"].rpartition(".")[2]
         return name in ("TPESampler", "GPSampler") and self.custom_search_space is None
+
+    @property
+    def suggests_independently(self) -> bool:
+        """True if suggestions depend on nothing but the space."""
+        return self.grid_sampler or bool(self.sampler["_target_"].endswith(".RandomSampler"))
 
     @property
     def grid_sampler(self) -> bool:

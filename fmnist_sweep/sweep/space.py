@@ -52,6 +52,7 @@ class Space:
         defaults: the value of each swept key without the sweep, if it has one.
         base: every other key of the configuration, by its dotted name.
         n_trials: the number of trials of the sweep.
+        is_exhaustive: whether `initial_points` are all that can be tried.
         is_grid: whether the sweep is a grid, not a search.
     """
 
@@ -64,6 +65,7 @@ class Space:
     defaults: dict[str, Any]
     base: dict[str, Any]
     n_trials: int
+    is_exhaustive: bool
     is_grid: bool
 
     def overrides(self, values: Mapping[str, Any]) -> list[str]:
@@ -152,14 +154,19 @@ def parse_space(
         points = _one_at_a_time(values, defaults) if one_at_a_time else _product(values)
         if settings.grid_sampler:
             random.Random(seed).shuffle(points)
-        n_trials = min(settings.n_trials or len(points), len(points))
+        n_trials, is_exhaustive = min(settings.n_trials or len(points), len(points)), True
     else:
         points = _given_points(settings.points, distributions, defaults)
         if settings.baseline:
             points += [p for p in _default_point(distributions, defaults) if p not in points]
-        n_trials = settings.n_trials or SEARCH_TRIALS
+        n_trials, is_exhaustive = settings.n_trials or SEARCH_TRIALS, False
         if not settings.custom_search_space:
-            points, n_trials = _try_each_once(distributions, order, swept, points, n_trials, seed)
+            all_points = _all_points(distributions, order, swept, n_trials)
+            if all_points:  # a sampler would repeat points
+                rest = [point for point in all_points if point not in points]
+                random.Random(seed).shuffle(rest)
+                points, is_exhaustive = [*points, *rest], True
+                n_trials = len(points)
     fixed_values = {
         o.key_or_group: _composed_value(base, o, None) for o in shared if not o.is_delete()
     }
@@ -176,6 +183,7 @@ def parse_space(
             **task.dependencies(base),
         },
         n_trials=n_trials,
+        is_exhaustive=is_exhaustive,
         is_grid=is_grid,
     )
 
@@ -454,29 +462,18 @@ def _grid_values(
     return values
 
 
-def _try_each_once(
+def _all_points(
     distributions: dict[str, BaseDistribution],
     order: dict[str, list[Any]],
     swept: Sequence[Override],
-    points: list[dict[str, Any]],
-    n_trials: int,
-    seed: int,
-) -> tuple[list[dict[str, Any]], int]:
-    """Let a search try each point once if it has enough trials; a sampler would repeat points.
-
-    Returns:
-        The initial points and the number of trials; unchanged if the space has more points than the
-        search has trials.
-    """
+    at_most: int,
+) -> list[dict[str, Any]]:
+    """Return all points of a space; none if there are more than `at_most`."""
     try:
         values = _grid_values(distributions, order, swept)
     except ConfigError:  # an interval, or a range that is too long
-        return points, n_trials
-    if math.prod(map(len, values.values())) > n_trials:
-        return points, n_trials
-    rest = [point for point in _product(values) if point not in points]
-    random.Random(seed).shuffle(rest)
-    return [*points, *rest], len(points) + len(rest)
+        return []
+    return _product(values) if math.prod(map(len, values.values())) <= at_most else []
 
 
 def _check_size(override: Override, distribution: Any) -> None:

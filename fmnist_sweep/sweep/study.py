@@ -20,15 +20,19 @@ import optuna
 from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 
-from fmnist_sweep.base.errors import ConfigError
+from fmnist_sweep.base.errors import ConfigError, StopSweep
 from fmnist_sweep.base.files import make_unique_dir, sqlite_url
 from fmnist_sweep.base.locks import LifeLock
 from fmnist_sweep.results import record
 from fmnist_sweep.sweep import agreement, database, trial_rows
+from fmnist_sweep.sweep.constraints import MAX_DRAWS, draw, random_study
 from fmnist_sweep.sweep.database import Address, load, retry, storage
 from fmnist_sweep.sweep.scheduler import PAUSED, RESUMED, is_paused
 from fmnist_sweep.sweep.settings import Settings, make_sampler
 from fmnist_sweep.sweep.space import Space
+
+# Suggestions of the sampler of which one should be allowed. It may suggest much the same each time.
+MAX_SUGGESTIONS = 20
 
 
 def _url(folder: Path, settings: Settings) -> str:
@@ -144,6 +148,7 @@ class SweepStudy:
         seed: the sampler's seed.
         free_keys: keys that may change between starts.
         known: trials of earlier sweeps from which the sampler learns.
+        allows: returns whether a suggestion may become a trial.
 
     Raises:
         ConfigError: the database cannot be opened, or its study has another definition.
@@ -158,12 +163,14 @@ class SweepStudy:
         seed: int,
         free_keys: Sequence[str] = (),
         known: Sequence[FrozenTrial] = (),
+        allows: Callable[[Mapping[str, Any]], bool] = lambda _: True,
     ) -> None:
         self.folder = folder
         self.space = space
         self.objectives = settings.objective
         self.seed_key = settings.seed_key
         self.scheduler = settings.scheduler
+        self.allows = allows
         self.free_keys = free_keys
         self.worker = uuid.uuid4().hex[:12]
         self.lock = lock(folder)
@@ -185,8 +192,9 @@ class SweepStudy:
                     map(is_paused, self.study.get_trials(deepcopy=False))
                 )
                 # Optuna's samplers learn nothing from running trials, such as paused ones.
-                self._asks_beside = settings.learns_from_any_study and bool(
-                    known or settings.scheduler
+                self._asks_beside = settings.suggests_independently or (
+                    settings.learns_from_any_study
+                    and bool(known or settings.scheduler or settings.constraints)
                 )
                 if space.is_grid:
                     # After a change of the grid, trials of the old grid do not count.
@@ -226,6 +234,7 @@ class SweepStudy:
         agreement.check_unchanged(study, self.space, settings, self.free_keys)
         starts = study.user_attrs.get("starts", 0)
         study.sampler = make_sampler(settings, seed, starts)
+        self._random = random_study(seed + starts)
         study.set_user_attr("starts", starts + 1)
         # Last, as this binds the study to the folder.
         study.set_user_attr("folder", identity["id"])
@@ -291,17 +300,24 @@ class SweepStudy:
         if points:
             keys = space.distributions.keys()
             return list(itertools.takewhile(lambda point: point.keys() == keys, points))
-        is_random = type(self.study.sampler) is optuna.samplers.RandomSampler
-        if not is_random and not self._asks_beside:
+        if not self._asks_beside:
             return []
-        if not is_random:
+        if type(self.study.sampler) is not optuna.samplers.RandomSampler:
             self._show_results_beside()
-        points = []
-        for _ in range(count):
-            suggested = self._beside.ask(space.distributions)
-            points.append(suggested.params)
-            self._beside.tell(suggested, state=TrialState.FAIL)  # its result comes with the trial's
-        return points
+        return [self._suggest() for _ in range(count)]
+
+    def _suggest(self) -> dict[str, Any]:
+        """Return the sampler's suggestion; a random point if the constraints refuse many of them.
+
+        Raises:
+            StopSweep: they refuse random points too.
+        """
+        for attempt in range(MAX_DRAWS):
+            study = self._beside if attempt < MAX_SUGGESTIONS else self._random
+            point = draw(study, self.space)  # its result comes with the trial's
+            if self.allows(point):
+                return point
+        raise StopSweep(f"hydra.sweeper.constraints: allow none of {MAX_DRAWS:,} suggestions")
 
     def _make_beside(self) -> optuna.Study:
         """Return a study in memory that has the results of earlier sweeps."""

@@ -51,6 +51,7 @@ class Task:
     can_pause: whether a trial continues from where it was paused if it is run again in its folder;
         otherwise a scheduler prunes where it would pause.
     epochs_key: the key of the number of epochs, if there is one.
+    figures: names of the figures that `known_figures` returns.
     """
 
     seed_key: str = "seed"
@@ -70,6 +71,7 @@ class Task:
 
     can_pause: bool = False
     epochs_key: str | None = None
+    figures: Sequence[str] = ()
 
     def check(self, config: DictConfig) -> None:
         """Check a configuration before any trial runs.
@@ -92,6 +94,17 @@ class Task:
 
         Args:
             config: a configuration of the sweep.
+        """
+        return {}
+
+    def known_figures(self, config: DictConfig) -> Mapping[str, float]:
+        """Return what is known of a trial before it runs, by name: `hydra.sweeper.constraints`.
+
+        Args:
+            config: the trial's configuration.
+
+        Raises:
+            ConfigError: the configuration is not valid.
         """
         return {}
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from fmnist_sweep.base.errors import MachineFault, StopSweep
 from fmnist_sweep.base.processes import cores, cores_from_environment
 from fmnist_sweep.sweep.budget import Budget
+from fmnist_sweep.sweep.constraints import Constraints
 from fmnist_sweep.sweep.job import SweepJob, silence_console
 from fmnist_sweep.sweep.loop import SweepLoop, trials_at_once
 from fmnist_sweep.sweep.runners import BasicRunner
@@ -42,13 +43,21 @@ class WorkerJob:
     started: float
     used_before: float
     known: list[FrozenTrial]
+    constraints: Constraints
 
     def __call__(self, _: DictConfig) -> None:
         silence_console()
         seed = seed_of(self.config, self.settings.seed_key) or 0
         free_keys = self.job.sweep_task.free_keys
         study = SweepStudy(
-            self.folder, self.name, self.space, self.settings, seed, free_keys, self.known
+            self.folder,
+            self.name,
+            self.space,
+            self.settings,
+            seed,
+            free_keys,
+            self.known,
+            self.constraints.allow,
         )
         workers = max(1, study.processes() - 1)  # the launching process trains nothing
         task = self.job.sweep_task

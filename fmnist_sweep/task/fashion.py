@@ -1,5 +1,6 @@
 """Training on Fashion-MNIST as a task that can be swept: see `fmnist_sweep.sweep.Task`."""
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ class FashionTask(Task):
     known_keys = tuple(known_keys(Config))
     free_keys = CHANGES_NO_RESULT
     epochs_key = "trainer.epochs"
+    figures = ("parameters", "steps")
     data_keys = tuple(f"data.{name}" for name in DataConfig.model_fields if name != "batch_size")
 
     def check(self, config: DictConfig) -> None:
@@ -55,6 +57,20 @@ class FashionTask(Task):
         found = loaders.load(data, ("train", "validation")).fingerprint
         genuine = fashion.fingerprint([SHA256[name] for name in SPLITS["train"]])
         return {} if found == genuine else {FINGERPRINT: found}
+
+    def known_figures(self, config: DictConfig) -> Mapping[str, float]:
+        """Return the number of parameters and that of optimizer steps."""
+        from fmnist_sweep.task import build
+        from fmnist_sweep.task.data import splits
+
+        settings = parsed(config)
+        data = splits.describe(settings.data)
+        trial = build.build(settings, data.format, data.training)
+        batches = math.ceil(data.training / settings.data.batch_size)
+        return {
+            "parameters": sum(parameter.numel() for parameter in trial.model.parameters()),
+            "steps": settings.trainer.epochs * batches,
+        }
 
     def direction(self, metric: str) -> str:
         """Return the direction that the metric's name tells; see `results.metrics`."""
