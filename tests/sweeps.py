@@ -31,7 +31,7 @@ KEY = "optimizer.lr"
 
 
 def trial(value: float | None, state: str = "COMPLETE", **more: Any) -> dict[str, Any]:
-    """One trial; `more` is params, default, epochs, seconds, std, repeats, reason or values."""
+    """One trial; `more` is params, default, epochs, seconds, std, repeats, reason, values, pauses."""
     return {"value": value, "state": state, **more}
 
 
@@ -65,6 +65,7 @@ def write(
             "default": one.get("default", number == 0),
             "objective": list(objective),
             "direction": list(direction),
+            "pauses": one.get("pauses", []),
         }
         record.write_json(run, "trial.json", note)
         summary = {

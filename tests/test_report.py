@@ -105,6 +105,24 @@ def test_two_objectives_have_a_front(tmp_path: Path, report: Command) -> None:
     assert (folder / "plots/pareto.png").exists()
 
 
+def test_paused_trials_have_a_schedule(tmp_path: Path, report: Command) -> None:
+    pauses = [{"epochs": 1, "started": 1000.0, "ended": 1001.5}]
+    trials = [trial(0.7), trial(0.8, pauses=pauses), trial(0.6, "PAUSED", epochs=1)]
+    folder = sweeps.write(tmp_path / "a", trials)
+    assert report(str(folder)).code == 0
+    schedule = data_of(folder / "report.html")["time"]["schedule"]
+    assert [(part[0], *part[3:]) for part in schedule] == [
+        (1, 1, "PAUSED"),
+        (0, 2, "COMPLETE"),
+        (1, 2, "COMPLETE"),
+        (2, 1, "PAUSED"),
+    ]
+    assert (folder / "plots/schedule.png").exists()
+    if BROWSER:
+        page = browse("--dump-dom", (folder / "report.html").as_uri()).stdout
+        assert "<h2>Schedule</h2>" in page and 'data-drawn="' in page
+
+
 BROWSER = next(
     (p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None
 )

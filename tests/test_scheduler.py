@@ -10,11 +10,12 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pandas as pd
 import pytest
 
-from fmnist_sweep.sweep import database
+from fmnist_sweep.sweep import database, ranks
 from tests.conftest import ROOT, Command
 from tests.test_any_app import Shell, app, write
 
@@ -299,7 +300,9 @@ MISTAKES = {
     ("hydra.sweeper.scheduler.brackets=4",): "comes after 27 epochs",
     ("hydra/sweeper/pruner=median",): "hydra/sweeper/scheduler: decides who goes on, and so does",
     ("hydra.sweeper.objective=seconds",): "hydra/sweeper/scheduler: needs an objective that each",
-    ("hydra.sweeper.objective=[val_loss,seconds]",): "hydra/sweeper/scheduler: decides on one",
+    (
+        "hydra.sweeper.objective=[val_loss,seconds]",
+    ): "hydra/sweeper/scheduler: needs an objective that each epoch has",
 }
 
 
@@ -308,3 +311,88 @@ def test_mistakes_are_one_line(mistake: tuple[str, ...], fmnist_train: Command) 
     outcome = fmnist_train(*GRID, "name=a", ASHA, *mistake)
     assert outcome.code == 1 and MISTAKES[mistake] in outcome.err
     assert outcome.err.count("\n") == 1 and not list(Path().glob("multirun/a/[0-9]*"))
+
+
+def dominated(point: Sequence[float], others: Sequence[Sequence[float]]) -> bool:
+    return any(
+        all(y >= x for x, y in zip(point, other)) and list(other) != list(point) for other in others
+    )
+
+
+def test_ranks_follow_fronts() -> None:
+    points = np.random.default_rng(0).integers(0, 12, (60, 3)).astype(float)
+    study = optuna.create_study(directions=["maximize"] * 3)
+    for point in points:
+        study.add_trial(optuna.trial.create_trial(values=point.tolist()))
+    ordered = ranks.order(points)
+    assert sorted(ordered) == list(range(60))
+    first = {trial.number for trial in study.best_trials}
+    assert set(ordered[: len(first)]) == first
+    for place, index in enumerate(ordered):
+        assert not dominated(points[index], points[ordered[place + 1 :]])
+    line = np.array([0.0, 1.0, 1.1, 5.0, 10.0])
+    assert ranks.order(np.stack([line, 10 - line], axis=1)) == [0, 4, 3, 2, 1]
+
+
+TWO = "hydra.sweeper.objective=[a,b]"
+CURVES_OF_TWO = """
+for step in range(1, 10):
+    report(step, a=cfg.n - 10 * (cfg.lr > 1) + step, b=9 - cfg.n - 10 * (cfg.lr > 1) + step)
+"""
+
+
+@pytest.mark.parametrize("decides", ["pruner=median", "scheduler=asha"])
+def test_several_objectives_go_by_rank(decides: str, tmp_path: Path, app: Shell) -> None:
+    """The trials with lr=2 are dominated from the first step on, the others never."""
+    write(tmp_path, CURVES_OF_TWO)
+    done = app(
+        "-m",
+        "hydra/sweeper=study",
+        "hydra.sweep.dir=out",
+        "n=1,2,3,4,5,6,7,8",
+        "lr=0.1,2",
+        TWO,
+        "hydra.sweeper.direction=[maximize,maximize]",
+        f"hydra/sweeper/{decides}",
+        *(["hydra.sweeper.scheduler.factor=2"] if "asha" in decides else []),
+    )
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(tmp_path / "out/sweep.csv").set_index("trial").sort_index()
+    stopped = table[table.state == "PRUNED"]
+    assert len(stopped) >= 4 and set(table.state) == {"COMPLETE", "PRUNED"}
+    beaten = table[table.lr == 2]
+    assert set(beaten[beaten.index > 9].state) == {"PRUNED"}, table
+    if decides == "pruner=median":  # a front of equals is better than the median of all
+        assert set(stopped.lr) == {2}
+
+
+def test_paused_trials_of_several_objectives_continue(fmnist_train: Command) -> None:
+    objectives = "hydra.sweeper.objective=[val_loss,val_accuracy]"
+    whole = fmnist_train(*GRID, "name=whole", objectives)
+    assert whole.code == 0, whole.err
+    outcome = fmnist_train(*GRID, "name=halved", ASHA, objectives)
+    assert outcome.code == 0, outcome.err
+    table = rows("halved")
+    expected, found = curves("whole"), curves("halved")
+    assert all(found[n] == expected[n][: len(found[n])] for n in expected)
+    assert (table.state == "COMPLETE").any() and table.paused_after.notna().any()
+    best = [n for n, curve in expected.items() if curve[0] == min(c[0] for c in expected.values())]
+    assert table.state[best[0]] == "COMPLETE" or len(found[best[0]]) >= 3
+
+
+def test_a_search_learns_from_paused_trials_of_several_objectives(tiny: Command) -> None:
+    outcome = tiny(
+        "-m",
+        "optimizer.lr=tag(log,interval(1e-4,1e-1))",
+        "name=a",
+        "hydra.sweeper.objective=[val_loss,val_accuracy]",
+        ASHA,
+        "trainer.epochs=9",
+        "hydra.sweeper.n_trials=40",
+    )
+    assert outcome.code == 0, outcome.err
+    table = rows("a")
+    assert len(table) == 40 and (table.state == "PRUNED").sum() > 10
+    later = table["optimizer.lr"][20:]
+    # Both objectives are best at 0.001: a third of a log-uniform draw lies this close to it.
+    assert later.between(10**-3.5, 10**-2.5).mean() > 0.5

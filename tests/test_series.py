@@ -117,6 +117,21 @@ def test_time_adds_up(tmp_path: Path) -> None:
     assert found.per_minute == pytest.approx(60 * 3 / 11)
 
 
+def test_schedule_has_every_part_of_a_trial(tmp_path: Path) -> None:
+    pauses = [{"epochs": 1, "started": 1000.0, "ended": 1001.5}]
+    runs = written(tmp_path, trial(0.7), trial(0.8, pauses=pauses), trial(0.6, "PRUNED"))
+    found = timing(runs)
+    assert found is not None
+    # A trial begins four seconds after the one before and takes three; the second began earlier.
+    assert found.schedule == [
+        (1, 0.0, 1.5, 1, "PAUSED"),
+        (0, 0.0, 3.0, 2, "COMPLETE"),
+        (1, 4.0, 7.0, 2, "COMPLETE"),
+        (2, 8.0, 11.0, 2, "PRUNED"),
+    ]
+    assert timing(runs[::2]).schedule == []  # type: ignore[union-attr]
+
+
 def test_importances_find_the_key_that_matters(tmp_path: Path) -> None:
     dice = random.Random(0)
     rows = []

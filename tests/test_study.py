@@ -269,6 +269,7 @@ def test_processes_at_work_are_counted(tmp_path: Path) -> None:
         storage=None,
         custom_search_space=None,
         accept_changes=False,
+        constraints={},
         seed_key=None,
         repeats=None,
         scheduler=None,

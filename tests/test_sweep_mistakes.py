@@ -65,9 +65,17 @@ MISTAKES = {
         ],
         ["hydra.sweeper.direction", "each"],
     ),
-    "pruning two objectives": (
+    "pruning two objectives, one of which only the end has": (
         ["search=two_objectives", "hydra/sweeper/pruner=median"],
-        ["one objective", "pruner=none"],
+        ["each epoch", "not seconds", "pruner=none"],
+    ),
+    "a pruner for one objective": (
+        [
+            SEARCH,
+            "hydra.sweeper.objective=[val_loss,val_accuracy]",
+            "hydra/sweeper/pruner=hyperband",
+        ],
+        ["one objective", "median, percentile or none", "scheduler=asha"],
     ),
     "pruning on seconds": (
         [SEARCH, "hydra.sweeper.objective=seconds", "hydra/sweeper/pruner=median"],

@@ -13,7 +13,7 @@ from fmnist_sweep.results import facts, metrics, parallel, series, swept
 from fmnist_sweep.results.importance import FEWEST
 from fmnist_sweep.results.ranking import pareto, ranked
 from fmnist_sweep.results.tables import Run, step_name
-from fmnist_sweep.results.timing import timing
+from fmnist_sweep.results.timing import Timing, timing
 
 SCRIPTS = ("plot.js", "charts.js", "table.js", "main.js")
 
@@ -85,8 +85,14 @@ def content(folder: Path, runs: Sequence[Run], shares: Mapping[str, float]) -> d
         if found
         else None,
         "front": [run.trial for run in series.front(runs)],
-        "time": {**asdict(when), "per_minute": when.per_minute} if when else None,
+        "time": _time(when) if when else None,
     }
+
+
+def _time(when: Timing) -> dict[str, Any]:
+    """Return a sweep's time; times of the schedule to tenths of a second."""
+    schedule = [(p.trial, round(p.began, 1), round(p.ended, 1), *p[3:]) for p in when.schedule]
+    return {**asdict(when), "schedule": schedule, "per_minute": when.per_minute}
 
 
 def _may_have_importances(runs: Sequence[Run]) -> bool:

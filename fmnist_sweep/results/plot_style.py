@@ -13,6 +13,7 @@ STATES: dict[str, dict[str, Any]] = {
     "COMPLETE": {"color": BLUE, "marker": "o", "label": "complete"},
     "PAUSED": {"color": ORANGE, "marker": "D", "label": "paused"},
     "PRUNED": {"color": ORANGE, "marker": "^", "label": "pruned"},
+    "FAILED": {"color": "black", "marker": "x", "label": "failed"},
 }
 
 

@@ -38,7 +38,17 @@ def publish(folder: Path, runs: Sequence[Run]) -> Path:
     return folder / "report.html"
 
 
-_NAMES = ("curves", "history", "importances", "slices", "parallel", "grid", "pareto", "time")
+_NAMES = (
+    "curves",
+    "history",
+    "importances",
+    "slices",
+    "parallel",
+    "grid",
+    "pareto",
+    "schedule",
+    "time",
+)
 
 
 def _pictures(runs: Sequence[Run], shares: dict[str, float]) -> dict[str, Figure | None]:
@@ -54,5 +64,6 @@ def _pictures(runs: Sequence[Run], shares: dict[str, float]) -> dict[str, Figure
         "parallel": key_plots.parallel(axes, lines) if lines else None,
         "grid": key_plots.grid(runs),
         "pareto": sweep_plots.front(runs) if series.front(runs) else None,
+        "schedule": sweep_plots.schedule(runs, when.schedule) if when and when.schedule else None,
         "time": sweep_plots.time(when) if when and when.parts else None,
     }

@@ -6,9 +6,11 @@ from typing import Any
 from fmnist_sweep.base.figures import Axes, Figure, as_label, ticker
 from fmnist_sweep.results import series
 from fmnist_sweep.results.metrics import Measure
-from fmnist_sweep.results.plot_style import BLUE, GREY, VERMILION, new_figure, scatter
+from fmnist_sweep.results.plot_style import BLUE, GREY, STATES, VERMILION, new_figure, scatter
 from fmnist_sweep.results.tables import Run, step_name
-from fmnist_sweep.results.timing import Timing
+from fmnist_sweep.results.timing import Part, Timing
+
+MOST_NUMBERED = 60  # trials with numbers in the picture of the schedule
 
 
 def curves(runs: Sequence[Run]) -> Figure:
@@ -144,6 +146,36 @@ def _scaled(run: Run, index: int, measure: Measure) -> float:
     return float("nan") if value is None else measure.scale * value
 
 
+def schedule(runs: Sequence[Run], parts: Sequence[Part]) -> Figure:
+    """Plot when each trial was trained, and the epochs after which it was paused or ended."""
+    trials = [run.trial for run in runs]
+    figure, axes = new_figure(width=11, height=min(12.0, 1.6 + 0.17 * len(trials)))
+    best = series.best(runs)
+    for part in parts:
+        is_best = best is not None and part.trial == best.trial
+        span = [part.began / 60, part.ended / 60]
+        colour = VERMILION if is_best else GREY
+        axes.plot(span, [part.trial] * 2, color=colour, linewidth=3, solid_capstyle="butt")
+    for state, style in STATES.items():
+        ends = [(part.ended / 60, part.trial) for part in parts if part.state == state]
+        if ends:
+            axes.plot(*zip(*ends), linestyle="", markersize=5, **style)
+    if len(trials) <= MOST_NUMBERED:
+        for part in parts:
+            place = (part.ended / 60, part.trial)
+            axes.annotate(
+                str(part.epochs), place, (5, 0), textcoords="offset points", va="center", fontsize=7
+            )
+    axes.plot([], [], color=VERMILION, linewidth=3, label="best trial")
+    axes.set_xlabel("Time since the first trial began, without pauses of the sweep (min)")
+    axes.set_ylabel(f"Trial (numbers: {step_name(runs)}s so far)")
+    axes.set_xlim(left=0)
+    axes.yaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+    axes.invert_yaxis()
+    axes.legend(fontsize="small", loc="upper right", framealpha=0.85)
+    return figure
+
+
 def time(timing: Timing) -> Figure:
     """Plot the time by activity, and the number of ended trials over time."""
     figure = Figure(figsize=(11, 3.6), dpi=110, layout="constrained")
@@ -157,6 +189,7 @@ def time(timing: Timing) -> Figure:
     right.plot(minutes, [0, *(n for _, n in timing.done)], color=BLUE, drawstyle="steps-post")
     right.set(xlabel="Time since the first trial began, without pauses (min)")
     right.set_ylabel("Trials ended")
+    right.yaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     right.set_title(f"{timing.per_minute:.3g} trials a minute", fontsize="medium")
     for axes in (left, right):
         axes.grid(alpha=0.3)

@@ -2,11 +2,26 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from fmnist_sweep.results.series import number, objective
 from fmnist_sweep.results.tables import Run
 
 PAUSE = 60.0  # seconds; in a longer gap between two trials the sweep was not running
+
+
+class Part(NamedTuple):
+    """A part of a trial without a pause, in seconds since the first start.
+
+    epochs: those that the trial had by its end.
+    state: PAUSED if the trial was paused then, else the trial's state.
+    """
+
+    trial: int
+    began: float
+    ended: float
+    epochs: int
+    state: str
 
 
 @dataclass(frozen=True)
@@ -19,12 +34,14 @@ class Timing:
         number of trials ended by then.
     best: the same with the best value of the first objective by then, of all trials that had ended
         or were paused.
+    schedule: the parts of all trials, by start, if a trial was ever paused.
     """
 
     wall: float
     parts: dict[str, float]
     done: list[tuple[float, int]]
     best: list[tuple[float, float]]
+    schedule: list[Part]
 
     @property
     def per_minute(self) -> float:
@@ -43,6 +60,7 @@ def timing(runs: Sequence[Run]) -> Timing | None:
     first = reached = spans[0][0]
     ends: list[float] = []
     best: list[tuple[float, float]] = []
+    schedule: list[Part] = []
     for began, ended, run, epochs in spans:
         gap = max(0.0, began - reached)
         if gap > PAUSE:
@@ -51,6 +69,8 @@ def timing(runs: Sequence[Run]) -> Timing | None:
             between += gap
         reached = max(reached, ended)
         at = ended - first - pauses
+        state = run.state if epochs == len(run.history) else "PAUSED"
+        schedule.append(Part(run.trial, max(0.0, began - first - pauses), at, epochs, state))
         value = _value_after(run, epochs)
         if value is not None:
             best.append((at, value))
@@ -65,7 +85,9 @@ def timing(runs: Sequence[Run]) -> Timing | None:
     parts["between trials"] = between
     used = {name: seconds for name, seconds in parts.items() if seconds > 0}
     done = [(at, count) for count, at in enumerate(sorted(ends), 1)]
-    return Timing(wall, used, done, _running_best(best, runs[0].direction[0] == "maximize"))
+    running_best = _running_best(best, runs[0].direction[0] == "maximize")
+    has_pauses = any(part.state == "PAUSED" for part in schedule)
+    return Timing(wall, used, done, running_best, schedule if has_pauses else [])
 
 
 def _spans(run: Run) -> Iterator[tuple[float, float, Run, int]]:

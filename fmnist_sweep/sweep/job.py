@@ -35,6 +35,7 @@ from fmnist_sweep.base.processes import exit_with_launcher
 from fmnist_sweep.results import record
 from fmnist_sweep.results.record import Epoch
 from fmnist_sweep.sweep import database, study, trial_rows
+from fmnist_sweep.sweep.ranks import one_objective_study, with_ranks
 from fmnist_sweep.sweep.scheduler import Asha
 from fmnist_sweep.sweep.settings import make_pruner
 from fmnist_sweep.sweep.task import Decision, Task, listener, seed_of, task_of
@@ -133,7 +134,7 @@ class RunningTrial:
         self.run = run
         self.pruner = make_pruner(job.pruner)
         self.prunes = not isinstance(self.pruner, optuna.pruners.NopPruner)
-        self.values: dict[int, float] = {}  # of the objective by step, not in the study yet
+        self.values: dict[int, list[float]] = {}  # of the objectives by step, not in the study yet
         self.writes_itself = job.sweep_task.objectives is not None
         self.history_file = record.HistoryFile(run)
         self.seed: int | None = None
@@ -206,47 +207,53 @@ class RunningTrial:
             TakenOver: another attempt has replaced this one.
         """
         is_over = self.job.deadline is not None and time.time() > self.job.deadline
-        name = self.job.objectives[0]
-        if len(self.job.objectives) > 1 or name not in metrics:
+        scheduler, names = self.job.scheduler, self.job.objectives
+        is_used = len(names) == 1 or self.prunes or scheduler
+        if not is_used or any(name not in metrics for name in names):
             return not is_over
+        self.values[step] = [metrics[name] for name in names]
         if self.prunes and not is_over:
-            return self._survives(step, metrics[name])
+            return database.retry(partial(self._survives, step))
         # The study hears of all other steps at the end, or when the scheduler decides.
-        self.values[step] = metrics[name]
-        scheduler = self.job.scheduler
         if scheduler and not is_over and scheduler.is_rung(self.number, count):
             return database.retry(partial(self._is_scheduled, scheduler, count))
         return not is_over
 
     def _is_scheduled(self, scheduler: Asha, count: int) -> bool:
-        """Tell the study of the steps so far; return whether the scheduler gives the trial more."""
+        """Return whether the scheduler gives the trial more epochs after this number of them."""
+        url, status = self.job.address.url, self._status()
+        trial_rows.set_steps(url, status, self.values)
+        self.values.clear()
+        known = database.load(self.job.address)
+        trials, direction = with_ranks(known.get_trials(deepcopy=False), known.directions)
+        return scheduler.lets_continue(trials, self.number, count, direction, self.job.can_pause)
+
+    def _survives(self, step: int) -> bool:
+        """Return whether the pruner lets the trial continue after a step."""
+        url, status = self.job.address.url, self._status()
+        trial_rows.replace_steps(url, status, self.values)
+        self.values.clear()
+        study = database.load(self.job.address)
+        if len(study.directions) > 1:
+            trials, direction = with_ranks(study.get_trials(deepcopy=False), study.directions)
+            study, trial = one_objective_study(trials, direction), trials[self.number]
+        else:
+            trial = database.read_trial(self.job.address, self.number)
+        # An interrupted attempt may have come further and have left values of later steps.
+        steps = {k: v for k, v in trial.intermediate_values.items() if k <= step}
+        trial.intermediate_values = steps
+        return not self.pruner.prune(study, trial)
+
+    def _status(self) -> trial_rows.TrialStatus:
+        """Return the trial's status in the study.
+
+        Raises:
+            TakenOver: another attempt has replaced this one.
+        """
         status = trial_rows.read_status(self.job.address, self.number)
         if status.run != self.run.name:
             raise TakenOver
-        trial_rows.set_steps(self.job.address.url, status, self.values)
-        self.values.clear()
-        known = database.load(self.job.address)
-        trials = known.get_trials(deepcopy=False)
-        return scheduler.lets_continue(
-            trials, self.number, count, known.direction, self.job.can_pause
-        )
-
-    def _survives(self, step: int, value: float) -> bool:
-        """Tell the study of a step; return whether the pruner lets the trial continue."""
-
-        def ask() -> bool:
-            backend = database.storage(self.job.address.url)
-            trial = database.read_trial(self.job.address, self.number)
-            if trial.user_attrs.get("run") != self.run.name:
-                raise TakenOver
-            backend.set_trial_intermediate_value(trial._trial_id, step, value)
-            trial = backend.get_trial(trial._trial_id)
-            # An interrupted attempt may have come further and have left values of later steps.
-            steps = {k: v for k, v in trial.intermediate_values.items() if k <= step}
-            trial.intermediate_values = steps
-            return not self.pruner.prune(database.load(self.job.address), trial)
-
-        return database.retry(ask)
+        return status
 
     def finish(self, returned: Any) -> None:
         """Complete the run folder of a task that came to its end.

@@ -82,8 +82,8 @@ class Asha(Section):
 
     def next_to_resume(
         self, trials: Sequence[FrozenTrial], direction: StudyDirection, is_last: bool
-    ) -> FrozenTrial | None:
-        """Return the paused trial that is resumed next; None if none should be.
+    ) -> int | None:
+        """Return the number of the paused trial that is resumed next; None if none should be.
 
         Args:
             trials: all trials of the study, by number.
@@ -94,14 +94,15 @@ class Asha(Section):
         paused = [trial for trial in trials if is_paused(trial)]
         for trial in paused:  # paused by `hydra.sweeper.timeout`
             if not self.is_rung(trial.number, trial.user_attrs[PAUSED]):
-                return trial
+                return trial.number
         rungs = {(t.user_attrs[PAUSED], t.number % self.brackets) for t in paused}
         for rung, bracket in sorted(rungs, reverse=True):
             at_rung = self._values(trials, bracket, rung, direction)
             best = self._best(at_rung, at_least_one=is_last)
-            waiting = [t for t in paused if t.user_attrs[PAUSED] == rung and t.number in best]
-            if waiting:
-                return min(waiting, key=lambda trial: best.index(trial.number))
+            waiting = {trial.number for trial in paused if trial.user_attrs[PAUSED] == rung}
+            for number in best:
+                if number in waiting:
+                    return number
         return None
 
     def _first_rung(self, bracket: int) -> int:

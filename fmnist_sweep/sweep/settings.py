@@ -78,6 +78,16 @@ class Settings(Section):
         return not self.pruner["_target_"].endswith(".NopPruner")
 
     @property
+    def prunes_several(self) -> bool:
+        """True if there is a pruner, and several objectives."""
+        return self.prunes and len(self.objective) > 1
+
+    @property
+    def prunes_by_percentile(self) -> bool:
+        """True if the pruner compares a trial with others at the same step, and nothing else."""
+        return self.pruner["_target_"].rpartition(".")[2] in ("MedianPruner", "PercentilePruner")
+
+    @property
     def learns_from_any_study(self) -> bool:
         """True if the sampler can learn from another study's trials.
 
@@ -124,6 +134,11 @@ def read(values: Mapping[str, Any], task: Task) -> Settings:
         )
     if settings.prunes:
         _check_steps(settings, task, "hydra/sweeper/pruner")
+        if settings.prunes_several and not settings.prunes_by_percentile:
+            raise ConfigError(
+                "hydra/sweeper/pruner: decides on one objective only; choose median, percentile or "
+                "none, or hydra/sweeper/scheduler=asha"
+            )
     if settings.scheduler:
         _check_steps(settings, task, "hydra/sweeper/scheduler")
         if settings.prunes:
@@ -159,16 +174,14 @@ def check_repeats(settings: Settings, task: Task, config: DictConfig) -> None:
 
 
 def _check_steps(settings: Settings, task: Task, group: str) -> None:
-    """Check that each step has the objective that a pruner or scheduler decides on."""
-    way_out = f"{group}=none stops no trial early"
-    if len(settings.objective) > 1:
-        raise ConfigError(f"{group}: decides on one objective only; {way_out}")
+    """Check that each step has the objectives that a pruner or scheduler decides on."""
     steps = task.step_metrics
-    if steps is not None and settings.objective[0] not in steps:
-        raise ConfigError(
-            f"{group}: needs an objective that each epoch has "
-            f"({', '.join(steps)}), not {settings.objective[0]}; {way_out}"
-        )
+    for name in settings.objective:
+        if steps is not None and name not in steps:
+            raise ConfigError(
+                f"{group}: needs an objective that each epoch has ({', '.join(steps)}), not {name};"
+                f" {group}=none stops no trial early"
+            )
 
 
 # Samplers that need no trust; they take a seed.

@@ -27,6 +27,7 @@ from fmnist_sweep.results import record
 from fmnist_sweep.sweep import agreement, database, trial_rows
 from fmnist_sweep.sweep.constraints import MAX_DRAWS, draw, random_study
 from fmnist_sweep.sweep.database import Address, load, retry, storage
+from fmnist_sweep.sweep.ranks import last_values, with_ranks
 from fmnist_sweep.sweep.scheduler import PAUSED, RESUMED, is_paused
 from fmnist_sweep.sweep.settings import Settings, make_sampler
 from fmnist_sweep.sweep.space import Space
@@ -71,7 +72,7 @@ def tell(
     number: int,
     run: Path,
     objectives: Sequence[str],
-    steps: Mapping[int, float] | None = None,
+    steps: Mapping[int, Sequence[float]] | None = None,
 ) -> None:
     """Tell the study how a trial ended, or that it is paused, from its run folder.
 
@@ -82,7 +83,7 @@ def tell(
         number: the trial's number.
         run: the run folder of this attempt.
         objectives: names of the metrics to tell as values, in the study's order.
-        steps: the objective by step, as far as the study has not heard of it.
+        steps: the objectives' values by step, as far as the study has not heard of them.
     """
     summary = record.summary(run)
     assert summary is not None
@@ -113,7 +114,17 @@ def tell(
 
 
 def _as_the_sampler_sees_it(trial: FrozenTrial) -> FrozenTrial:
-    """Return a trial, as pruned if it is paused: samplers learn nothing from running trials."""
+    """Return a trial, as pruned if it is paused: samplers learn nothing from running trials.
+
+    Of several objectives they learn from complete trials only. One that has stopped early is then
+    shown as complete, with the values that it had reached.
+    """
+    stopped = is_paused(trial) or trial.state == TrialState.PRUNED
+    values = last_values(trial) if stopped else None
+    if values:
+        return optuna.trial.create_trial(
+            params=trial.params, distributions=trial.distributions, values=values
+        )
     if not is_paused(trial):
         return trial
     return optuna.trial.create_trial(
@@ -194,7 +205,12 @@ class SweepStudy:
                 # Optuna's samplers learn nothing from running trials, such as paused ones.
                 self._asks_beside = settings.suggests_independently or (
                     settings.learns_from_any_study
-                    and bool(known or settings.scheduler or settings.constraints)
+                    and bool(
+                        known
+                        or settings.scheduler
+                        or settings.constraints
+                        or settings.prunes_several
+                    )
                 )
                 if space.is_grid:
                     # After a change of the grid, trials of the old grid do not count.
@@ -355,9 +371,10 @@ class SweepStudy:
                 return self._resume(trial)
         if self.scheduler is None:
             return None
-        found = self.scheduler.next_to_resume(trials, self.study.direction, is_last)
-        if found is not None:
-            return self._resume(found)
+        ranked, direction = with_ranks(trials, self.study.directions)
+        chosen = self.scheduler.next_to_resume(ranked, direction, is_last)
+        if chosen is not None:
+            return self._resume(trials[chosen])
         running = sum(trial.state == TrialState.RUNNING for trial in trials)
         if is_last and running == len(paused):
             for trial in paused:

@@ -18,6 +18,7 @@ from optuna.trial import TrialState, create_trial
 from sqlalchemy import column
 
 from fmnist_sweep.sweep.database import Address, load, read_trial, storage
+from fmnist_sweep.sweep.ranks import VALUES_BY_STEP
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ _END = sqlalchemy.text(
 
 
 def complete(
-    url: str, trial: TrialStatus, values: Sequence[float], steps: Mapping[int, float]
+    url: str, trial: TrialStatus, values: Sequence[float], steps: Mapping[int, Sequence[float]]
 ) -> None:
     """End a running trial with its values, unless it has ended already.
 
@@ -204,10 +205,13 @@ def complete(
         url: see `storage`.
         trial: the trial; steps that it has already are left as they are.
         values: one for each objective, none NaN.
-        steps: further values by step.
+        steps: the objectives' values at further steps.
     """
+    if len(values) > 1 and steps:
+        set_steps(url, trial, steps)
+        steps = {}
     backend = storage(url)
-    numbers = [*values, *steps.values()]
+    numbers = [*values, *(value for (value,) in steps.values())]
     if not isinstance(backend, RDBStorage) or not all(map(math.isfinite, numbers)):
         set_steps(url, trial, steps)
         backend.set_trial_state_values(trial.id, TrialState.COMPLETE, values)
@@ -226,30 +230,47 @@ def complete(
         _insert_steps(connection, trial, steps)
 
 
-def set_steps(url: str, trial: TrialStatus, steps: Mapping[int, float]) -> None:
+def set_steps(url: str, trial: TrialStatus, steps: Mapping[int, Sequence[float]]) -> None:
     """Set the values of many steps of a running trial.
 
     Args:
         url: see `storage`.
         trial: the trial; steps that it has already are left as they are.
-        steps: the values by step.
+        steps: the objectives' values by step.
     """
+    if any(len(values) > 1 for values in steps.values()):
+        replace_steps(url, trial, steps)
+        return
     backend = storage(url)
-    if isinstance(backend, RDBStorage) and all(map(math.isfinite, steps.values())):
+    if isinstance(backend, RDBStorage) and all(math.isfinite(value) for (value,) in steps.values()):
         with backend.engine.begin() as connection:
             _insert_steps(connection, trial, steps)
         return
-    for step, value in steps.items():
-        if step not in trial.steps:
-            backend.set_trial_intermediate_value(trial.id, step, value)
+    replace_steps(url, trial, {k: value for k, value in steps.items() if k not in trial.steps})
+
+
+def replace_steps(url: str, trial: TrialStatus, steps: Mapping[int, Sequence[float]]) -> None:
+    """Set the values of steps of a running trial, also of those that it has already.
+
+    Optuna keeps one value for each step. Those of several objectives are an attribute.
+    """
+    backend, several = storage(url), {}
+    for step, values in steps.items():
+        if len(values) == 1:
+            backend.set_trial_intermediate_value(trial.id, step, values[0])
+        else:
+            several[str(step)] = list(values)
+    if several:
+        before = backend.get_trial(trial.id).user_attrs.get(VALUES_BY_STEP) or {}
+        backend.set_trial_user_attr(trial.id, VALUES_BY_STEP, {**before, **several})
 
 
 def _insert_steps(
-    connection: sqlalchemy.Connection, trial: TrialStatus, steps: Mapping[int, float]
+    connection: sqlalchemy.Connection, trial: TrialStatus, steps: Mapping[int, Sequence[float]]
 ) -> None:
     rows = [
         {"trial": trial.id, "step": step, "value": value}
-        for step, value in steps.items()
+        for step, (value,) in steps.items()
         if step not in trial.steps
     ]
     if rows:

@@ -272,9 +272,35 @@ function drawTime(parent, data) {
     element("text", { x: 204 + width, y: y + 14 }, root, `${short(Number(seconds.toPrecision(3)))} s`);
   });
   const done = data.time.done, end = data.time.wall / 60;
-  const drawn = panel(parent, { kind: "linear", low: 0, high: end, label: "Time since the first trial began, without pauses (min)" }, { kind: "linear", low: 0, high: Math.max(1, done.length), label: "Trials ended" }, { width: 560, height: 240 });
+  const drawn = panel(parent, { kind: "linear", low: 0, high: end, label: "Time since the first trial began, without pauses (min)" }, { kind: "linear", low: 0, high: Math.max(1, done.length), ticks: linearTicks(0, Math.max(1, done.length)).filter(Number.isInteger), label: "Trials ended" }, { width: 560, height: 240 });
   element("path", { class: "better-line", d: `M${drawn.x(0)},${drawn.y(0)}` + done.map(([s, n]) => `H${drawn.x(s / 60).toFixed(1)}V${drawn.y(n).toFixed(1)}`).join("") }, drawn.marks);
   drawBestOverTime(parent, data, end);
+}
+
+// When each trial was trained, and the epochs after which it was paused or ended.
+function drawSchedule(parent, data) {
+  const parts = data.time.schedule, last = Math.max(...data.ordered, 1), end = data.time.wall / 60;
+  const ticks = linearTicks(0, last, 10).filter(Number.isInteger);
+  const drawn = panel(parent, { kind: "linear", low: 0, high: end, label: "Time since the first trial began, without pauses of the sweep (min)" }, { kind: "linear", low: last + 0.7, high: -0.7, ticks, label: "Trial" }, { width: 1100, height: Math.min(900, 110 + 9 * last) });
+  const spans = { bar: "", "best-bar": "" };
+  const placed = parts.map(([trial, began, ended, epochs, state]) => ({ trial, epochs, state, from: drawn.x(began / 60), to: drawn.x(ended / 60), py: drawn.y(trial) }));
+  for (const { trial, from, to, py } of placed) spans[trial === data.best ? "best-bar" : "bar"] += `M${from.toFixed(1)},${py.toFixed(1)}H${to.toFixed(1)}`;
+  for (const [kind, d] of Object.entries(spans)) if (d) element("path", { class: `${kind} span`, d }, drawn.marks);
+  for (const { state, to, py } of placed) mark(drawn.marks, state, to, py, 3.2);
+  hover(drawn, (px, py) => {
+    let nearest = null, distance = 14;
+    for (const one of placed) {
+      const d = Math.hypot(Math.max(one.from - px, px - one.to, 0), one.py - py);
+      if (d < distance) { distance = d; nearest = one; }
+    }
+    if (!nearest) return null;
+    const rest = placed.filter((one) => one.trial === nearest.trial);
+    return {
+      key: `${nearest.trial}:${nearest.epochs}`,
+      text: `${named(data, nearest.trial)}\n${nearest.state === "PAUSED" ? "paused" : nearest.state.toLowerCase()} after ${nearest.epochs} ${data.steps}`,
+      draw: (over) => element("path", { class: "hot-line", d: rest.map((one) => `M${one.from},${one.py}H${one.to}`).join("") }, over),
+    };
+  });
 }
 
 // The best value at each time, of all trials that had ended or were paused by then.
@@ -282,7 +308,7 @@ function drawBestOverTime(parent, data, end) {
   const objective = data.objectives[0], best = data.time.best;
   if (!best.length || !objective.window) return;
   const [low, high] = objective.window, inside = (v) => Math.min(Math.max(v * objective.scale, low), high);
-  const drawn = panel(parent, { kind: "linear", low: 0, high: end, label: "Time since the first trial began, without pauses (min)" }, { kind: "linear", low, high, label: `Best ${objective.label} so far` }, { width: 560, height: 240 });
+  const drawn = panel(parent, { kind: "linear", low: 0, high: end, label: "Time since the first trial began, without pauses (min)" }, { kind: "linear", low, high, label: `Best ${objective.name}${objective.unit ? ` (${objective.unit})` : ""}` }, { width: 560, height: 240 });
   const steps = best.map(([s, v], i) => `${i ? "H" : "M"}${drawn.x(s / 60).toFixed(1)}${i ? "V" : ","}${drawn.y(inside(v)).toFixed(1)}`);
   element("path", { class: "best-line", d: `${steps.join("")}H${drawn.x(end).toFixed(1)}` }, drawn.marks);
 }

@@ -110,4 +110,9 @@ if (data.time) {
   const part = section("Time", `${short(Number(data.time.per_minute.toPrecision(3)))} trials a minute.`);
   drawTime(element("div", { class: "plots" }, part), data);
 }
+if (data.time && data.time.schedule.length) {
+  const part = section("Schedule", "When each trial was trained. A trial that was paused continues where the scheduler promoted it.");
+  legend(part, [["best trial", "best-line"], ...stateEntries(), ...(data.runs.some((r) => r.state === "PAUSED") ? [] : [["paused", "PAUSED"]])]);
+  drawSchedule(part, data);
+}
 document.documentElement.dataset.drawn = String(Math.round(performance.now()));
