@@ -31,7 +31,7 @@ KEY = "optimizer.lr"
 
 
 def trial(value: float | None, state: str = "COMPLETE", **more: Any) -> dict[str, Any]:
-    """One trial; `more` is params, default, epochs, seconds, std, repeats, reason, values, pauses."""
+    """One trial; `more`: params, default, epochs, seconds, std, repeats, reason, values, pauses."""
     return {"value": value, "state": state, **more}
 
 

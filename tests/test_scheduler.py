@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ import optuna
 import pandas as pd
 import pytest
 
+from fmnist_sweep.results import record
 from fmnist_sweep.sweep import database, ranks
+from tests import postgres
 from tests.conftest import ROOT, Command
 from tests.test_any_app import Shell, app, write
 
@@ -97,7 +100,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> dict[int
     return {int(number): each.val_loss.tolist() for number, each in table.groupby("trial")}
 
 
-def check(name: str, whole: Mapping[int, Sequence[float]]) -> None:
+def check(name: str, whole: Mapping[int, Sequence[float]], storage: str | None = None) -> None:
     """Each trial has the numbers that it would have had without a pause, as far as it came."""
     found, table = curves(name), rows(name)
     assert found.keys() == whole.keys()
@@ -109,7 +112,7 @@ def check(name: str, whole: Mapping[int, Sequence[float]]) -> None:
         if state == "PRUNED":
             assert table.reason[number] == f"pruned after epoch {len(losses)} of {EPOCHS}"
     assert "COMPLETE" in set(table.state)
-    url = f"sqlite:///{Path('multirun', name, 'study.db').absolute()}"
+    url = storage or f"sqlite:///{Path('multirun', name, 'study.db').absolute()}"
     trials = database.load(database.Address(url, name)).trials
     database.disconnect()
     assert [trial.state.name for trial in trials] == table.state.tolist()
@@ -184,6 +187,35 @@ def test_kills_change_no_numbers(
         sweep.wait()
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
     check("a", whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("storage", ["sqlite", "postgresql"])
+def test_two_commands_on_one_study(
+    storage: str,
+    whole: dict[int, list[float]],
+    tmp_path: Path,
+    data_root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on two hosts: either resumes what the other has paused."""
+    if storage == "postgresql" and postgres.programs() is None:
+        pytest.skip("no PostgreSQL here")
+    monkeypatch.chdir(tmp_path)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "FMNIST_SWEEP_DATA": str(data_root)}
+    with postgres.server() if storage == "postgresql" else nullcontext() as server:
+        url = server.new_database() if server else None
+        more = [f"hydra.sweeper.storage={url}"] if url else []
+        command = [sys.executable, "-m", "fmnist_sweep.train", *GRID, "name=a", ASHA, *more]
+        command += ["hydra.launcher.workers=1"]
+        both = [subprocess.Popen(command, env=environment) for _ in range(2)]
+        assert [sweep.wait(120) for sweep in both] == [0, 0]
+        check("a", whole, url)
+    notes = [
+        record.read_json(path.parent, path.name) for path in Path().glob("multirun/a/*/trial.json")
+    ]
+    assert len({note["worker"] for note in notes}) == 2
+    assert len(set(rows("a").epochs)) > 2
 
 
 def test_a_paused_trial_waits_for_more_time(
