@@ -35,6 +35,8 @@ GRID = (
     "trainer.compile=false",
 )
 ASHA = "hydra/sweeper/scheduler=asha"
+FREEZE_THAW = "hydra/sweeper/scheduler=freeze_thaw"
+INTERVALS = range(2, EPOCHS + 1, 2)
 
 
 def curves(name: str) -> dict[int, list[float]]:
@@ -100,14 +102,19 @@ def whole(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> dict[int
     return {int(number): each.val_loss.tolist() for number, each in table.groupby("trial")}
 
 
-def check(name: str, whole: Mapping[int, Sequence[float]], storage: str | None = None) -> None:
+def check(
+    name: str,
+    whole: Mapping[int, Sequence[float]],
+    storage: str | None = None,
+    rungs: Sequence[int] = RUNGS,
+) -> None:
     """Each trial has the numbers that it would have had without a pause, as far as it came."""
     found, table = curves(name), rows(name)
     assert found.keys() == whole.keys()
     for number, losses in found.items():
         assert losses == whole[number][: len(losses)], f"trial {number}"
         state = table.state[number]
-        assert (state, len(losses)) in {("COMPLETE", EPOCHS), *(("PRUNED", r) for r in RUNGS)}
+        assert (state, len(losses)) in {("COMPLETE", EPOCHS), *(("PRUNED", r) for r in rungs)}
         assert table.epochs[number] == len(losses)
         if state == "PRUNED":
             assert table.reason[number] == f"pruned after epoch {len(losses)} of {EPOCHS}"
@@ -164,12 +171,34 @@ def test_every_launcher_pauses_and_resumes(
     assert not list(Path("multirun/a").glob("*/checkpoint*"))
 
 
+@pytest.mark.parametrize("launcher", [(), ("hydra.sweeper.n_jobs=1",)], ids=["two", "one"])
+def test_the_most_promising_trial_continues(
+    launcher: tuple[str, ...], whole: dict[int, list[float]], fmnist_train: Command
+) -> None:
+    loss = "hydra.sweeper.objective=val_loss"
+    outcome = fmnist_train(*GRID, "name=a", FREEZE_THAW, loss, *launcher)
+    assert outcome.code == 0, outcome.err
+    check("a", whole, rungs=INTERVALS)
+    table = rows("a")
+    # Beside the trial that is best in the end, those without hope get few epochs.
+    best = min(whole, key=lambda number: min(whole[number]))
+    assert table.epochs[best] >= 8 and table.epochs.min() <= 4, table.epochs
+    assert table.epochs.sum() < 0.8 * EPOCHS * len(whole)
+    again = fmnist_train(*GRID, "name=a", FREEZE_THAW, loss, *launcher)
+    assert "is complete: 9 of 9" in again.out and rows("a").equals(table)
+
+
+@pytest.mark.parametrize("scheduler", [ASHA, FREEZE_THAW])
 def test_kills_change_no_numbers(
-    whole: dict[int, list[float]], tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+    scheduler: str,
+    whole: dict[int, list[float]],
+    tmp_path: Path,
+    data_root: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "FMNIST_SWEEP_DATA": str(data_root)}
-    command = [sys.executable, "-m", "fmnist_sweep.train", *GRID, "name=a", ASHA]
+    command = [sys.executable, "-m", "fmnist_sweep.train", *GRID, "name=a", scheduler]
     moments = random.Random(0)
     for kills in range(3):
         with open("log.txt", "a") as log:
@@ -186,7 +215,7 @@ def test_kills_change_no_numbers(
         os.killpg(sweep.pid, signal.SIGKILL if kills else signal.SIGINT)
         sweep.wait()
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
-    check("a", whole)
+    check("a", whole, rungs=RUNGS if scheduler == ASHA else INTERVALS)
 
 
 @pytest.mark.slow
@@ -332,6 +361,10 @@ MISTAKES = {
     ("hydra.sweeper.scheduler.brackets=4",): "comes after 27 epochs",
     ("hydra/sweeper/pruner=median",): "hydra/sweeper/scheduler: decides who goes on, and so does",
     ("hydra.sweeper.objective=seconds",): "hydra/sweeper/scheduler: needs an objective that each",
+    (FREEZE_THAW, "hydra.sweeper.scheduler.interval=0"): "hydra.sweeper.scheduler.interval=0: ",
+    (FREEZE_THAW, "hydra.sweeper.scheduler.interval=12"): "comes after 12 epochs",
+    (FREEZE_THAW, "hydra.sweeper.scheduler.min_epochs=2"): "hydra.sweeper.scheduler.min_epochs",
+    ("hydra.sweeper.scheduler.kind=best",): "scheduler.kind=best: must be asha or freeze_thaw",
     (
         "hydra.sweeper.objective=[val_loss,seconds]",
     ): "hydra/sweeper/scheduler: needs an objective that each epoch has",
@@ -428,3 +461,10 @@ def test_a_search_learns_from_paused_trials_of_several_objectives(tiny: Command)
     later = table["optimizer.lr"][20:]
     # Both objectives are best at 0.001: a third of a log-uniform draw lies this close to it.
     assert later.between(10**-3.5, 10**-2.5).mean() > 0.5
+
+
+def test_an_application_without_pauses_refuses_freeze_thaw(tmp_path: Path, app: Shell) -> None:
+    write(tmp_path, "report(1, value=cfg.lr)")
+    done = app("-m", "hydra/sweeper=study", "lr=0.1,2", FREEZE_THAW)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "scheduler=freeze_thaw: needs an application whose trials can be paused" in done.stderr

@@ -7,16 +7,18 @@ import numpy as np
 import optuna
 import pandas as pd
 import pytest
+from scipy import stats
 
 from benchmarks.simulation import __main__ as simulator
 from benchmarks.simulation import overtuning, strategies
 from benchmarks.simulation import table as curves_table
-from benchmarks.simulation.extrapolation import continue_curves
 from benchmarks.simulation.freeze_thaw import FreezeThaw
 from benchmarks.simulation.samplers import nearest
 from benchmarks.simulation.schedulers import Asha, Full, KeepBest
 from benchmarks.simulation.search import Clock, Curves, Sampler, Scheduler, Search, load, play
 from fmnist_sweep.base.errors import ConfigError
+from fmnist_sweep.sweep import extrapolation
+from fmnist_sweep.sweep.extrapolation import continue_curves
 
 NO_DELAYS = Clock(workers=1, start=0, begin=0, resume=0)
 
@@ -129,7 +131,7 @@ def test_freeze_thaw_leaves_the_hopeless():
     numbers = np.arange(1, 31)
     limits = [0.89, 0.7, 0.7, 0.7, 0.7]
     table = curves([limit - 0.05 / numbers for limit in limits])
-    scheduler = FreezeThaw(search(table), block=2, first=4)
+    scheduler = FreezeThaw(search(table), interval=2, first=4)
     result = play(scheduler, horizon=60)
     epochs = trained(scheduler)
     assert epochs[0] == 30 and sum(epochs[1:]) <= 30
@@ -138,12 +140,51 @@ def test_freeze_thaw_leaves_the_hopeless():
 
 def test_curves_continue_as_power_laws():
     numbers = np.arange(1, 51)
-    accuracy = np.stack([0.88 - 0.06 / numbers, 0.9 - 0.06 / numbers**0.5])
-    means, deviations = continue_curves(accuracy)
-    assert np.allclose(means[:, 19, 49], accuracy[:, 49], atol=0.002)
-    assert (np.diff(deviations[:, [0, 4, 19], 49]) < 0).all()  # surer with every epoch
-    known = np.tril(np.ones((50, 50), bool))
-    assert (means[0][known] == np.broadcast_to(accuracy[0], (50, 50))[known]).all()
+    laws = np.stack([0.88 - 0.06 / numbers, 0.9 - 0.06 / numbers**0.5, 0.87 - 0.1 / numbers])
+    noisy = laws + np.random.default_rng(0).normal(0, 0.001, laws.shape)
+    spread = []
+    for known in (3, 8, 25):
+        means, deviations, noise = continue_curves([noisy[0, :known], *noisy[1:, :25]], 50)
+        assert (means[0, :known] == pytest.approx(noisy[0, :known])) and not deviations[0, 0]
+        assert abs(means[0, 49] - laws[0, 49]) < 3 * deviations[0, 49]
+        spread.append(deviations[0, 49])
+        assert 0.0005 < noise < 0.002
+    assert spread[0] > spread[1] > spread[2] and spread[2] < 0.003
+
+
+def conditioned(curve, until, noise):
+    """The prediction for later epochs, by conditioning the joint normal distribution."""
+    numbers, known = np.arange(1, until + 1), len(curve)
+    means, variances, evidence = [], [], []
+    for exponent in extrapolation.EXPONENTS:
+        terms = np.stack([np.ones(until), -(1.0 / numbers**exponent)], axis=1)
+        center = terms @ np.array([extrapolation.LIMIT[0], extrapolation.DISTANCE[0]])
+        spread = np.diag([extrapolation.LIMIT[1], extrapolation.DISTANCE[1]]) ** 2
+        joint = terms @ spread @ terms.T + noise**2 * np.eye(until)
+        seen = stats.multivariate_normal(center[:known], joint[:known, :known])
+        gain = joint[known:, :known] @ np.linalg.inv(joint[:known, :known])
+        means.append(center[known:] + gain @ (curve - center[:known]))
+        variances.append(np.diag(joint[known:, known:] - gain @ joint[:known, known:]))
+        evidence.append(seen.logpdf(curve))
+    weights = np.exp(np.array(evidence) - max(evidence))[:, None]
+    weights /= weights.sum()
+    mean = (weights * means).sum(0)
+    return mean, np.sqrt((weights * (variances + (means - mean) ** 2)).sum(0))
+
+
+def test_predictions_are_those_of_the_joint_distribution():
+    rng = np.random.default_rng(1)
+    curves = [0.8 - 0.3 / np.arange(1, n + 1) + rng.normal(0, 0.01, n) for n in (1, 2, 5, 12)]
+    means, deviations, noise = continue_curves(curves, 20)
+    best = np.array([curve.max() for curve in curves])
+    level, unit = np.median(best), np.subtract(*np.quantile(best, [0.75, 0.25])) / 1.35
+    for row, curve in enumerate(curves):
+        mean, deviation = conditioned((curve - level) / unit, 20, noise / unit)
+        assert means[row, len(curve) :] == pytest.approx(level + unit * mean)
+        assert deviations[row, len(curve) :] == pytest.approx(unit * deviation)
+    # Another unit of the values changes nothing else.
+    other, _, _ = continue_curves([100 * curve - 7 for curve in curves], 20)
+    assert other == pytest.approx(100 * means - 7)
 
 
 @pytest.fixture(scope="module")

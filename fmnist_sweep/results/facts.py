@@ -89,7 +89,12 @@ def _swept(started: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, str]:
             rows[name] = str(target).rsplit(".", 1)[-1].replace("NopPruner", "none")
     scheduler = pick(started, "hydra.sweeper.scheduler")
     if scheduler and isinstance(scheduler, Mapping):
-        rows["Scheduler"] = f"asha, {', '.join(f'{k} {v}' for k, v in scheduler.items())}"
+        rows["Scheduler"] = ", ".join(
+            [
+                str(scheduler.get("kind", "asha")),
+                *(f"{k} {v}" for k, v in scheduler.items() if k != "kind"),
+            ]
+        )
     command = pick(started, "hydra.overrides.task")
     if command and isinstance(command, list):
         rows["Overrides"] = " ".join(map(str, command))

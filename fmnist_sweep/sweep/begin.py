@@ -76,6 +76,7 @@ def sweep(
             definition.task.free_keys,
             known,
             definition.constraints.allow,
+            definition.task.epochs_key,
         )
     try:
         budget = Budget(settings, study, started)
@@ -92,6 +93,8 @@ def sweep(
         settings.repeats or 1,
         deadline=budget.deadline,
         scheduler=settings.scheduler,
+        limit=study.limit,
+        n_trials=study.space.n_trials,
     )
     worker_job = WorkerJob(
         job,
@@ -281,17 +284,22 @@ def _load_custom_space(
 
 def _check_scheduler(settings: Settings, space: Space, task: Task) -> None:
     """Refuse a scheduler that decides on no trial, as none has so many epochs."""
-    key = task.epochs_key
-    if settings.scheduler is None or key is None:
+    key, scheduler = task.epochs_key, settings.scheduler
+    if scheduler and not scheduler.prunes and not task.can_pause:
+        raise ConfigError(
+            f"hydra/sweeper/scheduler={scheduler.kind}: needs an application whose trials can be "
+            "paused; choose asha, which prunes instead"
+        )
+    if scheduler is None or key is None:
         return
-    first = settings.scheduler.last_first_rung
+    first = scheduler.first_decision
     searched = space.distributions.get(key)
     most = getattr(searched, "high", None) or max(getattr(searched, "choices", [space.base[key]]))
     if first >= most:
         raise ConfigError(
             f"hydra.sweeper.scheduler: its first decision on some trials comes after {first} "
-            f"epochs, and no trial has more than {key}={most}; choose a smaller min_epochs or "
-            "fewer brackets, or hydra/sweeper/scheduler=none"
+            f"epochs, and no trial has more than {key}={most}; let it decide earlier, or choose "
+            "hydra/sweeper/scheduler=none"
         )
 
 

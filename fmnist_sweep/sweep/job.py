@@ -36,7 +36,7 @@ from fmnist_sweep.results import record
 from fmnist_sweep.results.record import Epoch
 from fmnist_sweep.sweep import database, study, trial_rows
 from fmnist_sweep.sweep.ranks import one_objective_study, with_ranks
-from fmnist_sweep.sweep.scheduler import Asha
+from fmnist_sweep.sweep.scheduler import EPOCH_SECONDS, EpochLimit, Scheduler, StudyState
 from fmnist_sweep.sweep.settings import make_pruner
 from fmnist_sweep.sweep.task import Decision, Task, listener, seed_of, task_of
 
@@ -58,6 +58,8 @@ class SweepJob:
     sweeper: the id of the process that launches the trials.
     deadline: when running trials end with their next step, as `time.time()` returns it.
     scheduler: decides which trials continue, in the place of the pruner.
+    limit: returns a trial's number of epochs.
+    n_trials: the number of trials of the sweep.
     """
 
     task: Callable[[DictConfig], Any]
@@ -68,7 +70,9 @@ class SweepJob:
     repeats: int = 1
     sweeper: int = field(default_factory=os.getpid)
     deadline: float | None = None
-    scheduler: Asha | None = None
+    scheduler: Scheduler | None = None
+    limit: EpochLimit = field(default_factory=EpochLimit)
+    n_trials: int = 0
 
     @property
     def sweep_task(self) -> Task:
@@ -137,6 +141,7 @@ class RunningTrial:
         self.values: dict[int, list[float]] = {}  # of the objectives by step, not in the study yet
         self.writes_itself = job.sweep_task.objectives is not None
         self.history_file = record.HistoryFile(run)
+        self.epoch_seconds: float | None = None
         self.seed: int | None = None
         self.history: dict[int, dict[str, float]] = {}  # by step, of the repeat that is running
         self.repeats: list[dict[int, dict[str, float]]] = []  # histories of those that have ended
@@ -191,6 +196,8 @@ class RunningTrial:
 
     def take_epoch(self, row: Epoch) -> Decision:
         """Take an epoch: tell the study of it, and decide whether the trial continues."""
+        # The shortest: the first epoch may wait for a compilation, and others for another process.
+        self.epoch_seconds = min(self.epoch_seconds or row.seconds, row.seconds)
         if self._may_continue(row.epoch, row.epoch, asdict(row)):
             return Decision.CONTINUE
         return Decision.PAUSE if self.job.can_pause else Decision.PRUNE
@@ -215,18 +222,21 @@ class RunningTrial:
         if self.prunes and not is_over:
             return database.retry(partial(self._survives, step))
         # The study hears of all other steps at the end, or when the scheduler decides.
-        if scheduler and not is_over and scheduler.is_rung(self.number, count):
+        if scheduler and not is_over and scheduler.decides_after(self.number, count):
             return database.retry(partial(self._is_scheduled, scheduler, count))
         return not is_over
 
-    def _is_scheduled(self, scheduler: Asha, count: int) -> bool:
+    def _is_scheduled(self, scheduler: Scheduler, count: int) -> bool:
         """Return whether the scheduler gives the trial more epochs after this number of them."""
         url, status = self.job.address.url, self._status()
         trial_rows.set_steps(url, status, self.values)
         self.values.clear()
+        trial_rows.set_attributes(url, {status.id: {EPOCH_SECONDS: self.epoch_seconds}})
         known = database.load(self.job.address)
         trials, direction = with_ranks(known.get_trials(deepcopy=False), known.directions)
-        return scheduler.lets_continue(trials, self.number, count, direction, self.job.can_pause)
+        can_begin = len(trials) < self.job.n_trials
+        state = StudyState(trials, direction, self.job.limit, can_begin)
+        return scheduler.lets_continue(state, self.number, count, self.job.can_pause)
 
     def _survives(self, step: int) -> bool:
         """Return whether the pruner lets the trial continue after a step."""

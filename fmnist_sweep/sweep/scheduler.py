@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Literal, Protocol
 
+import numpy as np
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import Field
@@ -13,11 +15,103 @@ from fmnist_sweep.base.schema import Section
 # Attributes of a trial in the study: the epochs after which it is paused now (None if it is not),
 # and those after which it was paused and has been resumed.
 PAUSED, RESUMED = "paused", "resumed"
+EPOCH_SECONDS = "epoch_seconds"  # what an epoch of the trial takes
 
 
 def is_paused(trial: FrozenTrial) -> bool:
     """Return whether a trial is paused; the study has it among the running trials."""
     return trial.state == TrialState.RUNNING and trial.user_attrs.get(PAUSED) is not None
+
+
+@dataclass(frozen=True)
+class EpochLimit:
+    """The number of epochs of each trial.
+
+    Attributes:
+        key: the key of the number of epochs; None if there is none.
+        default: its value in trials that do not search it.
+    """
+
+    key: str | None = None
+    default: int | None = None
+
+    def __call__(self, trial: FrozenTrial) -> int | None:
+        """Return a trial's number of epochs; None if it is not known."""
+        limit: int | None = trial.params.get(self.key, self.default) if self.key else None
+        return limit
+
+
+@dataclass(frozen=True)
+class StudyState:
+    """What a scheduler decides on.
+
+    Attributes:
+        trials: all trials of the study by number, with one intermediate value for each step.
+        direction: that of the values.
+        limit: returns a trial's number of epochs.
+        can_begin: whether further trials may begin.
+    """
+
+    trials: Sequence[FrozenTrial]
+    direction: StudyDirection
+    limit: EpochLimit
+    can_begin: bool
+
+    def curve(self, trial: FrozenTrial) -> np.ndarray:
+        """Return a trial's values by epoch, or step, negated if they are to be minimized.
+
+        A value that is not finite becomes the trial's worst one.
+        """
+        sign = 1 if self.direction == StudyDirection.MAXIMIZE else -1
+        steps = sorted(trial.intermediate_values)
+        values = sign * np.array([trial.intermediate_values[step] for step in steps])
+        finite = values[np.isfinite(values)]
+        return np.where(np.isfinite(values), values, finite.min() if len(finite) else 0.0)
+
+    def has_curve(self, trial: FrozenTrial) -> bool:
+        """Return whether a trial has a finite value at some step, and has not failed."""
+        has_value = any(map(math.isfinite, trial.intermediate_values.values()))
+        return has_value and trial.state != TrialState.FAIL
+
+
+class Scheduler(Protocol):
+    """What the sweep asks of a scheduler.
+
+    Attributes:
+        kind: its name.
+        first_decision: the smallest number of epochs after which every trial has been decided on.
+        prunes: whether it can prune where trials cannot be paused.
+    """
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def first_decision(self) -> int: ...
+
+    @property
+    def prunes(self) -> bool: ...
+
+    def decides_after(self, number: int, epochs: int) -> bool:
+        """Return whether a trial is decided on after a number of epochs.
+
+        Args:
+            number: the trial's number.
+            epochs: the epochs that it has been trained.
+        """
+
+    def lets_continue(self, study: StudyState, number: int, epochs: int, can_pause: bool) -> bool:
+        """Decide on a trial.
+
+        Args:
+            study: the trials.
+            number: the trial's number.
+            epochs: the epochs that it has been trained.
+            can_pause: whether the trial can be resumed later.
+        """
+
+    def next_to_resume(self, study: StudyState) -> int | None:
+        """Return the number of the paused trial that is resumed next; None if none should be."""
 
 
 class Asha(Section):
@@ -38,67 +132,50 @@ class Asha(Section):
         brackets: the number of brackets.
     """
 
+    kind: Literal["asha"]
     min_epochs: Annotated[int, Field(ge=1)]
     factor: Annotated[int, Field(ge=2)]
     brackets: Annotated[int, Field(ge=1, le=10)]
 
     @property
-    def last_first_rung(self) -> int:
-        """The first rung of the last bracket: the smallest number of epochs that is needed."""
+    def first_decision(self) -> int:
+        """The first rung of the last bracket."""
         return self._first_rung(self.brackets - 1)
 
-    def is_rung(self, number: int, epochs: int) -> bool:
-        """Return whether a trial is decided on after a number of epochs.
+    @property
+    def prunes(self) -> bool:
+        """True: a trial that cannot be paused is pruned at its rung."""
+        return True
 
-        Args:
-            number: the trial's number.
-            epochs: the epochs that it has been trained.
-        """
+    def decides_after(self, number: int, epochs: int) -> bool:
+        """Return whether a trial has reached a rung."""
         return epochs in self._rungs(number % self.brackets, epochs)
 
-    def lets_continue(
-        self,
-        trials: Sequence[FrozenTrial],
-        number: int,
-        epochs: int,
-        direction: StudyDirection,
-        can_pause: bool,
-    ) -> bool:
-        """Decide on a trial that has reached a rung.
+    def lets_continue(self, study: StudyState, number: int, epochs: int, can_pause: bool) -> bool:
+        """Decide on a trial that has reached a rung; see `Scheduler`.
 
-        Args:
-            trials: all trials of the study, by number.
-            number: the trial's number.
-            epochs: the rung.
-            direction: that of the study.
-            can_pause: whether the trial can be resumed later. Otherwise the first trials at a rung
-                would be lost, and the best of them continues.
+        Of trials that cannot be paused, the best one at a rung always continues: otherwise the
+        first ones would be lost.
         """
-        resumed = trials[number].user_attrs.get(RESUMED, [])
+        resumed = study.trials[number].user_attrs.get(RESUMED, [])
         if any(epochs <= earlier for earlier in resumed):
             return True
-        at_rung = self._values(trials, number % self.brackets, epochs, direction)
+        at_rung = self._values(study, number % self.brackets, epochs)
         return number in self._best(at_rung, at_least_one=not can_pause)
 
-    def next_to_resume(
-        self, trials: Sequence[FrozenTrial], direction: StudyDirection, is_last: bool
-    ) -> int | None:
-        """Return the number of the paused trial that is resumed next; None if none should be.
+    def next_to_resume(self, study: StudyState) -> int | None:
+        """Choose the paused trial that is resumed; see `Scheduler`.
 
-        Args:
-            trials: all trials of the study, by number.
-            direction: that of the study.
-            is_last: whether no further trial begins. The best trial of a rung then goes on even if
-                the rung has fewer than `factor` trials.
+        If no further trial can begin, the best trial of a rung is resumed even if the rung has
+        fewer than `factor` trials.
         """
-        paused = [trial for trial in trials if is_paused(trial)]
+        paused = [trial for trial in study.trials if is_paused(trial)]
         for trial in paused:  # paused by `hydra.sweeper.timeout`
-            if not self.is_rung(trial.number, trial.user_attrs[PAUSED]):
+            if not self.decides_after(trial.number, trial.user_attrs[PAUSED]):
                 return trial.number
         rungs = {(t.user_attrs[PAUSED], t.number % self.brackets) for t in paused}
         for rung, bracket in sorted(rungs, reverse=True):
-            at_rung = self._values(trials, bracket, rung, direction)
-            best = self._best(at_rung, at_least_one=is_last)
+            best = self._best(self._values(study, bracket, rung), at_least_one=not study.can_begin)
             waiting = {trial.number for trial in paused if trial.user_attrs[PAUSED] == rung}
             for number in best:
                 if number in waiting:
@@ -114,14 +191,12 @@ class Asha(Section):
             yield rung
             rung *= self.factor
 
-    def _values(
-        self, trials: Sequence[FrozenTrial], bracket: int, rung: int, direction: StudyDirection
-    ) -> dict[int, float]:
+    def _values(self, study: StudyState, bracket: int, rung: int) -> dict[int, float]:
         """Return the values at a rung by trial, negated if they are to be minimized."""
-        sign = 1 if direction == StudyDirection.MAXIMIZE else -1
+        sign = 1 if study.direction == StudyDirection.MAXIMIZE else -1
         return {
-            trial.number: sign * _value_after(trial.intermediate_values, rung)
-            for trial in trials
+            trial.number: _value_after(trial.intermediate_values, rung, sign)
+            for trial in study.trials
             if trial.number % self.brackets == bracket
             and trial.state != TrialState.FAIL
             and len(trial.intermediate_values) >= rung
@@ -133,7 +208,7 @@ class Asha(Section):
         return sorted(values, key=lambda number: (-values[number], number))[:count]
 
 
-def _value_after(values: Mapping[int, float], epochs: int) -> float:
-    """Return the value of a trial's epoch, or step, of that rank; NaN counts as the worst value."""
-    value = values[sorted(values)[epochs - 1]]
+def _value_after(values: Mapping[int, float], epochs: int, sign: int) -> float:
+    """Return the value of a trial's epoch, or step, of that rank times a sign; -inf for NaN."""
+    value = sign * values[sorted(values)[epochs - 1]]
     return -math.inf if math.isnan(value) else value

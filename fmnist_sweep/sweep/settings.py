@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field
 from fmnist_sweep.base.errors import ConfigError
 from fmnist_sweep.base.schema import Section, checked, trusted_packages
 from fmnist_sweep.results.metrics import direction
+from fmnist_sweep.sweep.freeze_thaw import FreezeThaw
 from fmnist_sweep.sweep.scheduler import Asha
 from fmnist_sweep.sweep.task import Task, seed_of
 
@@ -71,7 +72,7 @@ class Settings(Section):
     accept_changes: bool
     sampler: dict[str, Any]
     pruner: dict[str, Any]
-    scheduler: Annotated[Asha | None, BeforeValidator(lambda value: value or None)]
+    scheduler: Asha | FreezeThaw | None
 
     @property
     def prunes(self) -> bool:
@@ -121,6 +122,7 @@ def read(values: Mapping[str, Any], task: Task) -> Settings:
         names = map(str, _listed(given["objective"]))
         given["direction"] = [task.direction(name) or direction(name) for name in names]
     given["params"] = given.get("params") or {}
+    given["scheduler"] = _scheduler(given.get("scheduler"))
     settings = checked(Settings, given, "hydra.sweeper.")
     for name in settings.objective:
         if task.objectives is not None and name not in task.objectives:
@@ -153,6 +155,20 @@ def read(values: Mapping[str, Any], task: Task) -> Settings:
         )
     make_pruner(settings.pruner)
     return settings
+
+
+_SCHEDULERS: dict[str, type[Asha | FreezeThaw]] = {"asha": Asha, "freeze_thaw": FreezeThaw}
+
+
+def _scheduler(values: Any) -> Asha | FreezeThaw | None:
+    """Return the scheduler that a configuration names; None for an empty one."""
+    if not values:
+        return None
+    kind = values.get("kind") if isinstance(values, Mapping) else values
+    if kind not in _SCHEDULERS:
+        names = " or ".join(_SCHEDULERS)
+        raise ConfigError(f"hydra.sweeper.scheduler.kind={kind}: must be {names}")
+    return checked(_SCHEDULERS[kind], values, "hydra.sweeper.scheduler.")
 
 
 def check_repeats(settings: Settings, task: Task, config: DictConfig) -> None:

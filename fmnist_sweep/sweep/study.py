@@ -28,7 +28,7 @@ from fmnist_sweep.sweep import agreement, database, trial_rows
 from fmnist_sweep.sweep.constraints import MAX_DRAWS, draw, random_study
 from fmnist_sweep.sweep.database import Address, load, retry, storage
 from fmnist_sweep.sweep.ranks import last_values, with_ranks
-from fmnist_sweep.sweep.scheduler import PAUSED, RESUMED, is_paused
+from fmnist_sweep.sweep.scheduler import PAUSED, RESUMED, EpochLimit, StudyState, is_paused
 from fmnist_sweep.sweep.settings import Settings, make_sampler
 from fmnist_sweep.sweep.space import Space
 
@@ -160,6 +160,7 @@ class SweepStudy:
         free_keys: keys that may change between starts.
         known: trials of earlier sweeps from which the sampler learns.
         allows: returns whether a suggestion may become a trial.
+        epochs_key: the key of the number of epochs, if there is one.
 
     Raises:
         ConfigError: the database cannot be opened, or its study has another definition.
@@ -175,6 +176,7 @@ class SweepStudy:
         free_keys: Sequence[str] = (),
         known: Sequence[FrozenTrial] = (),
         allows: Callable[[Mapping[str, Any]], bool] = lambda _: True,
+        epochs_key: str | None = None,
     ) -> None:
         self.folder = folder
         self.space = space
@@ -182,6 +184,7 @@ class SweepStudy:
         self.seed_key = settings.seed_key
         self.scheduler = settings.scheduler
         self.allows = allows
+        self.limit = EpochLimit(epochs_key, space.base.get(epochs_key) if epochs_key else None)
         self.free_keys = free_keys
         self.worker = uuid.uuid4().hex[:12]
         self.lock = lock(folder)
@@ -372,7 +375,9 @@ class SweepStudy:
         if self.scheduler is None:
             return None
         ranked, direction = with_ranks(trials, self.study.directions)
-        chosen = self.scheduler.next_to_resume(ranked, direction, is_last)
+        chosen = self.scheduler.next_to_resume(
+            StudyState(ranked, direction, self.limit, can_begin=not is_last)
+        )
         if chosen is not None:
             return self._resume(trials[chosen])
         running = sum(trial.state == TrialState.RUNNING for trial in trials)

@@ -58,6 +58,7 @@ class WorkerJob:
             free_keys,
             self.known,
             self.constraints.allow,
+            self.job.sweep_task.epochs_key,
         )
         workers = max(1, study.processes() - 1)  # the launching process trains nothing
         task = self.job.sweep_task
