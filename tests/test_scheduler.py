@@ -175,20 +175,18 @@ def test_every_launcher_pauses_and_resumes(
 def test_the_most_promising_trial_continues(
     launcher: tuple[str, ...], whole: dict[int, list[float]], fmnist_train: Command
 ) -> None:
-    loss = "hydra.sweeper.objective=val_loss"
-    outcome = fmnist_train(*GRID, "name=a", FREEZE_THAW, loss, *launcher)
+    outcome = fmnist_train(*GRID, "name=a", FREEZE_THAW, *launcher)
     assert outcome.code == 0, outcome.err
     check("a", whole, rungs=INTERVALS)
     table = rows("a")
-    # Beside the trial that is best in the end, those without hope get few epochs.
-    best = min(whole, key=lambda number: min(whole[number]))
-    assert table.epochs[best] >= 8 and table.epochs.min() <= 4, table.epochs
-    assert table.epochs.sum() < 0.8 * EPOCHS * len(whole)
-    again = fmnist_train(*GRID, "name=a", FREEZE_THAW, loss, *launcher)
+    # With lr=0.1 the accuracy stays at 30 %, with the others it reaches 70 %.
+    assert table.epochs[6] == 2 and table.epochs.max() == EPOCHS, table.epochs
+    assert table.epochs.sum() < EPOCHS * len(whole) - 8
+    again = fmnist_train(*GRID, "name=a", FREEZE_THAW, *launcher)
     assert "is complete: 9 of 9" in again.out and rows("a").equals(table)
 
 
-@pytest.mark.parametrize("scheduler", [ASHA, FREEZE_THAW])
+@pytest.mark.parametrize("scheduler", [pytest.param(ASHA, marks=pytest.mark.torture), FREEZE_THAW])
 def test_kills_change_no_numbers(
     scheduler: str,
     whole: dict[int, list[float]],
@@ -219,7 +217,9 @@ def test_kills_change_no_numbers(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("storage", ["sqlite", "postgresql"])
+@pytest.mark.parametrize(
+    "storage", [pytest.param("sqlite", marks=pytest.mark.torture), "postgresql"]
+)
 def test_two_commands_on_one_study(
     storage: str,
     whole: dict[int, list[float]],

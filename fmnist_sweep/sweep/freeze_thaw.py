@@ -14,9 +14,9 @@ from fmnist_sweep.sweep.scheduler import EPOCH_SECONDS, PAUSED, StudyState, is_p
 
 # What it takes to begin and to resume a trial, in seconds (a 2-core AMD EPYC).
 BEGIN_SECONDS, RESUME_SECONDS = 0.3, 0.15
-# A sweep without further trials ends once no paused trial is expected to improve the best value by
-# this share of an epoch's noise.
-WORTH_RESUMING = 0.1
+# A trial is paused, and not resumed when no further trial begins, if it is not expected to improve
+# the best value by this share of an epoch's noise.
+WORTH_TRAINING = 0.1
 # How many times its epochs a trial is continued to if the number of epochs is not known.
 AHEAD = 3
 
@@ -63,6 +63,8 @@ class FreezeThaw(Section):
             return False
         numbers = [number, *(trial.number for trial in self._paused(study))]
         outlook = self._outlook(study, numbers, running=number)
+        if not outlook.is_worth_it[0]:
+            return False
         others = [*outlook.promises[1:], *([outlook.of_new] if study.can_begin else [])]
         return bool(outlook.promises[0] >= max(others, default=0.0))
 
@@ -80,9 +82,9 @@ class FreezeThaw(Section):
         if study.can_begin:
             return paused[best].number if outlook.promises[best] > outlook.of_new else None
         states = [trial.state for trial in study.trials if not is_paused(trial)]
-        is_worth_it = outlook.gains.max() > WORTH_RESUMING * outlook.noise
         has_result = TrialState.COMPLETE in states or TrialState.RUNNING in states
-        return paused[best].number if is_worth_it or not has_result else None
+        is_needed = outlook.is_worth_it.any() or not has_result
+        return paused[best].number if is_needed else None
 
     def _paused(self, study: StudyState) -> list[FrozenTrial]:
         return [t for t in study.trials if is_paused(t) and study.has_curve(t)]
@@ -112,15 +114,13 @@ class Outlook(NamedTuple):
     """What trials promise.
 
     promises: expected improvement of the best value per second [candidates].
-    gains: expected improvement [candidates].
     of_new: what a new trial promises per second.
-    noise: the standard deviation of an epoch's value.
+    is_worth_it: whether the expected improvement is worth any training [candidates].
     """
 
     promises: Floats
-    gains: Floats
     of_new: float
-    noise: float
+    is_worth_it: np.ndarray
 
 
 def outlook(
@@ -152,7 +152,8 @@ def outlook(
     cost = delays[:, None] + np.maximum(ahead, 1) * seconds[candidates][:, None]
     if_new = expected_improvement(means, np.maximum(deviations, noise), best).mean(0)
     of_new = if_new / (BEGIN_SECONDS + epochs * seconds.mean())
-    return Outlook((gain / cost).max(1), gain.max(1), float(of_new.max()), noise)
+    is_worth_it = gain.max(1) > WORTH_TRAINING * noise
+    return Outlook((gain / cost).max(1), float(of_new.max()), is_worth_it)
 
 
 def expected_improvement(means: Floats, deviations: Floats, best: float) -> Floats:

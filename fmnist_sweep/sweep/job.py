@@ -236,7 +236,9 @@ class RunningTrial:
         trials, direction = with_ranks(known.get_trials(deepcopy=False), known.directions)
         can_begin = len(trials) < self.job.n_trials
         state = StudyState(trials, direction, self.job.limit, can_begin)
-        return scheduler.lets_continue(state, self.number, count, self.job.can_pause)
+        return state.has_passed(self.number, count) or scheduler.lets_continue(
+            state, self.number, count, self.job.can_pause
+        )
 
     def _survives(self, step: int) -> bool:
         """Return whether the pruner lets the trial continue after a step."""

@@ -46,11 +46,13 @@ LAUNCHERS = ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins")
 def trials_at_once(settings: Settings, space: Space, runner: Runner) -> int:
     """Return the number of trials that a process that trains in stacks begins at once.
 
-    A grid begins all its trials, a search as many as the runner's `ahead` or else `AHEAD`, unless
-    `hydra.sweeper.n_jobs` is set.
+    A grid begins all its trials. A search, or a grid with a scheduler, begins as many as the
+    runner's `ahead`, or else `AHEAD`. `hydra.sweeper.n_jobs` changes that.
     """
     ahead: int = getattr(runner, "ahead", AHEAD)
-    return settings.n_jobs or (space.n_trials if space.is_grid else ahead)
+    return settings.n_jobs or (
+        space.n_trials if space.is_grid and not settings.scheduler else ahead
+    )
 
 
 class SweepLoop:

@@ -68,6 +68,14 @@ class StudyState:
         finite = values[np.isfinite(values)]
         return np.where(np.isfinite(values), values, finite.min() if len(finite) else 0.0)
 
+    def has_passed(self, number: int, epochs: int) -> bool:
+        """Return whether a trial was resumed after so many epochs, or more.
+
+        A trial whose checkpoint is lost comes to an earlier decision again.
+        """
+        resumed = self.trials[number].user_attrs.get(RESUMED, [])
+        return any(epochs <= earlier for earlier in resumed)
+
     def has_curve(self, trial: FrozenTrial) -> bool:
         """Return whether a trial has a finite value at some step, and has not failed."""
         has_value = any(map(math.isfinite, trial.intermediate_values.values()))
@@ -157,9 +165,6 @@ class Asha(Section):
         Of trials that cannot be paused, the best one at a rung always continues: otherwise the
         first ones would be lost.
         """
-        resumed = study.trials[number].user_attrs.get(RESUMED, [])
-        if any(epochs <= earlier for earlier in resumed):
-            return True
         at_rung = self._values(study, number % self.brackets, epochs)
         return number in self._best(at_rung, at_least_one=not can_pause)
 
