@@ -15,7 +15,7 @@ class FreezeThaw(Scheduler):
         first: the trials that train an interval before any is chosen.
     """
 
-    def __init__(self, search: Search, interval: int = 2, first: int = 6) -> None:
+    def __init__(self, search: Search, interval: int = 2, first: int = 4) -> None:
         super().__init__(search)
         self.interval, self.first = interval, first
 
