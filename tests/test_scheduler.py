@@ -364,6 +364,7 @@ MISTAKES = {
     (FREEZE_THAW, "hydra.sweeper.scheduler.interval=0"): "hydra.sweeper.scheduler.interval=0: ",
     (FREEZE_THAW, "hydra.sweeper.scheduler.interval=12"): "comes after 12 epochs",
     (FREEZE_THAW, "hydra.sweeper.scheduler.min_epochs=2"): "hydra.sweeper.scheduler.min_epochs",
+    (FREEZE_THAW, "hydra.sweeper.objective=[val_loss,val_accuracy]"): "of a single objective",
     ("hydra.sweeper.scheduler.kind=best",): "scheduler.kind=best: must be asha or freeze_thaw",
     (
         "hydra.sweeper.objective=[val_loss,seconds]",

@@ -62,11 +62,11 @@ class FreezeThaw(Section):
         if not study.has_curve(study.trials[number]):
             return False
         numbers = [number, *(trial.number for trial in self._paused(study))]
-        outlook = self._outlook(study, numbers, running=number)
-        if not outlook.is_worth_it[0]:
+        found = self._outlook(study, numbers, running=number)
+        if not found.is_worth_it[0]:
             return False
-        others = [*outlook.promises[1:], *([outlook.of_new] if study.can_begin else [])]
-        return bool(outlook.promises[0] >= max(others, default=0.0))
+        others = [*found.promises[1:], *([found.of_new] if study.can_begin else [])]
+        return bool(found.promises[0] >= max(others, default=0.0))
 
     def next_to_resume(self, study: StudyState) -> int | None:
         """Choose the paused trial that is resumed; see `scheduler.Scheduler`."""
@@ -77,13 +77,13 @@ class FreezeThaw(Section):
         few = study.can_begin and len(study.trials) < self.n_startup_trials
         if few or not paused:
             return None
-        outlook = self._outlook(study, [trial.number for trial in paused])
-        best = int(np.argmax(outlook.promises))
+        found = self._outlook(study, [trial.number for trial in paused])
+        best = int(np.argmax(found.promises))
         if study.can_begin:
-            return paused[best].number if outlook.promises[best] > outlook.of_new else None
+            return paused[best].number if found.promises[best] > found.of_new else None
         states = [trial.state for trial in study.trials if not is_paused(trial)]
         has_result = TrialState.COMPLETE in states or TrialState.RUNNING in states
-        is_needed = outlook.is_worth_it.any() or not has_result
+        is_needed = found.is_worth_it.any() or not has_result
         return paused[best].number if is_needed else None
 
     def _paused(self, study: StudyState) -> list[FrozenTrial]:

@@ -148,6 +148,11 @@ def read(values: Mapping[str, Any], task: Task) -> Settings:
                 "hydra/sweeper/scheduler: decides who goes on, and so does hydra/sweeper/pruner; "
                 "choose none for one of them"
             )
+        if isinstance(settings.scheduler, FreezeThaw) and len(settings.objective) > 1:
+            raise ConfigError(
+                "hydra/sweeper/scheduler=freeze_thaw: continues the curve of a single objective; "
+                "choose asha"
+            )
     if settings.stop.is_set and len(settings.objective) > 1:
         raise ConfigError(
             "hydra.sweeper.stop: its rules need a single objective; hydra.sweeper.timeout and "
