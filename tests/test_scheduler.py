@@ -138,7 +138,7 @@ def test_trials_are_promoted_as_in_the_paper(
     one = ("hydra.sweeper.n_jobs=1", f"hydra.sweeper.scheduler.factor={factor}")
     outcome = fmnist_train(*GRID, "name=a", ASHA, *one, "hydra.sweeper.objective=val_loss")
     assert outcome.code == 0, outcome.err
-    check("a", whole)
+    check("a", whole, rungs=rungs)
     expected = halved(whole, factor)
     assert rows("a").epochs.to_dict() == expected
     assert len(set(expected.values())) > 2  # some were resumed
