@@ -172,7 +172,7 @@ def schedule(runs: Sequence[Run], parts: Sequence[Part]) -> Figure:
     axes.set_xlim(left=0)
     axes.yaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     axes.invert_yaxis()
-    axes.legend(fontsize="small", loc="upper right", framealpha=0.85)
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
