@@ -119,7 +119,7 @@ def sweep(
 
 
 class _Definition(NamedTuple):
-    """What the command line and the configuration say of a sweep, checked.
+    """The definition of a sweep, from its command line and configuration, checked.
 
     extend: suggests further, conditional parameters.
     """

@@ -94,7 +94,7 @@ class Constraints:
     def _config(self, point: Mapping[str, Any]) -> DictConfig:
         """Return a point's configuration; valid until the next call.
 
-        Composing takes 0.1 s. Points that differ in numbers only share a configuration.
+        Composing is slow, so points that differ in numbers only share a configuration.
         """
         numbers = {k: v for k, v in point.items() if isinstance(v, int | float)}
         shared = tuple(f"{key}={value}" for key, value in point.items() if key not in numbers)

@@ -12,7 +12,7 @@ from fmnist_sweep.base.schema import Section
 from fmnist_sweep.sweep.extrapolation import Floats, continue_curves
 from fmnist_sweep.sweep.scheduler import EPOCH_SECONDS, PAUSED, StudyState, is_paused
 
-# What it takes to begin and to resume a trial, in seconds (a 2-core AMD EPYC).
+# Assumed seconds to begin and to resume a trial. They only matter where an epoch takes as little.
 BEGIN_SECONDS, RESUME_SECONDS = 0.3, 0.15
 # A trial is paused, and not resumed when no further trial begins, if it is not expected to improve
 # the best value by this share of an epoch's noise.
@@ -111,7 +111,7 @@ class FreezeThaw(Section):
 
 
 class Outlook(NamedTuple):
-    """What trials promise.
+    """The expected improvements from which the next trial is chosen.
 
     promises: expected improvement of the best value per second [candidates].
     of_new: what a new trial promises per second.
@@ -130,7 +130,7 @@ def outlook(
     candidates: Sequence[int],
     delays: Floats,
 ) -> Outlook:
-    """Compute what trials promise.
+    """Compute the expected improvements of trials.
 
     Args:
         curves: the values after each epoch, higher is better; at least one epoch each.

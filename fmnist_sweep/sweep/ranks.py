@@ -17,8 +17,6 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 # The attribute of a trial in the study: the objectives' values by step.
 VALUES_BY_STEP = "values_by_step"
 
-Values = Mapping[int, Sequence[float]]
-
 
 def values_by_step(trial: FrozenTrial) -> dict[int, list[float]]:
     """Return the values of several objectives by step, oldest first."""

@@ -43,7 +43,7 @@ class EpochLimit:
 
 @dataclass(frozen=True)
 class StudyState:
-    """What a scheduler decides on.
+    """The trials of a study, as a scheduler sees them.
 
     Attributes:
         trials: all trials of the study by number, with one intermediate value for each step.
@@ -83,7 +83,7 @@ class StudyState:
 
 
 class Scheduler(Protocol):
-    """What the sweep asks of a scheduler.
+    """The interface between a sweep and its scheduler.
 
     Attributes:
         kind: its name.
