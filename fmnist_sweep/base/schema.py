@@ -64,6 +64,8 @@ _MEANINGS_OF_KEYS = {
     "trainer.compile": "must be auto, true or false",
     "trainer.checkpoint": "must be auto, true or false",
     "data.classes": "must be a list of two or more different classes, or null for all",
+    "scheduler.changes": "must be epochs from 2 on, each with numbers by key, such as "
+    "{4: {optimizer.lr: 0.0003}}",
     "name": "must be text of letters, digits and . _ + -, beginning with a letter or digit; a "
     "number in quotes, name=\"'7'\"",
 }
@@ -85,7 +87,9 @@ def _error_line(section: type[BaseModel], prefix: str, detail: ErrorDetails) -> 
     if error_type == "missing":
         return f"{key}: is missing"
     message = detail["msg"].removeprefix("Input ").replace("should", "must", 1)
-    meaning = _MEANINGS_OF_KEYS.get(key) or _MEANINGS.get(error_type, message)
+    if key in _MEANINGS_OF_KEYS:
+        return f"{key}={detail['input']}: {_MEANINGS_OF_KEYS[key]}"
+    meaning = _MEANINGS.get(error_type, message)
     if error_type in _RANGE_ERRORS and allowed:
         return f"{key}={detail['input']}: must be {allowed}"
     return _in_a_line(f"{key}={detail['input']}: {meaning}{f' {allowed}' if allowed else ''}")

@@ -97,7 +97,9 @@ class Chunk:
         keys = [_random_keys(row.trial.seed, row.epoch, self.batches) for row in rows]
         self.random_keys = torch.from_numpy(np.stack(keys, axis=1)).to(self.device)
         shape = self.step_cache.data.shape
-        draws = [row.trial.recipe.draws(row.trial.seed, row.epoch, size, shape) for row in rows]
+        draws = [
+            row.hyperparameters.recipe.draws(row.trial.seed, row.epoch, size, shape) for row in rows
+        ]
         self.full_draws, self.last_draws = self._split_into_batches(
             torch.from_numpy(np.stack(draws)), self.device
         )

@@ -10,6 +10,7 @@ from fmnist_sweep.engine.settings import (
     ConstantConfig,
     CosineConfig,
     OneCycleConfig,
+    PiecewiseConfig,
     PlateauConfig,
     SchedulerConfig,
     StepConfig,
@@ -90,7 +91,8 @@ def _factors(config: SchedulerConfig, t: np.ndarray, length: int, epoch: int) ->
         case StepConfig():
             return config.factor ** np.floor(t / (config.every * epoch))
         case _:
-            assert isinstance(config, ConstantConfig)
+            # A piecewise schedule changes `optimizer.lr` itself: see `Trial.changes`.
+            assert isinstance(config, ConstantConfig | PiecewiseConfig)
             return np.ones_like(t)
 
 

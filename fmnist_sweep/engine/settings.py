@@ -54,8 +54,24 @@ class PlateauConfig(Section):
     final: float = Field(ge=0, le=1)
 
 
+class PiecewiseConfig(Section):
+    """New values of keys from an epoch on; each stays until its next change."""
+
+    kind: Literal["piecewise"]
+    changes: Annotated[
+        dict[Annotated[int, Field(ge=2)], dict[str, int | float]],
+        BeforeValidator(lambda value: value or {}),
+    ]
+
+
 _Scheduler = (
-    ConstantConfig | CosineConfig | WarmupCosineConfig | OneCycleConfig | StepConfig | PlateauConfig
+    ConstantConfig
+    | CosineConfig
+    | WarmupCosineConfig
+    | OneCycleConfig
+    | StepConfig
+    | PlateauConfig
+    | PiecewiseConfig
 )
 
 
@@ -66,6 +82,7 @@ _SCHEDULERS: dict[Any, type[Section]] = {
     "onecycle": OneCycleConfig,
     "step": StepConfig,
     "plateau": PlateauConfig,
+    "piecewise": PiecewiseConfig,
 }
 
 

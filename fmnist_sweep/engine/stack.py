@@ -134,6 +134,13 @@ def _why_alone(trial: Trial, data: DataSplits, bf16: bool) -> str | None:
     return choose_execution_mode(trial.model, data.format.shape, device, bf16)[1]
 
 
+def have_equal_steps(one: Trial, other: Trial) -> bool:
+    """Return whether two trials can share a step, and each can continue from the other's state."""
+    for trial in (one, other):
+        with_stackable_layers(trial.model)
+    return _signature(one) is not None and _signature(one) == _signature(other)
+
+
 def _signature(trial: Trial) -> Hashable:
     """Return a trial's structure, or None if it cannot be pickled.
 
@@ -263,16 +270,20 @@ class Stack:
         self._chunks = None
         return state
 
+    def state(self, number: int) -> State:
+        """Return a trial's state, with which another trial can continue."""
+        return self.rows[number].state()
+
     def pause(self, number: int) -> None:
-        """Remove a trial and write its checkpoint, from which a later run continues it.
+        """Remove a trial and write its checkpoint, if it has one, to continue from it later.
 
         Raises:
             OSError: the checkpoint cannot be written.
         """
         row = self.rows.pop(number)
         self._chunks = None
-        assert row.trial.checkpoint is not None
-        row.trial.checkpoint.write(row.state())
+        if row.trial.checkpoint is not None:
+            row.trial.checkpoint.write(row.state())
 
     def _restore(self, row: TrialState, state: State) -> None:
         model = row.trial.model

@@ -37,6 +37,19 @@ from fmnist_sweep.engine.step_library import FlatStep, StepLibrary
 from fmnist_sweep.results.record import Epoch
 
 
+class Hyperparameters(NamedTuple):
+    """The settings of a trial that can change between two epochs.
+
+    arguments: the optimizer's keyword arguments.
+    recipe: additions to plain gradient steps; they have the same parts in all epochs.
+    buffers: the model's buffers that its configuration sets, such as dropout rates, by name.
+    """
+
+    arguments: dict[str, Any]
+    recipe: Recipe
+    buffers: dict[str, torch.Tensor]
+
+
 @dataclass
 class Trial:
     """A configuration to be trained.
@@ -48,6 +61,7 @@ class Trial:
     epochs: number of epochs.
     recipe: additions to plain gradient steps.
     checkpoint: where the state is saved during training; None for nowhere.
+    changes: other hyperparameters from an epoch on, in the order of the epochs.
     """
 
     model: nn.Module
@@ -57,6 +71,7 @@ class Trial:
     epochs: int
     recipe: Recipe = field(default_factory=Recipe)
     checkpoint: Checkpoint | None = None
+    changes: Sequence[tuple[int, Hyperparameters]] = ()
 
 
 class TrialState:
@@ -88,6 +103,7 @@ class TrialState:
     def begin(self, step_cache: "StepCache") -> None:
         """Copy the weights of the trial's model and initialize the optimizer."""
         trial, device = self.trial, step_cache.device
+        self.hyperparameters = Hyperparameters(trial.arguments, trial.recipe, {})
         self.functional_model = step_cache.functional_model
         self.weights = weights = self.functional_model.flatten(trial.model).to(device)
         self.buffers = {n: t.to(device) for n, t in buffers_and_frozen(trial.model).items()}
@@ -113,14 +129,26 @@ class TrialState:
             followed by those of the recipe.
         """
         self.epoch += 1
-        self.learning_rates = self.trial.arguments["lr"] * self.schedule.factors(self.epoch)
+        self._change_hyperparameters()
+        arguments, recipe, _ = self.hyperparameters
+        self.learning_rates = arguments["lr"] * self.schedule.factors(self.epoch)
         steps = self.steps_taken + np.arange(1, self.batches + 1, dtype=float)
         self.steps_taken += self.batches
-        of_recipe = self.trial.recipe.coefficients(steps)
+        of_recipe = recipe.coefficients(steps)
         if self.stacked_optimizer is None:
             return of_recipe
         of_optimizer = self.stacked_optimizer.coefficients(steps, self.learning_rates)
         return np.concatenate([of_optimizer, of_recipe], axis=1)
+
+    def _change_hyperparameters(self) -> None:
+        """Take the hyperparameters of the current epoch."""
+        changes = [values for epoch, values in self.trial.changes if epoch <= self.epoch]
+        if not changes or changes[-1] is self.hyperparameters:
+            return
+        self.hyperparameters = arguments, _, buffers = changes[-1]
+        self.stacked_optimizer = optimizers.stacked_optimizer(self.trial.optimizer, arguments)
+        for name, buffer in buffers.items():
+            self.buffers[name].copy_(buffer)  # in place: a view of the chunk's tensor
 
     def epoch_ended(self, metrics: Epoch) -> None:
         """Record the metrics of the finished epoch; keep a copy of the weights if it is the best.

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from fmnist_sweep.base.errors import first_line
 from fmnist_sweep.engine import stack
+from fmnist_sweep.engine.checkpoint import State
 from fmnist_sweep.engine.data import DataSplits, Examples
 from fmnist_sweep.engine.stack import Outcome, Progress, StackKey
 from fmnist_sweep.engine.step import Trial
@@ -36,6 +37,8 @@ class TrainingJob:
     on_batches: called with the progress within an epoch.
     stop: set it to end the trial after the last finished epoch.
     pause: set it with `stop` to write a checkpoint instead, from which the trial can go on later.
+    hold: set it to keep the trial, and its stack, from beginning another epoch.
+    state: the state that the trial begins with, instead of its checkpoint; None for none.
     reported_epochs: number of epochs passed to `on_epoch`.
     kept: the epoch whose weights the trial ends with; the best epoch under early stopping.
     exhausted: early stopping has ended the trial.
@@ -56,6 +59,8 @@ class TrainingJob:
     on_batches: Callable[[Progress], None]
     stop: bool = False
     pause: bool = False
+    hold: bool = False
+    state: State | None = None
     reported_epochs: int = 0
     kept: Epoch | None = None
     exhausted: bool = False
@@ -134,6 +139,7 @@ class JobScheduler:
         self.running: dict[Worker, dict[int, TrainingJob]] = {}
         self.loaded_data: dict[Worker, Examples] = {}
         self._numbers = itertools.count()
+        self._in_epoch: set[Worker] = set()
 
     def __enter__(self) -> "JobScheduler":
         return self
@@ -156,12 +162,52 @@ class JobScheduler:
 
         Calls the jobs' `on_epoch` and `on_batches`, and sets `ended` of jobs that have ended.
         """
-        for worker in [worker for worker, jobs in self.running.items() if not jobs]:
+        for worker in [worker for worker in self.running if worker not in self._in_epoch]:
             with self._contain_failure(worker):
                 self._start_epoch(worker)
-        busy = [worker for worker, jobs in self.running.items() if jobs]
+        busy = [worker for worker in self.running if worker in self._in_epoch]
         if busy:
             self._process_event(wait_for_event(busy))
+
+    @property
+    def is_training(self) -> bool:
+        """True if a worker is within an epoch."""
+        return bool(self._in_epoch)
+
+    def copy(self, source: TrainingJob, target: TrainingJob, trial: Trial) -> None:
+        """Let a job continue as another trial, from the weights of another job.
+
+        Both jobs hold, after the same epoch. The target keeps its history.
+
+        Raises:
+            ProcessDied: a worker has died.
+
+        Args:
+            source: the job whose weights, optimizer state and statistics are copied.
+            target: the job that continues from them.
+            trial: the target's trial from now on; it can share a step with the source's.
+        """
+        state = self.state(source)
+        worker, number = self._place(target)
+        replaced = worker.call("release", number)
+        kept = {name: replaced[name] for name in ("history", "kept_epoch", "best")}
+        target.trial, target.state = trial, {**state, **kept}
+        worker.call("add", number, trial, target.state)
+
+    def state(self, job: TrainingJob) -> State:
+        """Return the state of a job that holds."""
+        worker, number = self._place(job)
+        state: State = worker.call("state", number)
+        return state
+
+    def _place(self, job: TrainingJob) -> tuple[Worker, int]:
+        """Return the worker that trains a job, and the job's number."""
+        return next(
+            (worker, number)
+            for worker, jobs in self.running.items()
+            for number, other in jobs.items()
+            if other is job
+        )
 
     @contextmanager
     def _contain_failure(self, worker: Worker, blame: bool = True) -> Iterator[None]:
@@ -174,6 +220,7 @@ class JobScheduler:
         try:
             yield
         except Exception as error:
+            self._in_epoch.discard(worker)
             self._requeue(self.running.pop(worker), error, blame)
             self.loaded_data.pop(worker, None)
             worker.close()
@@ -206,6 +253,7 @@ class JobScheduler:
             outcomes = worker.event(report)
         if outcomes is None:
             return
+        self._in_epoch.discard(worker)
         for number, outcome in outcomes.items():
             # Outside _contain_failure: an error of a callback is no failure of the worker.
             jobs[number].record_outcome(outcome)
@@ -222,6 +270,8 @@ class JobScheduler:
     def _idle_worker(self, jobs: dict[int, TrainingJob]) -> Worker | None:
         """Return a worker that can take over trials of a stack, if it is worth it."""
         long_ones = [job for job in jobs.values() if job.remaining_epochs >= MIN_HANDED_OVER]
+        if any(job.hold for job in jobs.values()):
+            return None
         if self.waiting or len(long_ones) < 2 or not self._has_threads_for(long_ones[0]):
             return None
         return next((worker for worker, others in self.running.items() if not others), None)
@@ -237,7 +287,7 @@ class JobScheduler:
             self._open(idle, taken[chosen[0]])
             for number, job in taken.items():
                 idle.call("add", number, job.trial, states[number])
-            idle.begin_epoch()
+            self._begin_epoch(idle)
 
     def _open(self, worker: Worker, first: TrainingJob) -> None:
         """Begin an empty stack for trials like this one."""
@@ -268,18 +318,24 @@ class JobScheduler:
                 number, first = self.waiting.pop(0)
                 jobs[number] = first
                 self._open(worker, first)
-                worker.call("add", number, first.trial)
+                worker.call("add", number, first.trial, first.state)
             for number, job in self._jobs_to_join(jobs):
                 self.waiting.remove((number, job))
                 jobs[number] = job
-                worker.call("add", number, job.trial)
+                worker.call("add", number, job.trial, job.state)
             # Stopped before their first report, by their checkpoint or by their repeats' callbacks.
             stopped = [n for n, job in jobs.items() if job.stop and not job.reported_epochs]
             for number in stopped:
                 self._end(worker, number)
-            if jobs:
-                worker.begin_epoch()
+            if any(job.hold for job in jobs.values()):
                 return
+            if jobs:
+                self._begin_epoch(worker)
+                return
+
+    def _begin_epoch(self, worker: Worker) -> None:
+        worker.begin_epoch()
+        self._in_epoch.add(worker)
 
     def _has_threads_for(self, job: TrainingJob) -> bool:
         # All jobs of a stack have the same number of threads.

@@ -78,6 +78,10 @@ class Trainer:
         """Remove a trial from the stack to continue it in another; see `Stack.release`."""
         return self.stack.release(number)
 
+    def state(self, number: int) -> State:
+        """Return a trial's state; see `Stack.state`."""
+        return self.stack.state(number)
+
     def pause(self, number: int) -> None:
         """Remove a trial from the stack to continue it later; see `Stack.pause`."""
         self.stack.pause(number)

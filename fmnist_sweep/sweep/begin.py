@@ -24,12 +24,13 @@ from fmnist_sweep.base.schema import trusted_packages
 from fmnist_sweep.results import ranking, record
 from fmnist_sweep.results.metrics import says_direction
 from fmnist_sweep.sweep import constraints as constraints_module
-from fmnist_sweep.sweep import database, runners, warm_start
+from fmnist_sweep.sweep import database, pbt, runners, warm_start
 from fmnist_sweep.sweep import settings as settings_module
 from fmnist_sweep.sweep.budget import Budget
 from fmnist_sweep.sweep.constraints import Constraints
 from fmnist_sweep.sweep.job import SweepJob
 from fmnist_sweep.sweep.loop import SweepLoop, trials_at_once
+from fmnist_sweep.sweep.pbt import Pbt, Population
 from fmnist_sweep.sweep.settings import Settings, make_sampler
 from fmnist_sweep.sweep.space import Space, parse_space
 from fmnist_sweep.sweep.study import SweepStudy, lock
@@ -95,6 +96,7 @@ def sweep(
         scheduler=settings.scheduler,
         limit=study.limit,
         n_trials=study.space.n_trials,
+        population=_population(study, settings),
     )
     worker_job = WorkerJob(
         job,
@@ -116,6 +118,19 @@ def sweep(
             loop.run(is_named=_has_fixed_folder(config))
     finally:
         study.close()
+
+
+def _population(study: SweepStudy, settings: Settings) -> Population | None:
+    if not isinstance(settings.scheduler, Pbt):
+        return None
+    return Population(
+        settings.scheduler,
+        study.folder,
+        pbt.ranges(study.space.distributions),
+        settings.objective[0],
+        settings.direction[0],
+        study.space.n_trials,
+    )
 
 
 class _Definition(NamedTuple):
@@ -164,6 +179,8 @@ def _define(
     extend = _load_custom_space(settings, config)
     _try_sampler(settings, space)
     _check_scheduler(settings, space, task)
+    if isinstance(settings.scheduler, Pbt):
+        _check_population(settings, space, config, task)
     warm_start.check(settings, space)
     _check_launcher(config, settings)
     constraints = Constraints(settings.constraints, space, config, context, task)
@@ -301,6 +318,23 @@ def _check_scheduler(settings: Settings, space: Space, task: Task) -> None:
             f"epochs, and no trial has more than {key}={most}; let it decide earlier, or choose "
             "hydra/sweeper/scheduler=none"
         )
+
+
+def _check_population(settings: Settings, space: Space, config: DictConfig, task: Task) -> None:
+    """Refuse what a population of trials, which train side by side, cannot be."""
+    pbt.check(space.distributions, space.n_trials, task)
+    if settings.n_jobs and settings.n_jobs < space.n_trials:
+        raise ConfigError(
+            f"hydra.sweeper.n_jobs={settings.n_jobs}: hydra/sweeper/scheduler=pbt trains all "
+            f"{space.n_trials} trials side by side; use null"
+        )
+    if not issubclass(get_class(config.hydra.launcher._target_), runners.ProvidesRunner):
+        raise ConfigError(
+            "hydra/sweeper/scheduler=pbt: trials copy from one another within one command; use "
+            "hydra/launcher=stacked"
+        )
+    found = pbt.ranges(space.distributions)
+    task.check_changes(config, {key: (each.low, each.high) for key, each in found.items()})
 
 
 def _try_sampler(settings: Settings, space: Space) -> None:

@@ -35,6 +35,7 @@ from fmnist_sweep.base.processes import exit_with_launcher
 from fmnist_sweep.results import record
 from fmnist_sweep.results.record import Epoch
 from fmnist_sweep.sweep import database, study, trial_rows
+from fmnist_sweep.sweep.pbt import Population
 from fmnist_sweep.sweep.ranks import one_objective_study, with_ranks
 from fmnist_sweep.sweep.scheduler import EPOCH_SECONDS, EpochLimit, Scheduler, StudyState
 from fmnist_sweep.sweep.settings import make_pruner
@@ -60,6 +61,7 @@ class SweepJob:
     scheduler: decides which trials continue, in the place of the pruner.
     limit: returns a trial's number of epochs.
     n_trials: the number of trials of the sweep.
+    population: the population that the trials form, if they do.
     """
 
     task: Callable[[DictConfig], Any]
@@ -73,6 +75,7 @@ class SweepJob:
     scheduler: Scheduler | None = None
     limit: EpochLimit = field(default_factory=EpochLimit)
     n_trials: int = 0
+    population: Population | None = None
 
     @property
     def sweep_task(self) -> Task:

@@ -28,6 +28,7 @@ from fmnist_sweep.sweep.budget import Budget
 from fmnist_sweep.sweep.display import Display
 from fmnist_sweep.sweep.hydra_job import Job
 from fmnist_sweep.sweep.overrides import override_text
+from fmnist_sweep.sweep.pbt import Pbt
 from fmnist_sweep.sweep.runners import Runner
 from fmnist_sweep.sweep.settings import Settings
 from fmnist_sweep.sweep.space import Space
@@ -46,9 +47,11 @@ LAUNCHERS = ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins")
 def trials_at_once(settings: Settings, space: Space, runner: Runner) -> int:
     """Return the number of trials that a process that trains in stacks begins at once.
 
-    A grid begins all its trials. A search, or a grid with a scheduler, begins as many as the
-    runner's `ahead`, or else `AHEAD`. `hydra.sweeper.n_jobs` changes that.
+    A grid and a population (`pbt.Pbt`) begin all their trials. A search, or a grid with a
+    scheduler, begins as many as the runner's `ahead`, or else `AHEAD`. `hydra.sweeper.n_jobs` changes that.
     """
+    if isinstance(settings.scheduler, Pbt):
+        return space.n_trials
     ahead: int = getattr(runner, "ahead", AHEAD)
     return settings.n_jobs or (
         space.n_trials if space.is_grid and not settings.scheduler else ahead

@@ -16,6 +16,7 @@ from fmnist_sweep.base.errors import ConfigError
 from fmnist_sweep.base.schema import Section, checked, trusted_packages
 from fmnist_sweep.results.metrics import direction
 from fmnist_sweep.sweep.freeze_thaw import FreezeThaw
+from fmnist_sweep.sweep.pbt import Pbt
 from fmnist_sweep.sweep.scheduler import Asha
 from fmnist_sweep.sweep.task import Task, seed_of
 
@@ -72,7 +73,7 @@ class Settings(Section):
     accept_changes: bool
     sampler: dict[str, Any]
     pruner: dict[str, Any]
-    scheduler: Asha | FreezeThaw | None
+    scheduler: Asha | FreezeThaw | Pbt | None
 
     @property
     def prunes(self) -> bool:
@@ -148,10 +149,10 @@ def read(values: Mapping[str, Any], task: Task) -> Settings:
                 "hydra/sweeper/scheduler: decides who goes on, and so does hydra/sweeper/pruner; "
                 "choose none for one of them"
             )
-        if isinstance(settings.scheduler, FreezeThaw) and len(settings.objective) > 1:
+        if not isinstance(settings.scheduler, Asha) and len(settings.objective) > 1:
             raise ConfigError(
-                "hydra/sweeper/scheduler=freeze_thaw: continues the curve of a single objective; "
-                "choose asha"
+                f"hydra/sweeper/scheduler={settings.scheduler.kind}: decides on a single "
+                "objective; choose asha"
             )
     if settings.stop.is_set and len(settings.objective) > 1:
         raise ConfigError(
@@ -159,20 +160,26 @@ def read(values: Mapping[str, Any], task: Task) -> Settings:
             "max_epochs end a sweep of several"
         )
     make_pruner(settings.pruner)
+    if isinstance(settings.scheduler, Pbt):  # a trial's values change: none remains the baseline
+        settings = settings.model_copy(update={"baseline": False})
     return settings
 
 
-_SCHEDULERS: dict[str, type[Asha | FreezeThaw]] = {"asha": Asha, "freeze_thaw": FreezeThaw}
+_SCHEDULERS: dict[str, type[Asha | FreezeThaw | Pbt]] = {
+    "asha": Asha,
+    "freeze_thaw": FreezeThaw,
+    "pbt": Pbt,
+}
 
 
-def _scheduler(values: Any) -> Asha | FreezeThaw | None:
+def _scheduler(values: Any) -> Asha | FreezeThaw | Pbt | None:
     """Return the scheduler that a configuration names; None for an empty one."""
     if not values:
         return None
     kind = values.get("kind") if isinstance(values, Mapping) else values
     if kind not in _SCHEDULERS:
-        names = " or ".join(_SCHEDULERS)
-        raise ConfigError(f"hydra.sweeper.scheduler.kind={kind}: must be {names}")
+        names = ", ".join(_SCHEDULERS)
+        raise ConfigError(f"hydra.sweeper.scheduler.kind={kind}: must be one of {names}")
     return checked(_SCHEDULERS[kind], values, "hydra.sweeper.scheduler.")
 
 

@@ -390,7 +390,7 @@ class SweepStudy:
         resumed = [*trial.user_attrs.get(RESUMED, []), trial.user_attrs[PAUSED]]
         attributes: dict[str, Any] = {PAUSED: None, RESUMED: resumed}
         run = self._run(trial)
-        if run is None:  # from the beginning
+        if run is None or not record.checkpoints(run):  # from the beginning
             run = self._make_run(trial.number, trial.params)
             attributes["run"] = run.name
         else:

@@ -52,6 +52,8 @@ class Task:
         otherwise a scheduler prunes where it would pause.
     epochs_key: the key of the number of epochs, if there is one.
     figures: names of the figures that `known_figures` returns.
+    changeable_keys: keys, and sections of keys, whose values a trial can change in mid-training, so
+        that the application's `runner` can train a population; see `pbt.Pbt`.
     """
 
     seed_key: str = "seed"
@@ -72,6 +74,7 @@ class Task:
     can_pause: bool = False
     epochs_key: str | None = None
     figures: Sequence[str] = ()
+    changeable_keys: Sequence[str] = ()
 
     def check(self, config: DictConfig) -> None:
         """Check a configuration before any trial runs.
@@ -107,6 +110,17 @@ class Task:
             ConfigError: the configuration is not valid.
         """
         return {}
+
+    def check_changes(self, config: DictConfig, ranges: Mapping[str, tuple[float, float]]) -> None:
+        """Check that a trial can change to all these values in mid-training.
+
+        Args:
+            config: a configuration of the sweep.
+            ranges: the lowest and the highest value of each key.
+
+        Raises:
+            ConfigError: one line with what is in the way.
+        """
 
     def direction(self, metric: str) -> str | None:
         """Return `minimize` or `maximize`; None to leave it to the metric's name."""

@@ -16,10 +16,18 @@ from fmnist_sweep.base.errors import ConfigError, first_line
 from fmnist_sweep.engine import augmentation, functional_model
 from fmnist_sweep.engine.data import DataFormat
 from fmnist_sweep.engine.optimizers import stacked_optimizer
-from fmnist_sweep.engine.recipe import Recipe
-from fmnist_sweep.engine.settings import AugmentConfig
-from fmnist_sweep.engine.step import Trial
-from fmnist_sweep.task.config import Config, OptimizerConfig, trusted_targets
+from fmnist_sweep.engine.recipe import CONSTANT, Recipe
+from fmnist_sweep.engine.settings import AugmentConfig, PiecewiseConfig
+from fmnist_sweep.engine.stack import have_equal_steps
+from fmnist_sweep.engine.step import Hyperparameters, Trial
+from fmnist_sweep.results.keys import is_below
+from fmnist_sweep.task.config import (
+    CHANGEABLE,
+    Config,
+    OptimizerConfig,
+    trusted_targets,
+    with_values,
+)
 from fmnist_sweep.task.data import splits
 
 
@@ -87,7 +95,83 @@ def build(config: Config, data: DataFormat, count: int) -> Trial:
     if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
         raise ConfigError(f"optimizer._target_={config.optimizer.target}: must be an optimizer")
     _check_optimizer(cls, arguments)
-    return Trial(model, cls, dict(arguments), config.seed, config.trainer.epochs, _recipe(config))
+    trial = Trial(model, cls, dict(arguments), config.seed, config.trainer.epochs, _recipe(config))
+    if isinstance(config.scheduler, PiecewiseConfig) and config.scheduler.changes:
+        trial.changes = _changes(config, config.scheduler, trial, data, count)
+    return trial
+
+
+def _changes(
+    config: Config, schedule: PiecewiseConfig, trial: Trial, data: DataFormat, count: int
+) -> list[tuple[int, Hyperparameters]]:
+    """Return the changes of a piecewise schedule: of each epoch all hyperparameters from then on.
+
+    Raises:
+        ConfigError: a key cannot change during the training.
+    """
+    if stacked_optimizer(trial.optimizer, trial.arguments) is None:
+        raise ConfigError(
+            f"scheduler=piecewise: needs adam, adamw, nadam, rmsprop or sgd, not "
+            f"{trial.optimizer.__name__} with these arguments"
+        )
+    changes = []
+    constant = config.model_copy(update={"scheduler": CONSTANT})
+    for epoch, values in sorted(schedule.changes.items()):
+        where = f"scheduler.changes[{epoch}]"
+        for key in values:
+            if not is_below(key, CHANGEABLE):
+                raise ConfigError(
+                    f"{where}: {key} cannot change in mid-training; what can: "
+                    f"{', '.join(CHANGEABLE)}"
+                )
+        try:
+            constant = with_values(constant, values)
+            other = build(constant, data, count)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+        if not have_equal_steps(trial, other):
+            raise ConfigError(
+                f"{where}: {', '.join(values)} cannot take these values in mid-training: the "
+                "training step would be another one"
+            )
+        persistent = other.model.state_dict()
+        buffers = {n: b for n, b in other.model.named_buffers() if n not in persistent}
+        changes.append((epoch, Hyperparameters(other.arguments, other.recipe, buffers)))
+    return changes
+
+
+def check_changes(config: Config, ranges: Mapping[str, tuple[float, float]]) -> None:
+    """Check that a trial can change within ranges in mid-training.
+
+    Args:
+        config: the trial's configuration.
+        ranges: the lowest and the highest value of each key.
+
+    Raises:
+        ConfigError: one line with the key, or the setting, that is in the way.
+    """
+    pbt = "hydra/sweeper/scheduler=pbt"
+    if config.scheduler.kind != "constant":
+        raise ConfigError(
+            f"scheduler={config.scheduler.kind}: {pbt} makes the schedule itself; use constant"
+        )
+    if config.trainer.early_stopping.patience is not None:
+        raise ConfigError(
+            f"trainer.early_stopping.patience={config.trainer.early_stopping.patience}: {pbt} "
+            "trains all trials to their end; use null"
+        )
+    if config.repeats > 1:
+        raise ConfigError(f"repeats={config.repeats}: {pbt} trains each trial on one seed; use 1")
+    data = splits.describe(config.data)
+    for key, (low, high) in ranges.items():
+        changes = {2: {key: low}, 3: {key: high}}
+        schedule = PiecewiseConfig(kind="piecewise", changes=changes)
+        trial = build(with_values(config, {key: high}), data.format, data.training)
+        try:
+            _changes(config, schedule, trial, data.format, data.training)
+        except ConfigError as error:
+            line = str(error).partition(": ")[2]
+            raise ConfigError(f"{key}, from {low:g} to {high:g}: {line}") from None
 
 
 def _make_model(target: str, arguments: Mapping[str, Any], seed: int) -> Any:

@@ -16,6 +16,7 @@ from fmnist_sweep.base.schema import Section, checked, trusted_packages
 from fmnist_sweep.engine.settings import (
     AugmentConfig,
     EarlyStoppingConfig,
+    PiecewiseConfig,
     SchedulerConfig,
     StepConfig,
     WarmupCosineConfig,
@@ -24,6 +25,15 @@ from fmnist_sweep.results.keys import CHANGES_NO_RESULT
 
 # The environment variable that overrides `data.root`.
 DATA_VARIABLE = "FMNIST_SWEEP_DATA"
+
+
+# Keys, and sections of keys, whose values can change between two epochs.
+CHANGEABLE = (
+    "optimizer",
+    "augment",
+    "model.dropout",
+    *(f"trainer.{name}" for name in ("label_smoothing", "class_balance", "clip_norm", "average")),
+)
 
 
 def conf_folder() -> str:
@@ -229,6 +239,33 @@ def _check_scheduler(scheduler: Section, epochs: int) -> None:
             f"scheduler.every={scheduler.every}: must be less than trainer.epochs={epochs}, "
             "or the rate never changes; use scheduler=constant for that"
         )
+    if isinstance(scheduler, PiecewiseConfig) and max(scheduler.changes, default=0) > epochs:
+        raise ConfigError(
+            f"scheduler.changes: the change at epoch {max(scheduler.changes)} must not lie beyond "
+            f"trainer.epochs={epochs}"
+        )
+
+
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """Return a configuration with other values of some keys.
+
+    Args:
+        config: a checked configuration.
+        values: the values by dotted key, such as `optimizer.lr`.
+
+    Raises:
+        ConfigError: a line for each key that does not exist or has a wrong value.
+    """
+    plain = config.model_dump(by_alias=True, exclude_unset=True)
+    for key, value in values.items():
+        *sections, name = key.split(".")
+        section = plain
+        for each in sections:
+            section = section.setdefault(each, {})
+            if not isinstance(section, dict):
+                raise ConfigError(f"{key}: no such key")
+        section[name] = value
+    return checked(Config, plain)
 
 
 def trusted_targets() -> tuple[str, ...]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fmnist_sweep.task.trial import Training
 from fmnist_sweep.results.keys import CHANGES_NO_RESULT
 from fmnist_sweep.task.cli import parsed
-from fmnist_sweep.task.config import Config, DataConfig, conf_folder
+from fmnist_sweep.task.config import CHANGEABLE, Config, DataConfig, conf_folder
 from fmnist_sweep.task.stacked_launcher import StackedLauncher
 
 
@@ -82,14 +82,28 @@ class FashionTraining(FashionTask):
 
     preload = (*Task.preload, "fmnist_sweep.task.trial")
     can_pause = True
+    changeable_keys = CHANGEABLE
+
+    def check_changes(self, config: DictConfig, ranges: Mapping[str, tuple[float, float]]) -> None:
+        """Check that the training step is the same for all values."""
+        from fmnist_sweep.task import build
+
+        build.check_changes(parsed(config), ranges)
 
     def prepare(
-        self, config: DictConfig, run: Path, on_epoch: Callable[[Epoch], Decision], together: int
+        self,
+        config: DictConfig,
+        run: Path,
+        on_epoch: Callable[[Epoch], Decision],
+        together: int,
+        **population: Any,
     ) -> "Training":
         """Prepare a trial of a sweep; see `trial.prepare`."""
         from fmnist_sweep.task import trial
 
-        return trial.prepare(parsed(config), run, test=False, on_epoch=on_epoch, together=together)
+        return trial.prepare(
+            parsed(config), run, test=False, on_epoch=on_epoch, together=together, **population
+        )
 
     def runner(
         self, config: DictConfig, context: HydraContext, function: TaskFunction, cores: int

@@ -32,6 +32,7 @@ def scheduler(
     cores: int,
     max_stack: int | None = None,
     workers: int | None = None,
+    at_once: int | None = None,
 ) -> JobScheduler:
     """Make a scheduler for trials with such configurations.
 
@@ -43,12 +44,14 @@ def scheduler(
         cores: CPU cores for this process and its workers.
         max_stack: maximum number of trials in a stack; None for the default.
         workers: the number of workers, instead of one for `trainer.threads` cores.
+        at_once: a number of trials that must train at once, whatever is best.
     """
     on_cpu = all(_device_type(config) == "cpu" for config in configs)
     threads = max((config.trainer.threads for config in configs), default=1)
     count = workers or max(1, cores // threads if on_cpu else 1)
     worker: type[Worker] = ProcessWorker if on_cpu or count > 1 else Worker
-    return JobScheduler(worker, count, max_stack or largest_stack(configs), count * threads)
+    default = max(largest_stack(configs), -(-(at_once or 0) // count))
+    return JobScheduler(worker, count, max_stack or default, count * threads)
 
 
 def _device_type(config: Config) -> str:

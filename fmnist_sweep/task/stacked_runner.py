@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from pydantic import Field
 
 from fmnist_sweep.base.background import Background
-from fmnist_sweep.base.errors import ConfigError, MachineFault, StopSweep
+from fmnist_sweep.base.errors import ConfigError, MachineFault, ProcessDied, StopSweep
 from fmnist_sweep.base.schema import Section, checked
 from fmnist_sweep.engine.stack import Progress
 from fmnist_sweep.engine.training_jobs import JobScheduler
@@ -31,6 +31,7 @@ from fmnist_sweep.task import picture, scheduling
 from fmnist_sweep.task.cli import parsed
 from fmnist_sweep.task.config import Config
 from fmnist_sweep.task.fashion import FashionTraining, objective_values
+from fmnist_sweep.task.population import PopulationTraining
 from fmnist_sweep.task.trial import Training
 
 
@@ -73,7 +74,12 @@ def run(
     running: list[_StackedJob] = []
     more_may_come = True
     configs = _parsed(config)
-    with scheduling.scheduler(configs, cores, settings.max_stack, settings.workers) as scheduler:
+    plan = task.population if isinstance(task, SweepJob) and configs else None
+    population = PopulationTraining(plan, configs[0]) if plan else None
+    at_once = plan.n_trials if plan else None
+    with scheduling.scheduler(
+        configs, cores, settings.max_stack, settings.workers, at_once
+    ) as scheduler:
         try:
             while True:
                 room = scheduler.count * scheduler.max_stack - len(running)
@@ -83,19 +89,23 @@ def run(
                     jobs = take(count)
                     more_may_come = len(jobs) == count
                     for job in jobs:
-                        running.append(_StackedJob(job, task, background, len(jobs)))
+                        running.append(_StackedJob(job, task, background, len(jobs), population))
                         running[-1].start(starter, scheduler)
                 elif not running:
-                    return
+                    break
                 else:
                     scheduler.step()
+                    if population:
+                        population.exchange_when_due(scheduler)
                 # The end of a trial makes room for others.
                 more_may_come |= _collect(running, on_end)
-        except MachineFault as fault:  # no worker can be started
+        except (MachineFault, ProcessDied) as fault:  # no worker can be started
             raise StopSweep(str(fault)) from None
         finally:
             for one in running:
                 one.abandon()
+    if population:
+        population.close()
 
 
 def _parsed(config: DictConfig) -> list[Config]:
@@ -123,9 +133,17 @@ def _collect(running: list["_StackedJob"], on_end: Callable[[int, JobReturn], No
 class _StackedJob:
     """One of Hydra's jobs and its trial, from preparation to its end."""
 
-    def __init__(self, job: Job, task: TaskFunction, background: Background, together: int) -> None:
+    def __init__(
+        self,
+        job: Job,
+        task: TaskFunction,
+        background: Background,
+        together: int,
+        population: PopulationTraining | None = None,
+    ) -> None:
         self.number = job[0]
         self.together = together  # trials that begin now
+        self.population = population
         self.background = background
         self.job = job
         self.task = task
@@ -139,6 +157,8 @@ class _StackedJob:
         with self.log:
             self.begun = starter.begin(self.job, self._prepare)
         if self.training:
+            if self.population:
+                self.population.add(self.number, self.training)
             for job in self.training.jobs:
                 job.on_epoch = partial(self._take_epoch, job.on_epoch)
                 job.on_batches = partial(self._take_progress, job.on_batches)
@@ -153,9 +173,16 @@ class _StackedJob:
         with self._trial():
             run = Path(HydraConfig.get().runtime.output_dir)
             on_epoch = self.trial.take_epoch if self.trial else never_stop
-            self.training = task.prepare(config, run, on_epoch, self.together)
+            self.training = task.prepare(
+                config, run, on_epoch, self.together, **self._in_population()
+            )
             self.training.draw = self._draw_later
         return None
+
+    def _in_population(self) -> dict[str, Any]:
+        if self.population is None:
+            return {}
+        return {"in_population": True, "state": self.population.states.get(self.number)}
 
     def _draw_later(self, folder: Path, title: str) -> None:
         self.background.submit(partial(picture.draw, folder, title))
@@ -172,6 +199,8 @@ class _StackedJob:
         try:
             with self.log, self._trial():
                 on_epoch(row)
+            if self.population:
+                self.population.epoch_ended(self.number, row)
         except Exception as error:
             self.error = error
             for job in self.training.jobs:

@@ -19,7 +19,12 @@ from fmnist_sweep.base.errors import ConfigError, TrialFailed
 from fmnist_sweep.base.files import write_atomically
 from fmnist_sweep.base.processes import cores_from_environment
 from fmnist_sweep.engine import checkpoint, functional_model
-from fmnist_sweep.engine.checkpoint import Checkpoint, CheckpointError, OtherConfiguration
+from fmnist_sweep.engine.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    OtherConfiguration,
+    State,
+)
 from fmnist_sweep.engine.compiling import worth_compiling
 from fmnist_sweep.engine.data import DataSplits
 from fmnist_sweep.engine.step import Trial
@@ -38,6 +43,12 @@ log = logging.getLogger(__name__)
 
 # Seconds of training between two checkpoints if `trainer.checkpoint=auto`.
 AUTO_CHECKPOINT = 60.0
+
+
+def checkpoint_interval(config: Config) -> float:
+    """Return the seconds of training between two checkpoints; infinity for none."""
+    wish = config.trainer.checkpoint
+    return {False: math.inf, True: 0.0, "auto": AUTO_CHECKPOINT}[wish]
 
 
 def run(
@@ -71,6 +82,8 @@ def prepare(
     test: bool,
     on_epoch: Callable[[Epoch], Decision] | None = None,
     together: int = 1,
+    in_population: bool = False,
+    state: State | None = None,
 ) -> "Training":
     """Load the data, build the models and resume from checkpoints; train nothing yet.
 
@@ -87,6 +100,9 @@ def prepare(
         test: evaluate the model on the test images after the last epoch. A sweep never does.
         on_epoch: called with each finished epoch; decides whether the trial continues.
         together: the number of trials that are trained at once; see `worth_compiling`.
+        in_population: the trial belongs to a population, which is saved as a whole; it has no
+            checkpoint.
+        state: the state of such a trial to resume from; None to begin.
 
     Raises:
         ConfigError, DataError: the trial cannot be trained; an existing run is left alone.
@@ -101,8 +117,10 @@ def prepare(
     torch.set_flush_denormal(True)
     data = splits.load(config.data, device, test)
     _check_same_data(folder, data)
-    training = Training(config, folder, data, device, threads, test, on_epoch, together)
-    training.resume()
+    training = Training(
+        config, folder, data, device, threads, test, on_epoch, together, not in_population
+    )
+    training.resume(state)
     return training
 
 
@@ -169,6 +187,7 @@ class Training:
         test: bool,
         on_epoch: Callable[[Epoch], Decision] | None,
         together: int,
+        has_checkpoint: bool,
     ) -> None:
         self.started = time.time()
         self.config = config
@@ -192,7 +211,7 @@ class Training:
         trials = [
             replace(
                 build.build(seeded, data.format, len(data.train)),
-                checkpoint=self._checkpoint(repeat, seeded),
+                checkpoint=self._checkpoint(repeat, seeded) if has_checkpoint else None,
             )
             for repeat, seeded in enumerate(self.configs)
         ]
@@ -210,11 +229,17 @@ class Training:
 
     def _checkpoint(self, repeat: int, config: Config) -> Checkpoint:
         # A trial that is paused has a checkpoint in any case.
-        seconds = {False: math.inf, True: 0.0, "auto": AUTO_CHECKPOINT}[config.trainer.checkpoint]
-        return Checkpoint(record.checkpoint(self.folder, repeat), config.identity, seconds)
+        path = record.checkpoint(self.folder, repeat)
+        return Checkpoint(path, config.identity, checkpoint_interval(config))
 
-    def resume(self) -> None:
-        """Resume an interrupted run: read the epochs that its checkpoints hold."""
+    def resume(self, state: State | None = None) -> None:
+        """Resume an interrupted run: read the epochs that its checkpoints hold.
+
+        Args:
+            state: the state of a trial without checkpoints.
+        """
+        if state is not None:
+            self._take_history(0, state)
         for repeat, job in enumerate(self.jobs):
             target = job.trial.checkpoint
             path = self._newest_checkpoint(repeat)
@@ -226,14 +251,17 @@ class Training:
                 log.warning("%s %s; training begins anew", path, error)
                 continue
             target.resume = path
-            history = self.histories[repeat] = [Epoch(*row) for row in state["history"]]
-            job.kept = history[state["kept_epoch"] - 1]
-            log.info("Resuming after epoch %d, from %s", len(history), path)
+            self._take_history(repeat, state)
+            log.info("Resuming after epoch %d, from %s", len(self.histories[repeat]), path)
         while self._completed_epochs() > len(self.history):
             self._append(self._next_mean())
         if self.history:  # the interruption may have come before this epoch was decided on
             self._check_stop(self.history[-1])
         self._begin_epoch()
+
+    def _take_history(self, repeat: int, state: State) -> None:
+        history = self.histories[repeat] = [Epoch(*row) for row in state["history"]]
+        self.jobs[repeat].kept = history[state["kept_epoch"] - 1]
 
     def _newest_checkpoint(self, repeat: int) -> Path | None:
         """Return the newest checkpoint of a repeat, of this attempt or an earlier one."""
