@@ -41,15 +41,15 @@ def test_no_trial_exceeds_them(sampler: str, tiny: Command) -> None:
         *more,
         f"hydra.sweeper.constraints={{parameters:{LIMIT}}}",
     )
-    outcome = tiny(*search, "hydra.sweeper.n_trials=12")
+    outcome = tiny(*search, "hydra.sweeper.n_trials=7")
     assert outcome.code == 0, outcome.err
     assert "default configuration is not tried: parameters = 109,386 exceeds" in outcome.err
     widths = table()["model.width"]
-    assert len(widths) == 12 and widths.map(parameters).max() <= LIMIT
+    assert len(widths) == 7 and widths.map(parameters).max() <= LIMIT
     assert widths.nunique() > 2
-    again = tiny(*search, "hydra.sweeper.n_trials=14")
+    again = tiny(*search, "hydra.sweeper.n_trials=8")
     assert again.code == 0, again.err
-    assert len(table()) == 14 and table()["model.width"].map(parameters).max() <= LIMIT
+    assert len(table()) == 8 and table()["model.width"].map(parameters).max() <= LIMIT
 
 
 def test_steps_of_the_optimizer(tiny: Command) -> None:

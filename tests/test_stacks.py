@@ -207,11 +207,11 @@ def test_compiled_steps(
             0.001 * (seed + 1),
             dropout and 0.1 + dropout * seed / 11,
         )
-        for seed in range(4)
+        for seed in range(2)
     ]
-    cases[3] = replace(cases[3], lr=1e30)
-    histories, jobs = train(cases, data, max_stack=4, compile=True)
-    for index in (0, 3):
+    cases[1] = replace(cases[1], lr=1e30)
+    histories, jobs = train(cases, data, max_stack=2, compile=True)
+    for index in (0, 1):
         check_same_as_alone([cases[index]], [histories[index]], [jobs[index]], data, compile=True)
     (eager,), _ = train(cases[:1], data)
     assert [row.train_accuracy for row in histories[0]] == [row.train_accuracy for row in eager]

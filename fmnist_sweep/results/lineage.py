@@ -4,11 +4,12 @@
 0 those with which it began, later those with which it continued as a copy of another trial.
 """
 
+import csv
+import io
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import pandas as pd
 
 from fmnist_sweep.base.errors import RecordError
 from fmnist_sweep.base.files import write_atomically
@@ -34,14 +35,18 @@ class Descent(NamedTuple):
 
 def write(sweep: Path, rows: Iterable[Descent]) -> None:
     """Write a sweep's lineage, whole or not at all."""
-    table = pd.DataFrame(
-        [
-            {"epoch": row.epoch, "trial": row.trial, "copied": row.copied, **row.values}
-            for row in rows
-        ]
-    )
-    table["copied"] = table["copied"].astype("Int64")
-    write_atomically(sweep / FILE, table.to_csv(index=False, lineterminator="\n"))
+    text = io.StringIO()
+    writer: csv.DictWriter[str] | None = None
+    for row in rows:
+        if writer is None:
+            writer = csv.DictWriter(text, [*_COLUMNS, *row.values], lineterminator="\n")
+            writer.writeheader()
+        writer.writerow({**dict(zip(_COLUMNS, row)), **row.values})
+    write_atomically(sweep / FILE, text.getvalue())
+
+
+def _number(text: str) -> int | float:
+    return int(text) if text.lstrip("-").isdigit() else float(text)
 
 
 def read(sweep: Path) -> list[Descent]:
@@ -54,18 +59,17 @@ def read(sweep: Path) -> list[Descent]:
     if not path.exists():
         return []
     try:
-        table = pd.read_csv(path, float_precision="round_trip")
-        keys = [name for name in table.columns if name not in _COLUMNS]
-        return [
-            Descent(
-                int(row["epoch"]),
-                int(row["trial"]),
-                None if pd.isna(row["copied"]) else int(row["copied"]),
-                {key: row[key] for key in keys},
-            )
-            for row in table.to_dict("records")
-        ]
-    except (KeyError, ValueError) as error:
+        with path.open(encoding="utf-8", newline="") as file:
+            return [
+                Descent(
+                    int(row["epoch"]),
+                    int(row["trial"]),
+                    int(row["copied"]) if row["copied"] else None,
+                    {key: _number(row[key]) for key in row if key not in _COLUMNS},
+                )
+                for row in csv.DictReader(file)
+            ]
+    except (KeyError, TypeError, ValueError) as error:
         raise RecordError(f"{path}: damaged: {error}") from None
 
 
@@ -81,6 +85,51 @@ def ancestry(rows: Sequence[Descent], trial: int) -> list[Descent]:
             found.append(row)
             current = row.copied
     return found[::-1]
+
+
+class Piece(NamedTuple):
+    """A time in which a trial's values did not change.
+
+    trial: the trial.
+    began, ended: the numbers of epochs before and at its end.
+    values: the trial's values by key.
+    is_winners: whether the best trial descends from it, or is it.
+    """
+
+    trial: int
+    began: int
+    ended: int
+    values: Mapping[str, float]
+    is_winners: bool
+
+
+def pieces(rows: Sequence[Descent], epochs: int, winner: int | None) -> list[Piece]:
+    """Return the pieces of all trials, those of the winner and its ancestors last.
+
+    Args:
+        rows: the lineage.
+        epochs: the number of epochs of the longest trial.
+        winner: the best trial, if there is one.
+    """
+    path = ancestry(rows, winner) if winner is not None else []
+    until = {id(row): after.epoch for row, after in itertools.pairwise(path)}
+    if path:
+        until[id(path[-1])] = epochs
+    found = []
+    for row in rows:
+        later = [other.epoch for other in rows if other.trial == row.trial]
+        ended = min((epoch for epoch in later if epoch > row.epoch), default=epochs)
+        cut = until.get(id(row), row.epoch)  # up to here it belongs to the winner's line
+        found.append(Piece(row.trial, row.epoch, cut, row.values, is_winners=True))
+        found.append(Piece(row.trial, cut, ended, row.values, is_winners=False))
+    whole = [piece for piece in found if piece.began < piece.ended]
+    return sorted(whole, key=lambda piece: piece.is_winners)
+
+
+def is_log(values: Iterable[float]) -> bool:
+    """Return whether values spread so far that a logarithmic axis suits them."""
+    found = list(values)
+    return min(found) > 0 and max(found) > 30 * min(found)
 
 
 def schedule(rows: Sequence[Descent], trial: int) -> dict[int, dict[str, Any]]:

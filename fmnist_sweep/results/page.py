@@ -9,8 +9,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from fmnist_sweep.results import facts, metrics, parallel, series, swept
+from fmnist_sweep.results import facts, lineage, metrics, parallel, series, swept
 from fmnist_sweep.results.importance import FEWEST
+from fmnist_sweep.results.lineage import Descent
 from fmnist_sweep.results.ranking import pareto, ranked
 from fmnist_sweep.results.tables import Run, step_name
 from fmnist_sweep.results.timing import Timing, timing
@@ -47,9 +48,11 @@ def content(folder: Path, runs: Sequence[Run], shares: Mapping[str, float]) -> d
     """Return the page's data as plain values; accuracies in [0, 1], but in per cent in curves."""
     config = facts.configuration(runs[0].folder)
     best, base = series.best(runs), series.baseline(runs)
-    parallel_axes, lines = parallel.lines(runs)
+    rows = lineage.read(folder)
+    # In a population the values that trials began with say little about what they reached.
+    parallel_axes, lines = parallel.lines(runs) if not rows else ([], [])
     when = timing(runs)
-    found = swept.grid(runs)
+    found = swept.grid(runs) if not rows else None
     return {
         "name": folder.resolve().name,
         "facts": facts.facts(folder, runs),
@@ -73,8 +76,8 @@ def content(folder: Path, runs: Sequence[Run], shares: Mapping[str, float]) -> d
         "curves": [_curves(runs, *metric) for metric in series.curve_metrics(runs).items()],
         "running_best": series.running_best(runs),
         "importances": list(shares.items()),
-        "importances_from": FEWEST if _may_have_importances(runs) else None,
-        "axes": [asdict(axis) for axis in swept.axes(runs)],
+        "importances_from": FEWEST if _may_have_importances(runs) and not rows else None,
+        "axes": [asdict(axis) for axis in swept.axes(runs) if not rows],
         "parallel": {
             "axes": [asdict(axis) for axis in parallel_axes],
             "lines": [{"trial": x.run.trial, "places": x.places, "rank": x.rank} for x in lines],
@@ -86,6 +89,27 @@ def content(folder: Path, runs: Sequence[Run], shares: Mapping[str, float]) -> d
         else None,
         "front": [run.trial for run in series.front(runs)],
         "time": _time(when) if when else None,
+        "lineage": _lineage(rows, runs, best),
+    }
+
+
+def _lineage(
+    rows: Sequence[Descent], runs: Sequence[Run], best: Run | None
+) -> dict[str, Any] | None:
+    """Return a population's lineage; None if the sweep is none."""
+    if not rows:
+        return None
+    epochs = max(len(run.history) for run in runs)
+    keys = []
+    for key in rows[0].values:
+        values = [row.values[key] for row in rows]
+        kind = "log" if lineage.is_log(values) else "linear"
+        keys.append({"key": key, "kind": kind, "low": min(values), "high": max(values)})
+    return {
+        "epochs": epochs,
+        "keys": keys,
+        "pieces": lineage.pieces(rows, epochs, best.trial if best else None),
+        "copies": [[row.epoch, row.trial, row.copied] for row in rows if row.copied is not None],
     }
 
 

@@ -1,10 +1,11 @@
 """Plots of a sweep; the numbers come from `series` and `timing`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from fmnist_sweep.base.figures import Axes, Figure, as_label, ticker
-from fmnist_sweep.results import series
+from fmnist_sweep.results import lineage, series
+from fmnist_sweep.results.lineage import Descent
 from fmnist_sweep.results.metrics import Measure
 from fmnist_sweep.results.plot_style import BLUE, GREY, STATES, VERMILION, new_figure, scatter
 from fmnist_sweep.results.tables import Run, step_name
@@ -13,8 +14,13 @@ from fmnist_sweep.results.timing import Part, Timing
 MOST_NUMBERED = 60  # trials with numbers in the picture of the schedule
 
 
-def curves(runs: Sequence[Run]) -> Figure:
-    """Plot the curves of all runs, with the best run and the baseline on top."""
+def curves(runs: Sequence[Run], copies: Collection[tuple[int, int]] = ()) -> Figure:
+    """Plot the curves of all runs, with the best run and the baseline on top.
+
+    Args:
+        runs: the runs.
+        copies: trials and the epochs after which they copied another trial's state.
+    """
     metrics = series.curve_metrics(runs)
     rows = -(-len(metrics) // 2)
     figure = Figure(figsize=(11, 3.7 * rows), dpi=110, layout="constrained")
@@ -28,6 +34,7 @@ def curves(runs: Sequence[Run]) -> Figure:
                 style = ":" if run.state in ("PAUSED", "PRUNED") else "-"
                 axes.plot(*series.curve(run, metric), style, color=GREY, alpha=0.6, linewidth=0.9)
         _marked_curves(axes, runs, metric)
+        _mark_copies(axes, runs, metric, copies)
         if shown := series.curve_window(runs, metric):
             axes.set_ylim(*shown)
         axes.set_xlabel(step_name(runs).capitalize())
@@ -69,6 +76,21 @@ def _marked_curves(axes: Axes, runs: Sequence[Run], metric: str) -> None:
             linewidth=2,
             label=f"best (trial {first.trial}{also})",
         )
+
+
+def _mark_copies(
+    axes: Axes, runs: Sequence[Run], metric: str, copies: Collection[tuple[int, int]]
+) -> None:
+    """Mark the first epoch after each copy."""
+    points = [
+        (step, value)
+        for run in runs
+        for step, value in zip(*series.curve(run, metric))
+        if (run.trial, step - 1) in copies
+    ]
+    if points:
+        style: dict[str, Any] = {"color": "black", "markersize": 4, "zorder": 3}
+        axes.plot(*zip(*points), ".", label="first epoch of a copy", **style)
 
 
 def _sparse(points: Sequence[Any]) -> int:
@@ -173,6 +195,45 @@ def schedule(runs: Sequence[Run], parts: Sequence[Part]) -> Figure:
     axes.yaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     axes.invert_yaxis()
     axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def population(rows: Sequence[Descent], runs: Sequence[Run]) -> Figure:
+    """Plot the values of a population's trials, with those of the best trial and its ancestors."""
+    best = series.best(runs)
+    epochs = max(len(run.history) for run in runs)
+    parts = lineage.pieces(rows, epochs, best.trial if best else None)
+    keys = list(rows[0].values)
+    height = 3.2 * -(-len(keys) // 2)
+    figure = Figure(figsize=(11, height), dpi=110, layout="constrained")
+    panels = figure.subplots(-(-len(keys) // 2), 2, squeeze=False).flatten()
+    for axes in panels[len(keys) :]:
+        axes.set_visible(False)
+    for axes, key in zip(panels, keys):
+        for part in parts:
+            style: dict[str, Any] = (
+                {"color": VERMILION, "linewidth": 2.2}
+                if part.is_winners
+                else {"color": GREY, "linewidth": 0.9, "alpha": 0.7}
+            )
+            axes.plot([part.began, part.ended], [part.values[key]] * 2, **style)
+        copies = [(row.epoch, row.values[key]) for row in rows if row.copied is not None]
+        if copies:
+            axes.plot(*zip(*copies), ".", color="black", markersize=4)
+        if lineage.is_log(row.values[key] for row in rows):
+            axes.set_yscale("log")
+        axes.set_xlabel("Epochs done")
+        axes.set_ylabel(as_label(key))
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+    axes = panels[0]
+    if best:
+        axes.plot(
+            [], [], color=VERMILION, linewidth=2.2, label=f"best ({best.trial}) and ancestors"
+        )
+    axes.plot([], [], color=GREY, linewidth=0.9, label="other trials")
+    axes.plot([], [], ".", color="black", label="copy, with changed values")
+    axes.legend(fontsize="small")
     return figure
 
 

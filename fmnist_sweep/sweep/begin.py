@@ -178,9 +178,9 @@ def _define(
     space = parse_space(arguments, settings, compose, is_group, task, seed)
     extend = _load_custom_space(settings, config)
     _try_sampler(settings, space)
-    _check_scheduler(settings, space, task)
     if isinstance(settings.scheduler, Pbt):
         _check_population(settings, space, config, task)
+    _check_scheduler(settings, space, task)
     warm_start.check(settings, space)
     _check_launcher(config, settings)
     constraints = Constraints(settings.constraints, space, config, context, task)

@@ -48,7 +48,8 @@ def trials_at_once(settings: Settings, space: Space, runner: Runner) -> int:
     """Return the number of trials that a process that trains in stacks begins at once.
 
     A grid and a population (`pbt.Pbt`) begin all their trials. A search, or a grid with a
-    scheduler, begins as many as the runner's `ahead`, or else `AHEAD`. `hydra.sweeper.n_jobs` changes that.
+    scheduler, begins as many as the runner's `ahead`, or else `AHEAD`. `hydra.sweeper.n_jobs`
+    changes that.
     """
     if isinstance(settings.scheduler, Pbt):
         return space.n_trials

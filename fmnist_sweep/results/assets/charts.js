@@ -59,6 +59,10 @@ function drawCurves(parent, data, metric) {
   for (const trial of [data.baseline, data.best]) {
     if (trial !== null && metric.curves[trial]) element("path", { class: lineClass(data, trial), d: path(points(trial)) }, drawn.marks);
   }
+  for (const [epoch, trial] of data.lineage ? data.lineage.copies : []) {
+    const at = steps[trial] ? steps[trial].indexOf(epoch + 1) : -1;
+    if (at >= 0) element("circle", { class: "copy", cx: drawn.x(epoch + 1), cy: drawn.y(values[trial][at]), r: 2.2 }, drawn.marks);
+  }
   hover(drawn, (px, py) => {
     const wanted = drawn.x.invert(px);
     let nearest = null, distance = 30;
@@ -301,6 +305,40 @@ function drawSchedule(parent, data) {
       draw: (over) => element("path", { class: "hot-line", d: rest.map((one) => `M${one.from},${one.py}H${one.to}`).join("") }, over),
     };
   });
+}
+
+// A key's values in a population: a line for each trial between two copies.
+function drawLineage(parent, data, key) {
+  const { epochs, pieces, copies } = data.lineage;
+  const ticks = linearTicks(0, epochs, 8).filter(Number.isInteger), room = key.kind === "log" ? 1.15 : 0;
+  const low = room ? key.low / room : key.low, high = room ? key.high * room : key.high;
+  const drawn = panel(parent, { kind: "linear", low: 0, high: epochs, ticks, label: "Epochs done" }, { kind: key.kind, low, high, label: key.key }, { width: 560, height: 240 });
+  const placed = pieces.map(([trial, began, ended, values, isWinners]) => ({ trial, isWinners, from: drawn.x(began), to: drawn.x(ended), py: drawn.y(values[key.key]), value: values[key.key], began, ended }));
+  const line = (one) => `M${one.from.toFixed(1)},${one.py.toFixed(1)}H${one.to.toFixed(1)}`;
+  for (const kind of [false, true]) {
+    const d = placed.filter((one) => one.isWinners === kind).map(line).join("");
+    if (d) element("path", { class: kind ? "best-line" : "other", d }, drawn.marks);
+  }
+  for (const [epoch, trial] of copies) {
+    const begun = placed.find((one) => one.trial === trial && one.began === epoch);
+    if (begun) element("circle", { class: "copy", cx: begun.from, cy: begun.py, r: 2.2 }, drawn.marks);
+  }
+  hover(drawn, (px, py) => {
+    let nearest = null, distance = 12;
+    for (const one of placed) {
+      const d = Math.hypot(Math.max(one.from - px, px - one.to, 0), one.py - py);
+      if (d < distance) { distance = d; nearest = one; }
+    }
+    if (!nearest) return null;
+    const copy = copies.find(([epoch, trial]) => trial === nearest.trial && epoch === nearest.began);
+    const origin = copy ? `, as a copy of trial ${copy[2]}` : "";
+    return {
+      key: `${nearest.trial}:${nearest.began}`,
+      text: `Trial ${nearest.trial}, epochs ${nearest.began + 1} to ${nearest.ended}${origin}\n${key.key}=${short(nearest.value)}`,
+      draw: (over) => element("path", { class: "hot-line", d: placed.filter((one) => one.trial === nearest.trial).map(line).join("") }, over),
+    };
+  });
+  drawn.figure.dataset.chart = "lineage";
 }
 
 // The best value at each time, of all trials that had ended or were paused by then.

@@ -65,7 +65,7 @@ function pictures() {
   if (drawable.length) {
     const part = section("Curves", "All trials. Point at a curve to see whose it is. Curves far on the bad side of the others are cut.");
     const marked = [data.best !== null && [`best (trial ${data.best})`, "best-line"], data.baseline !== null && data.baseline !== data.best && [`baseline (trial ${data.baseline})`, "baseline-line"]];
-    legend(part, [...marked.filter(Boolean), ["other trials", "other"], ...(data.runs.some(stoppedEarly) ? [["paused or pruned", "pruned-line"]] : [])]);
+    legend(part, [...marked.filter(Boolean), ["other trials", "other"], ...(data.runs.some(stoppedEarly) ? [["paused or pruned", "pruned-line"]] : []), ...(data.lineage ? [["first epoch of a copy", "copy"]] : [])]);
     const plots = element("div", { class: "plots", id: "curves" }, part);
     for (const metric of drawable) drawCurves(plots, data, metric);
   }
@@ -114,5 +114,11 @@ if (data.time && data.time.schedule.length) {
   const part = section("Schedule", "When each trial was trained. A trial that was paused continues where the scheduler promoted it.");
   legend(part, [["best trial", "best-line"], ...stateEntries(), ...(data.runs.some((r) => r.state === "PAUSED") ? [] : [["paused", "PAUSED"]])]);
   drawSchedule(part, data);
+}
+if (data.lineage) {
+  const part = section("Lineage", "The values of the population's trials. A copy continues from another trial's weights with changed values. Tables have the values that trials began with.");
+  legend(part, [["the best trial and its ancestors", "best-line"], ["other trials", "other"], ["a copy begins", "copy"]]);
+  const plots = element("div", { class: "plots" }, part);
+  for (const key of data.lineage.keys) drawLineage(plots, data, key);
 }
 document.documentElement.dataset.drawn = String(Math.round(performance.now()));

@@ -135,6 +135,7 @@ function legend(parent, entries) {
     const item = element("span", {}, box);
     const picture = element("svg", { viewBox: "0 0 28 12" }, item);
     if (kind.endsWith("-line") || kind === "other") element("path", { class: kind, d: "M0,6H28" }, picture);
+    else if (kind === "copy") element("circle", { class: kind, cx: 14, cy: 6, r: 2.2 }, picture);
     else if (kind === "ring") element("circle", { class: "ring", cx: 14, cy: 6, r: 4.5 }, picture);
     else mark(picture, kind, 14, 6);
     item.append(name);

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from fmnist_sweep.base.errors import ConfigError, RecordError
-from fmnist_sweep.results import record
+from fmnist_sweep.results import lineage, record
 from fmnist_sweep.results.facts import pick
+from fmnist_sweep.results.lineage import Descent
 from fmnist_sweep.results.ranking import ranked
 from fmnist_sweep.results.series import number, objective
 from fmnist_sweep.results.tables import Run
@@ -33,6 +34,7 @@ class Candidate:
     run: the run folder that the configuration was read from.
     seed_key: the key of the seed.
     overrides: for another application, the overrides that make the configuration.
+    is_schedule: it is the schedule that a population's trial went through.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Candidate:
     run: Path
     seed_key: str = "seed"
     overrides: Sequence[str] = ()
+    is_schedule: bool = False
 
     def config(self, seeds: Sequence[int], **data: Any) -> Config:
         """Return the configuration with consecutive seeds; `data` replaces keys of that section.
@@ -147,7 +150,29 @@ def _mean_objective(group: Sequence[Run]) -> float:
 
 def _candidate(group: Sequence[Run], metric: str) -> Candidate:
     candidate = _summary(group, metric)
-    return replace(candidate, values=_configuration(candidate.run))
+    candidate = replace(candidate, values=_configuration(candidate.run))
+    rows = lineage.read(candidate.run.parent)
+    return _scheduled(candidate, rows, group[0].trial) if rows else candidate
+
+
+def _scheduled(candidate: Candidate, rows: Sequence[Descent], trial: int) -> Candidate:
+    """Return a population's trial as the schedule by which it came to its weights."""
+    (_, params), *changes = lineage.schedule(rows, trial).items()
+    values = copy.deepcopy(dict(candidate.values))
+    for key, value in params.items():
+        _put(values, key, value)
+    values["scheduler"] = {"kind": "piecewise", "changes": dict(changes)}
+    return replace(candidate, params=params, values=values, is_schedule=True)
+
+
+def _put(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set the value of a dotted key in nested dictionaries."""
+    *sections, last = key.split(".")
+    for name in sections:
+        if not isinstance(values.get(name), dict):
+            values[name] = {}
+        values = values[name]
+    values[last] = value
 
 
 def _summary(group: Sequence[Run], metric: str) -> Candidate:
@@ -240,18 +265,12 @@ def _composed_baseline(folder: Path, other: Candidate) -> Candidate | None:
     if not isinstance(started, dict):
         raise ConfigError(f"{path}: no configuration")
     values = copy.deepcopy(dict(other.values))
-    for key in other.params:
+    for key in (*other.params, *(["scheduler"] if other.is_schedule else [])):
         value = pick(started, key, _NOTHING)
         if value is _NOTHING:
             return None
         # A swept group, such as optimizer=adam,sgd, is replaced as a whole.
-        *sections, last = key.split(".")
-        section = values
-        for name in sections:
-            if not isinstance(section.get(name), dict):
-                section[name] = {}
-            section = section[name]
-        section[last] = value
+        _put(values, key, value)
     plain = _resolved(values, path)
     found = {key: pick(plain, key) for key in other.params}
     default = {k: "default" if isinstance(v, dict | list) else v for k, v in found.items()}

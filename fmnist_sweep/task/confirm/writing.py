@@ -13,6 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fmnist_sweep.engine.settings import PiecewiseConfig
 from fmnist_sweep.results import facts, record
 from fmnist_sweep.results.keys import BELONGS_TO_THE_RUN, CHANGES_NO_RESULT
 from fmnist_sweep.results.metrics import Measure
@@ -88,15 +89,23 @@ def sentences(table: Sequence[CandidateResult], bias: Mean | None, measure: Meas
         said.append(f"It beats the baseline by {lead}: {noise}.")
     if bias:
         worse = "better" if bias.mean >= 0 else "worse"
+        is_schedule = table[0].candidate.is_schedule
         line = (
-            f"The search's best value was {_number(abs(bias.mean), measure)} {points} {worse} "
-            "than the mean of its configuration on fresh seeds"
+            f"The {'population' if is_schedule else 'search'}'s best value was "
+            f"{_number(abs(bias.mean), measure)} {points} {worse} than the mean of its "
+            f"{'schedule alone, from new weights' if is_schedule else 'configuration'} on fresh "
+            "seeds"
         )
         if bias.low is not None and bias.high is not None:
             line += (
                 f" (95 % interval {_number(bias.low, measure)} to {_number(bias.high, measure)})"
             )
-            line += ": that much was luck." if bias.low > 0 else ": within noise."
+            luck = (
+                "that much was luck, or came from the copies"
+                if is_schedule
+                else "that much was luck"
+            )
+            line += f": {luck}." if bias.low > 0 else ": within noise."
         said.append(line if line.endswith(".") else f"{line}.")
     return said
 
@@ -153,6 +162,8 @@ def experiment(config: Config, run: Path, sweep: Path) -> str:
         sweep: the sweep's folder, for the command in the header.
     """
     chosen = facts.choices(run)
+    if isinstance(config.scheduler, PiecewiseConfig):  # a population has found the schedule
+        chosen = {**chosen, "scheduler": config.scheduler.kind}
     kept = config.model_dump(
         by_alias=True,
         exclude_unset=True,
