@@ -109,7 +109,7 @@ def main() -> None:
         prog="python -m benchmarks",
         description="Measure on this machine how fast training and sweeps are.",
     )
-    parser.add_argument("--root", default="data", help="data.root (default: data)")
+    parser.add_argument("--root", help="data.root (default: $FMNIST_SWEEP_DATA, or data)")
     parser.add_argument(
         "rows",
         nargs="*",

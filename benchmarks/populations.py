@@ -124,7 +124,7 @@ def _interval(values: Sequence[float], sign: str = "") -> str:
 def main() -> None:
     """Run the command; a user's mistake is one line and exit code 1."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.populations", description=__doc__)
-    parser.add_argument("--root", default="data", help="data.root (default: data)")
+    parser.add_argument("--root", help="data.root (default: $FMNIST_SWEEP_DATA, or data)")
     parser.add_argument("--seeds", type=int, default=10, help="number of seeds (default: 10)")
     parser.add_argument("--out", type=Path, default=Path("outputs/populations"), help="folder")
     options = parser.parse_args()

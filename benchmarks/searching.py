@@ -198,7 +198,7 @@ def save_data(root: str, file: Path) -> Path:
 def main() -> None:
     """Run the command; a user's mistake is one line and exit code 1."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.searching", description=__doc__)
-    parser.add_argument("--root", default="data", help="data.root (default: data)")
+    parser.add_argument("--root", help="data.root (default: $FMNIST_SWEEP_DATA, or data)")
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds (default: 5)")
     parser.add_argument("--seconds", type=float, default=500, help="limit of a run (default: 500)")
     parser.add_argument(

@@ -12,13 +12,13 @@ from fmnist_sweep.task.data.source import locate
 def main(argv: Sequence[str] | None = None) -> None:
     """Print where the data is and whether it verifies; exit with 1 if it does not."""
     parser = argparse.ArgumentParser(prog="python -m fmnist_sweep.data", description=main.__doc__)
-    parser.add_argument("--root", default="data", help="data.root (default: data)")
+    parser.add_argument("--root", help="data.root (default: $FMNIST_SWEEP_DATA, or data)")
     parser.add_argument("--no-verify", action="store_true", help="as data.verify=false")
     arguments = parser.parse_args(argv)
     command.run(lambda: _show(arguments.root, not arguments.no_verify))
 
 
-def _show(root: str, verify: bool) -> None:
+def _show(root: str | None, verify: bool) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     files = locate(root, verify)
     state = "sha256 ok" if verify else "header ok"

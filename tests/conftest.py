@@ -28,7 +28,7 @@ os.environ["FMNIST_SWEEP_CACHE"] = str(ROOT / ".pytest_cache" / "fmnist_sweep")
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The real Fashion-MNIST; `make test` has fetched it."""
-    return source.locate(ROOT / "data").folder.parent.parent
+    return source.locate(os.environ.get("FMNIST_SWEEP_DATA") or ROOT / "data").folder.parent.parent
 
 
 def mlp(*arguments: Any, **more: Any) -> MLP:

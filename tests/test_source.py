@@ -136,7 +136,7 @@ def is_complete(folder: Path) -> bool:
     return {path.name: path.read_bytes() for path in folder.iterdir()} == SMALL
 
 
-def refusal(root: Path, verify: bool = True, **more: tuple[str, ...]) -> str:
+def refusal(root: Path | None, verify: bool = True, **more: tuple[str, ...]) -> str:
     with pytest.raises(DataError) as caught:
         locate(root, verify=verify, **more)
     return str(caught.value)
@@ -180,11 +180,13 @@ def test_the_real_files_verify_and_one_changed_byte_does_not(
     locate(copied, splits=("test",))
 
 
-def test_the_variable_overrides_the_root(
+def test_the_variable_is_a_default(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(DATA_VARIABLE, str(tmp_path / "data"))
-    assert locate(tmp_path / "elsewhere").folder == raw
+    assert locate().folder == raw
+    monkeypatch.setenv(DATA_VARIABLE, str(tmp_path / "elsewhere"))
+    assert locate(tmp_path / "data").folder == raw
     assert not (tmp_path / "elsewhere").exists()
 
 
@@ -550,7 +552,7 @@ def test_a_full_disk(tmp_path: Path, published: None, monkeypatch: pytest.Monkey
     pack(fetch.DEBIAN_FOLDER)
     monkeypatch.setattr(os, "fsync", full)
     monkeypatch.setenv(DATA_VARIABLE, str(tmp_path / "data"))
-    said = refusal(tmp_path / "elsewhere")
+    said = refusal(None)
     assert said.startswith(f"{DATA_VARIABLE}={tmp_path}/data: cannot be used: No space left")
     assert not list((tmp_path / "data/FashionMNIST/raw").iterdir())
 

@@ -289,3 +289,15 @@ def test_questions_do_not_import_torch(question: list[str], tmp_path: Path) -> N
     assert answer.returncode == 0, answer.stderr
     assert "batch_size" in answer.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_line_names_the_data_whatever_the_variable_says(
+    fmnist_train: Command, small: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = os.environ["FMNIST_SWEEP_DATA"]
+    (tmp_path / "file").touch()
+    wrong = fmnist_train(*small, f"data.root={tmp_path}/file/data")
+    assert wrong.code == 1 and f"data.root={tmp_path}/file/data: cannot be used" in wrong.err
+    monkeypatch.setenv("FMNIST_SWEEP_DATA", f"{tmp_path}/file/data")
+    right = fmnist_train(*small, f"data.root={root}", "hydra.run.dir=run", "trainer.compile=false")
+    assert right.code == 0, right.err

@@ -222,7 +222,7 @@ def main() -> None:
     make = actions.add_parser("build", help="write the table")
     make.add_argument("folders", nargs="+", type=Path, help="sweeps such as multirun/curves0")
     timing = actions.add_parser("alone", help="time an epoch of each kind")
-    timing.add_argument("--root", default="data", help="data.root (default: data)")
+    timing.add_argument("--root", help="data.root (default: $FMNIST_SWEEP_DATA, or data)")
     timing.add_argument("kinds", nargs="*", help="BATCHxWIDTH such as 32x128 (default: all)")
     options = parser.parse_args()
     command.run(lambda: _run(options))

@@ -3,6 +3,7 @@
 The defaults are in `conf/`.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,8 +24,8 @@ from fmnist_sweep.engine.settings import (
 )
 from fmnist_sweep.results.keys import CHANGES_NO_RESULT
 
-# The environment variable that overrides `data.root`.
-DATA_VARIABLE = "FMNIST_SWEEP_DATA"
+# The environment variable with the default of `data.root`, and the default without it.
+DATA_VARIABLE, DATA_FOLDER = "FMNIST_SWEEP_DATA", "data"
 
 
 # Keys, and sections of keys, whose values can change between two epochs.
@@ -215,8 +216,19 @@ def parse(values: Mapping[str, Any], folder: Path | None = None) -> Config:
     return config
 
 
+_KINDS_WITH_ROOT = ("fashion_mnist", "mnist", "kmnist", "emnist", "cifar10", "cifar100")
+
+
+def default_root() -> str:
+    """Return the data's folder where `data.root` names none."""
+    return os.environ.get(DATA_VARIABLE) or DATA_FOLDER
+
+
 def _with_absolute_paths(config: Config, folder: Path) -> Config:
-    given = {"root": config.data.root, "path": config.data.path}
+    root = config.data.root
+    if root is None and config.data.kind in _KINDS_WITH_ROOT:
+        root = default_root()
+    given = {"root": root, "path": config.data.path}
     paths = {key: absolute(path, folder) for key, path in given.items() if path}
     changed: dict[str, Section] = {"data": config.data.model_copy(update=paths)}
     weights, uri = config.model.weights, config.logger.uri

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmnist_sweep.base.errors import DataError
-from fmnist_sweep.task.config import DATA_VARIABLE
+from fmnist_sweep.task.config import DATA_VARIABLE, default_root
 from fmnist_sweep.task.data.fetch import fetch
 from fmnist_sweep.task.data.idx import (
     SHA256,
@@ -43,7 +43,7 @@ class Files:
 
 
 def locate(
-    root: str | os.PathLike[str] = "data",
+    root: str | os.PathLike[str] | None = None,
     verify: bool = True,
     splits: Sequence[str] = ("train", "test"),
 ) -> Files:
@@ -54,8 +54,8 @@ def locate(
     fetched from the first source that has them. A damaged file is reported, never replaced.
 
     Args:
-        root: the folder with torchvision's layout below it; the environment variable
-            FMNIST_SWEEP_DATA overrides it.
+        root: the folder with torchvision's layout below it; None for the environment variable
+            FMNIST_SWEEP_DATA, or else `data`.
         verify: check the SHA-256; otherwise check that headers, sizes and labels fit together.
         splits: the splits to check, of "train" and "test". Files of other splits are opened only
             if files must be fetched.
@@ -66,8 +66,7 @@ def locate(
     Raises:
         DataError: a file is damaged, the folder cannot be used, or no source has the files.
     """
-    chosen = os.environ.get(DATA_VARIABLE)
-    root = Path(chosen or root).expanduser()
+    root = Path(root or default_root()).expanduser()
     folder = root / "FashionMNIST" / "raw"
     names = [name for split in splits for name in SPLITS[split]]
     origin = str(root)
@@ -80,7 +79,8 @@ def locate(
             _check(folder, name, verify)
     except OSError as error:
         reason = f"{error.strerror or error}: {error.filename or folder}"
-        setting = DATA_VARIABLE if chosen else "data.root"
+        by_variable = str(root) == os.environ.get(DATA_VARIABLE)
+        setting = DATA_VARIABLE if by_variable else "data.root"
         raise DataError(f"{setting}={root}: cannot be used: {reason}") from None
     files = Files(folder, origin)
     if not verify:

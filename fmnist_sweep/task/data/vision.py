@@ -1,7 +1,6 @@
 """Data sets of torchvision, from files in its own layout or downloaded by it."""
 
 import json
-import os
 import sys
 from collections.abc import Hashable, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fmnist_sweep.base.errors import DataError, first_line
-from fmnist_sweep.task.config import DATA_VARIABLE, DataConfig
+from fmnist_sweep.task.config import DataConfig, default_root
 from fmnist_sweep.task.data.dataset import Dataset, Part, PartName, fingerprint
 from fmnist_sweep.task.data.fetch import STALL_SECONDS, run_silently
 from fmnist_sweep.task.data.idx import SourceError
@@ -81,7 +80,7 @@ def _open(name: str, root: Path, options: dict[str, Any], train: bool) -> Any:
 
 
 def _root(config: DataConfig) -> Path:
-    return Path(os.environ.get(DATA_VARIABLE) or str(config.root)).expanduser()
+    return Path(config.root or default_root()).expanduser()
 
 
 def _part(opened: Any, config: DataConfig) -> Part:
