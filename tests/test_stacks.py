@@ -442,8 +442,8 @@ class Recorder(Worker):
             assert not self.epochs
             self.kind = arguments[0]
         elif method == "add":
-            number, _, *state = arguments
-            self.epochs[number] = state[0] if state else 0
+            number, _, state = arguments
+            self.epochs[number] = state or 0
         elif method == "release":
             return self.epochs.pop(arguments[0])
         elif method == "remove":
@@ -611,7 +611,7 @@ def test_a_worker_that_cannot_take_over_is_replaced(
     call = Worker.call
 
     def fails(self: Worker, method: str, *arguments: Any) -> Any:
-        if method == "add" and len(arguments) == 3:
+        if method == "add" and arguments[2] is not None:
             raise RuntimeError("it has died")
         return call(self, method, *arguments)
 
