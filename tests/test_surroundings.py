@@ -388,7 +388,7 @@ def test_a_narrow_terminal_keeps_what_is_needed(
 def test_a_search_without_m_says_so(fmnist_train: Command, small: tuple[str, ...]) -> None:
     outcome = fmnist_train(*small[:3], "search=lr")
     assert outcome.code == 0
-    assert "optimizer.lr: searched with -m only" in outcome.err
+    assert "search=lr: add -m to search optimizer.lr; without it, this is" in outcome.err
 
 
 def test_keys_that_a_sweep_does_not_use_are_named(tiny: Command) -> None:

@@ -1,5 +1,6 @@
 """From the command line to a trial: check the configuration, make the folder, report errors."""
 
+import itertools
 import os
 import sys
 import traceback
@@ -77,9 +78,11 @@ class PrepareRun(Callback):
         build.check(checked)
         searched = config.hydra.sweeper.get("params")
         if searched:
+            chosen = config.hydra.runtime.choices.get("search")
+            search = f"search={chosen}" if chosen else "hydra.sweeper.params"
             print(
-                f"{', '.join(searched)}: searched with -m only; this is one trial of the default "
-                "configuration",
+                f"{search}: add -m to search {', '.join(searched)}; without it, this is a single "
+                "trial of the default configuration",
                 file=sys.stderr,
             )
         folder = Path(config.hydra.run.dir)
@@ -120,13 +123,40 @@ def run_hydra_command(main: Callable[[], Any]) -> None:
         os.environ[DATA_VARIABLE] = absolute(folder)
     if store := os.environ.get("MLFLOW_TRACKING_URI"):
         os.environ["MLFLOW_TRACKING_URI"] = absolute_url(store)
-    sys.argv[1:] = sweep_arguments(sys.argv[1:])
+
+    def run() -> None:
+        _refuse_folder_of_run(sys.argv[1:])
+        sys.argv[1:] = sweep_arguments(_without_from(sys.argv[1:]))
+        main()
+
     try:
-        command.run(main, explain=_explain)
+        command.run(run, explain=_explain)
     finally:
         del os.environ["HYDRA_FULL_ERROR"]
         if before is not None:
             os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def _refuse_folder_of_run(arguments: Sequence[str]) -> None:
+    """Refuse a run's configuration as `--config-dir`: `conf/config.yaml` would hide it."""
+    for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
+        option, _, value = argument.partition("=")
+        if option not in ("--config-dir", "-cd"):
+            continue
+        folder = Path(value or following)
+        if (folder / "hydra.yaml").exists() and (folder / "overrides.yaml").exists():
+            raise ConfigError(
+                f"{option}={folder}: holds a run's configuration, which Hydra would not read; "
+                f"from={folder.parent} takes it over"
+            )
+
+
+def _without_from(arguments: Sequence[str]) -> Sequence[str]:
+    if not any(argument.startswith("from=") for argument in arguments):
+        return arguments  # spares imports
+    from fmnist_sweep.task import rerun
+
+    return rerun.expanded(arguments)
 
 
 def _explain(error: Exception) -> str | None:

@@ -11,7 +11,6 @@ from typing import Any
 from fmnist_sweep.base.errors import ConfigError, RecordError
 from fmnist_sweep.results import lineage, record
 from fmnist_sweep.results.facts import pick
-from fmnist_sweep.results.lineage import Descent
 from fmnist_sweep.results.ranking import ranked
 from fmnist_sweep.results.series import number, objective
 from fmnist_sweep.results.tables import Run
@@ -150,19 +149,36 @@ def _mean_objective(group: Sequence[Run]) -> float:
 
 def _candidate(group: Sequence[Run], metric: str) -> Candidate:
     candidate = _summary(group, metric)
-    candidate = replace(candidate, values=_configuration(candidate.run))
-    rows = lineage.read(candidate.run.parent)
-    return _scheduled(candidate, rows, group[0].trial) if rows else candidate
+    params, values = _params_and_values(candidate.run)
+    if params is None:
+        return replace(candidate, values=values)
+    return replace(candidate, params=params, values=values, is_schedule=True)
 
 
-def _scheduled(candidate: Candidate, rows: Sequence[Descent], trial: int) -> Candidate:
-    """Return a population's trial as the schedule by which it came to its weights."""
+def configuration(run: Path) -> dict[str, Any]:
+    """Return the configuration of a run; of a population's trial, its schedule.
+
+    Args:
+        run: the run folder.
+
+    Raises:
+        ConfigError, RecordError: it cannot be read.
+    """
+    return _params_and_values(run)[1]
+
+
+def _params_and_values(run: Path) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """Return a run's configuration, and the first values of its schedule, if it has one."""
+    values = _configuration(run)
+    rows = lineage.read(run.parent)
+    if not rows:
+        return None, values
+    trial = record.read_json(run, "trial.json")["trial"]
     (_, params), *changes = lineage.schedule(rows, trial).items()
-    values = copy.deepcopy(dict(candidate.values))
     for key, value in params.items():
         _put(values, key, value)
     values["scheduler"] = {"kind": "piecewise", "changes": dict(changes)}
-    return replace(candidate, params=params, values=values, is_schedule=True)
+    return params, values
 
 
 def _put(values: dict[str, Any], key: str, value: Any) -> None:
