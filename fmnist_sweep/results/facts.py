@@ -210,7 +210,10 @@ def _confirmed(folder: Path) -> dict[str, str]:
         if accuracy is not None:
             spread = number(pick(found, "test.accuracy.std"))
             text = f"{accuracy:.2%}" + ("" if spread is None else f" ± {100 * spread:.2f} points")
-            rows["Test accuracy"] = f"{text} over {pick(found, 'test.accuracy.n')} seeds"
+            seen = "all training examples" if pick(found, "test.refit") else "the sweep's examples"
+            rows["Test accuracy"] = (
+                f"{text} over {pick(found, 'test.accuracy.n')} seeds, trained on {seen}"
+            )
         return {name: text for name, text in rows.items() if text}
     except (OSError, ValueError, TypeError):
         return {}

@@ -1,11 +1,13 @@
 """Confirm a sweep: train its winners on fresh seeds, rank them, test the first."""
 
 import json
-from collections.abc import Sequence
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fmnist_sweep.base import processes
 from fmnist_sweep.base.errors import ConfigError, RecordError
 from fmnist_sweep.base.files import write_atomically
 from fmnist_sweep.results import facts, ranking, record
@@ -109,7 +111,7 @@ def _confirm_training(options: ConfirmOptions, runs: Sequence[Run]) -> None:
             f"Beware: {facts.TEST_SELECTION} Fresh seeds are judged on held-out examples instead."
         )
     seeds = fresh_seeds(runs, options.seeds)
-    _announce(found, seeds)
+    _announce(found, seeds, options.refit)
     table, folders = _train(folder, found, seeds, measure)
     comparable = measure.name in runs[0].objective and not on_test
     report = _rank(folder, found, table, measure, seeds, comparable)
@@ -130,10 +132,42 @@ def _confirm_training(options: ConfirmOptions, runs: Sequence[Run]) -> None:
     )
 
 
-def _announce(found: Sequence[Candidate], seeds: Sequence[int]) -> None:
+def _announce(found: Sequence[Candidate], seeds: Sequence[int], refit: bool = False) -> None:
+    """Print what will be trained, and about how long it takes.
+
+    Args:
+        refit: the winner, which is not known yet, is trained once more.
+    """
+    summaries = [record.summary(one.run) or {} for one in found]
+    epochs = [len(seeds) * (summary.get("epochs") or 0) for summary in summaries]
+    seconds = [len(seeds) * (summary.get("seconds") or 0) for summary in summaries]
+    more, n_trained = "", len(found) * len(seeds)
+    if refit:
+        more = f", then the winner on all training examples, {len(seeds)} more"
+        n_trained += len(seeds)
+        epochs.append(max(epochs))
+        seconds.append(max(map(operator.mul, seconds, _growth(found, summaries, seeds))))
+    n_cores = processes.cores()
     print(
-        f"{len(found)} configurations on {len(seeds)} fresh seeds, from {seeds[0]} on", flush=True
+        f"{len(found)} configurations on {len(seeds)} fresh seeds, from {seeds[0]} on{more}: "
+        f"{n_trained} trainings, {sum(epochs):,} epochs, about "
+        f"{facts.duration(sum(seconds) / n_cores)} on {n_cores} "
+        f"core{'s' if n_cores > 1 else ''} by the sweep's own times",
+        flush=True,
     )
+
+
+def _growth(
+    found: Sequence[Candidate], summaries: Sequence[Mapping[str, Any]], seeds: Sequence[int]
+) -> list[float]:
+    """Return how many times as many examples each candidate has if nothing is held out."""
+    from fmnist_sweep.task.data import splits  # imports torch
+
+    whole = [
+        splits.describe(one.config(seeds, validation="train", train_size=None).data).training
+        for one in found
+    ]
+    return [n / (summary.get("train_size") or n) for n, summary in zip(whole, summaries)]
 
 
 def _rank(
@@ -273,8 +307,9 @@ def _show_test(figures: Mean, classes: Sequence[dict[str, Any]], opened: int) ->
     images = sum(row["images"] for row in classes)
     writing.show_classes(classes, ranking.console())
     print(f"Test accuracy: {writing.shown(figures, accuracy)}")
+    is_of_seeds = "The interval is that of the seeds; other" if figures.low is not None else "Other"
     print(
-        f"The interval is that of the seeds; other {images:,} examples would move the mean by up "
+        f"{is_of_seeds} {images:,} examples would move the mean by up "
         f"to {100 * sampling_error(figures.mean, images):.2f} percentage points (95 %)."
     )
     if opened > 1:

@@ -44,7 +44,12 @@ def trained(
         for name, run, summary in ended:
             n_ended += 1
             accuracy = summary.get("val_accuracy")
-            figures = f"{accuracy:.2%}" if accuracy is not None else str(summary["reason"])
+            part = "training" if summary.get("validation") == "train" else "validation"
+            figures = (
+                f"{accuracy:.2%} of the {part} examples"
+                if accuracy is not None
+                else str(summary["reason"])
+            )
             say(f"[{n_ended}/{len(wanted)}] {name}: {figures}, {summary['seconds']:.1f} s")
             found[name] = run
     return {name: run for name, run in found.items() if run is not None}

@@ -12,13 +12,15 @@ from fmnist_sweep.results.metrics import Measure
 from fmnist_sweep.task.confirm.candidates import Candidate
 
 CONFIDENCE = 0.95
+FEWEST = 3  # values for an interval: that of two may be of any width by chance, or of none
 
 
 @dataclass(frozen=True)
 class Mean:
     """A mean over seeds with its sample standard deviation and Student's 95 % interval.
 
-    std, low, high: None for a single value.
+    std: None for a single value.
+    low, high: None for fewer than `FEWEST` values.
     """
 
     n: int
@@ -34,6 +36,8 @@ def mean(values: Sequence[float]) -> Mean:
     if n < 2:
         return Mean(n, middle, None, None, None)
     std = float(np.std(values, ddof=1))
+    if n < FEWEST:
+        return Mean(n, middle, std, None, None)
     reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * std / math.sqrt(n)
     return Mean(n, middle, std, middle - reach, middle + reach)
 

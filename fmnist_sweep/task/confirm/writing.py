@@ -25,7 +25,7 @@ def shown(found: Mean, measure: Measure) -> str:
     """Format a mean: `88.12 ± 0.15 % (95 % interval 87.94 to 88.31, n = 5)`."""
     unit = f" {measure.unit}" if measure.unit else ""
     if found.std is None or found.low is None or found.high is None:
-        return f"{_number(found.mean, measure)}{unit} (n = 1)"
+        return f"{_spread(found, measure)}{unit} (n = {found.n})"
     mean, std, low, high = (
         _number(v, measure) for v in (found.mean, found.std, found.low, found.high)
     )
