@@ -7,6 +7,8 @@ told.ranked = cells();
 press("optimizer.lr"); told.up = cells();
 press("optimizer.lr"); told.down = cells();
 write("filter", "state=complete model.width>128", "input"); told.filtered = cells();
+const filtered = (text) => { write("filter", text, "input"); return [cells(), document.getElementById("count").textContent]; };
+told.filters = Object.fromEntries(["width>=128 width!=256", "val_accuracy>81.5", "epochs=1", "nothing=1", "epochs=>1", "PRUNED"].map((text) => [text, filtered(text)]));
 write("filter", "", "input"); write("state", "failed", "change"); told.failed = cells();
 told.reason = document.querySelector("#ranking tbody td.reason").textContent;
 write("state", "", "change");

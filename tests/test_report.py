@@ -147,6 +147,17 @@ def test_page_in_a_browser(folder: Path, report: Command, tmp_path: Path) -> Non
     assert told["ranked"] == [5, 4, 3, 2, 1, 0, 6, 7]
     assert told["up"] == [0, 1, 2, 3, 4, 5, 6, 7] and told["down"] == told["up"][::-1]
     assert told["filtered"] == [5, 4, 3, 2] and told["failed"] == [7]
+    shown = {text: trials for text, (trials, _) in told["filters"].items()}
+    assert shown["val_accuracy>81.5"] == [5, 4, 3, 2]
+    assert shown["epochs=1"] == shown["PRUNED"] == [6]
+    widths = {n: row["params"]["model.width"] for n, row in enumerate(rows())}
+    assert shown["width>=128 width!=256"] == [
+        n for n in told["ranked"] if widths[n] >= 128 and widths[n] != 256
+    ]
+    said = {text: line for text, (_, line) in told["filters"].items()}
+    assert said["nothing=1"].startswith("no column nothing; there are rank, trial, state, optim")
+    assert said["epochs=>1"].startswith("=>: no test; there are = != <")
+    assert said["epochs=1"] == "1 of 8 trials"
     assert told["reason"] == HOSTILE and told["title"] == "Sweep a<b>&c"
     assert told["hover"].startswith("Trial 5 (best)") and "epoch 3: 85 %" in told["hover"]
     assert told["hot"] == 1 and told["pictures"] >= 9

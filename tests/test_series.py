@@ -144,6 +144,11 @@ def test_importances_find_the_key_that_matters(tmp_path: Path) -> None:
     assert next(iter(shares)) == "lr" and shares["lr"] > 0.8
     assert sum(shares.values()) == pytest.approx(1)
     assert importances(written(tmp_path / "few", *rows[:10])) == {}
+    # A scheduler leaves few complete trials; the others count with their last value.
+    ranked = sorted(rows, key=lambda row: -row["value"])
+    stopped = [*ranked[:8], *({**row, "state": "PRUNED", "epochs": 1} for row in ranked[8:])]
+    shares = importances(written(tmp_path / "stopped", *stopped))
+    assert next(iter(shares)) == "lr" and shares["lr"] > 0.8
 
 
 def test_parallel_lines_end_at_the_objective(tmp_path: Path) -> None:

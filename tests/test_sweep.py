@@ -14,7 +14,7 @@ from rich.console import Console
 from fmnist_sweep.results import record
 from fmnist_sweep.results.tables import Run
 from fmnist_sweep.sweep import database
-from fmnist_sweep.sweep.display import Display
+from fmnist_sweep.sweep.display import Display, label
 from tests import tiny_task
 from tests.conftest import Command
 
@@ -238,7 +238,7 @@ def test_resume_with_a_torn_file_is_one_line(name: str, state: str, tiny: Comman
     assert len(outcome.err.splitlines()) == 1, outcome.err
 
 
-def test_display_on_a_terminal() -> None:
+def test_display_on_a_terminal(tmp_path: Path) -> None:
     screen = Console(
         file=io.StringIO(), force_terminal=True, width=100, markup=False, highlight=False
     )
@@ -258,16 +258,27 @@ def test_display_on_a_terminal() -> None:
     )
     with Display(screen, 6, [done]) as display:
         for number in (1, 2, 3):
-            display.started(number)
+            display.started(number, tmp_path / str(number))
+        (tmp_path / "3").mkdir()
+        (tmp_path / "3/history.csv").write_text("epoch\n1\n2\n")
         display.finished(pruned)
         display.finished(failed)
         line = display.line()
-    assert line.startswith(
-        "3 of 6 trials | running 3 | 1 pruned | 1 failed | best val_accuracy 0.8"
-    )
-    assert "(trial 0)" in line and line.endswith(" left")
+    assert line.startswith("3 of 6 trials | best val_accuracy 0.8000 (trial 0) | about ")
+    assert line.endswith(" left | 1 pruned | 1 failed | running 3 (2 epochs)")
     shown = screen.file.getvalue()  # type: ignore[attr-defined]
     assert "[3/6] Trial 2 FAILED: why, 2.0 s; optimizer.lr=0.1" in shown
+
+
+def test_values_are_whole_however_narrow_the_terminal() -> None:
+    params = {"optimizer.lr": 0.00123456, "model.width": 512, "data.batch_size": 16}
+    assert label(params) == "optimizer.lr=0.001235 model.width=512 data.batch_size=16"
+    assert label(params, 46) == "lr=0.001235 width=512 batch_size=16"
+    assert label(params, 30) == "lr=0.001235 width=512 …size=16"
+    assert label(params, 5) == "lr=0.001235 …th=512 …ze=16"
+    same = {"a.rate": 1, "b.rate": 2}
+    assert label(same, 17) == "a.rate=1 b.rate=2"
+    assert label(same, 12) == "…te=1 …te=2"
 
 
 def test_unnamed_sweeps_share_no_folder(tiny: Command) -> None:

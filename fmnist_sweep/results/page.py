@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fmnist_sweep.results import facts, lineage, metrics, parallel, series, swept
-from fmnist_sweep.results.importance import FEWEST
+from fmnist_sweep.results.importance import FEWEST, with_values
 from fmnist_sweep.results.lineage import Descent
 from fmnist_sweep.results.ranking import pareto, ranked
 from fmnist_sweep.results.tables import Run, step_name
@@ -77,6 +77,7 @@ def content(folder: Path, runs: Sequence[Run], shares: Mapping[str, float]) -> d
         "running_best": series.running_best(runs),
         "importances": list(shares.items()),
         "importances_from": FEWEST if _may_have_importances(runs) and not rows else None,
+        "importances_of": len(with_values(runs)),
         "axes": [asdict(axis) for axis in swept.axes(runs) if not rows],
         "parallel": {
             "axes": [asdict(axis) for axis in parallel_axes],

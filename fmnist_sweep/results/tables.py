@@ -124,11 +124,6 @@ class Run:
         """Return a figure of the final row, or None if the row lacks it."""
         return self.summary.get(name, self.metrics.get(name))
 
-    @property
-    def label(self) -> str:
-        """The swept values in one line."""
-        return " ".join(f"{key}={value}" for key, value in self.params.items())
-
 
 def step_name(runs: Sequence[Run]) -> str:
     """Return what the runs' histories count: `epoch` or `step`."""

@@ -221,7 +221,7 @@ class SweepLoop:
             count = min(count, self.at_once - len(self.begun))
         jobs: list[Job] = []
         for trial in self.study.take(count, self.extend) if count > 0 else []:
-            self.display.started(trial.number)
+            self.display.started(trial.number, trial.run)
             self.begun[trial.number] = trial.run
             overrides = [*self.space.overrides(trial.params), *self._other_seed(trial)]
             jobs.append((trial.number, [*overrides, *self._folder_overrides(Path(trial.run.name))]))

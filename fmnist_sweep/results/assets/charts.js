@@ -12,7 +12,8 @@ function named(data, trial) {
 function shownValue(objective, value, spread) {
   if (value === null || value === undefined) return "-";
   const digits = objective.unit === "%" ? 2 : 4;
-  const format = (v) => (objective.unit === "%" ? (v * objective.scale).toFixed(digits) : String(Number((v * objective.scale).toPrecision(5))));
+  const plain = (v) => (Number.isInteger(v) ? v.toLocaleString("en-US") : String(Number(v.toPrecision(5))));
+  const format = (v) => (objective.unit === "%" ? (v * objective.scale).toFixed(digits) : plain(v * objective.scale));
   return format(value) + (spread === undefined ? "" : ` ± ${format(spread)}`) + (objective.unit ? ` ${objective.unit}` : "");
 }
 

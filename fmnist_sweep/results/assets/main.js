@@ -83,11 +83,12 @@ function pictures() {
   legend(history, [["best so far", "best-line"], ...stateEntries(), ["ringed: best, baseline", "ring"]]);
   drawHistory(history, data);
   if (data.importances.length) {
-    const part = section("Which keys mattered", `Share of what separates the best quarter of the complete trials from all (PED-ANOVA), from ${data.runs.filter((r) => r.state === "COMPLETE").length} complete trials; with few trials or a narrow range a small share proves nothing.`);
+    const stopped = data.importances_of - data.runs.filter((r) => r.state === "COMPLETE").length;
+    const early = stopped > 0 ? `, ${stopped} of which were stopped early and count with their last value` : "";
+    const part = section("Which keys mattered", `Share of what separates the best quarter of the trials from all (PED-ANOVA), from ${data.importances_of} trials${early}; with few trials or a narrow range a small share proves nothing.`);
     drawImportances(element("div", { class: "plots" }, part), data);
   } else if (data.importances_from) {
-    const complete = data.runs.filter((r) => r.state === "COMPLETE").length;
-    section("Which keys mattered", `Shown from ${data.importances_from} complete trials on; this sweep has ${complete}.`);
+    section("Which keys mattered", `Shown from ${data.importances_from} trials with a value on; this sweep has ${data.importances_of}.`);
   }
   if (data.axes.length) {
     const part = section("Slices", "Each trial against one key, whatever its other keys were.");

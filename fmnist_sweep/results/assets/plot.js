@@ -13,7 +13,7 @@ function element(tag, attributes, parent, text) {
 function short(value) {
   if (value === null || value === undefined) return "-";
   if (typeof value !== "number") return String(value);
-  if (Number.isInteger(value) && Math.abs(value) < 1e6) return String(value);
+  if (Number.isInteger(value)) return Math.abs(value) < 1e15 ? String(value) : value.toExponential(3);
   const text = String(Number(value.toPrecision(4)));
   return text;
 }

@@ -13,8 +13,8 @@ function columns(data) {
     ...data.keys.map((key) => ({ name: key, value: (r) => r.params[key], show: (r) => (key in r.params ? short(r.params[key]) : ""), up: true })),
     ...data.objectives.map((g, i) => ({ g, i })).filter(({ g }) => !known.includes(g.name)).map(({ g, i }) => ({ name: g.name, value: (r) => r.values[i], show: (r) => shownValue(g, r.values[i], r.spread[g.name]), up: !g.maximize })),
     ...(data.runs.every((r) => r.val_accuracy === null || r.val_accuracy === undefined) ? [] : [
-    { name: "val acc %", value: (r) => r.val_accuracy, show: (r) => withSpread(r, "val_accuracy", per) },
-    { name: "val loss", value: (r) => r.val_loss, show: (r) => withSpread(r, "val_loss", (v) => (typeof v === "number" ? v.toFixed(4) : "-")), up: true },
+    { name: "val acc %", key: "val_accuracy", value: (r) => r.val_accuracy, show: (r) => withSpread(r, "val_accuracy", per), scale: 100 },
+    { name: "val loss", key: "val_loss", value: (r) => r.val_loss, show: (r) => withSpread(r, "val_loss", (v) => (typeof v === "number" ? v.toFixed(4) : "-")), up: true },
     ]),
     { name: data.steps, value: (r) => r.epochs, up: true },
     ...(data.objectives.some((g) => g.name === "seconds") ? [] : [{ name: "seconds", value: (r) => r.seconds, show: (r) => (typeof r.seconds === "number" ? r.seconds.toFixed(1) : "-"), up: true }]),
@@ -33,7 +33,9 @@ function compare(a, b) {
 function drawTable(parent, data) {
   const all = columns(data);
   const controls = element("div", { class: "controls" }, parent);
-  const words = element("input", { id: "filter", type: "search", placeholder: "filter: adam, state=pruned, width>128", size: 36, "aria-label": "filter rows" }, controls);
+  const number = data.keys.find((key) => data.runs.every((r) => typeof r.params[key] === "number"));
+  const example = number ? `, ${number}>${short(data.runs[0].params[number])}` : "";
+  const words = element("input", { id: "filter", type: "search", placeholder: `filter: state=complete${example}`, size: 44, "aria-label": "filter rows" }, controls);
   const states = [...new Set(data.runs.map((r) => r.state.toLowerCase()))];
   const state = element("select", { id: "state", "aria-label": "state" }, controls);
   element("option", { value: "" }, state, "all states");
@@ -56,8 +58,8 @@ function drawTable(parent, data) {
   const rows = data.runs.map((run) => ({ run, row: tableRow(all, run, data) }));
 
   function fill() {
-    const wanted = parse(words.value, all);
-    const kept = rows.filter(({ run }) => (!state.value || run.state.toLowerCase() === state.value) && wanted.every((test) => test(run)));
+    const { tests, problem } = parse(words.value, all);
+    const kept = rows.filter(({ run }) => (!state.value || run.state.toLowerCase() === state.value) && tests.every((test) => test(run)));
     if (sorted) {
       kept.sort((a, b) => {
         const [x, y] = [sorted.value(a.run), sorted.value(b.run)];
@@ -70,7 +72,8 @@ function drawTable(parent, data) {
       else cell.removeAttribute("aria-sort");
     });
     body.replaceChildren(...kept.map(({ row }) => row));
-    count.textContent = `${kept.length} of ${rows.length} trials`;
+    count.textContent = problem || `${kept.length} of ${rows.length} trials`;
+    count.classList.toggle("problem", Boolean(problem));
   }
   words.addEventListener("input", fill);
   state.addEventListener("change", fill);
@@ -93,18 +96,56 @@ function tableRow(all, run, data) {
   return row;
 }
 
-// Turns a filter's words into tests. A row must contain each word; `name=value`, `name<value` and
-// `name>value` test a column.
+// Turns a filter's words into tests. A row must contain each word; `name=value`, `name<value` and so
+// on test a column. A name is a column's head, with _ for spaces, a key, or the last part of a key.
+// Returns the tests, and what is wrong with the first word that is none.
+const OPERATORS = {
+  "=": (a, b) => a === b,
+  "!=": (a, b) => a !== b,
+  "<": (a, b) => a < b,
+  "<=": (a, b) => a <= b,
+  ">": (a, b) => a > b,
+  ">=": (a, b) => a >= b,
+};
+
 function parse(text, all) {
-  return text.toLowerCase().split(/\s+/).filter(Boolean).map((word) => {
-    const parts = /^([^=<>]+)([=<>])(.+)$/.exec(word);
-    const column = parts && all.find((c) => c.name.toLowerCase().replace(/ /g, "_").includes(parts[1]));
-    if (!column) return (run) => all.some((c) => String(c.show ? c.show(run) : c.value(run)).toLowerCase().includes(word)) || [run.baseline && "baseline", run.front && "pareto front"].some((m) => m && m.includes(word));
-    const [, , sign, value] = parts, number = Number(value);
-    return (run) => {
-      const own = column.value(run);
-      if (sign === "=") return typeof own === "number" && !Number.isNaN(number) ? own === number || short(own) === value : String(own).toLowerCase().includes(value);
-      return typeof own === "number" && (sign === "<" ? own < number : own > number);
-    };
-  });
+  const tests = [];
+  let problem = null;
+  for (const word of text.toLowerCase().split(/\s+/).filter(Boolean)) {
+    const parts = /^([^=<>!]*)([=<>!]+)(.*)$/.exec(word);
+    if (!parts) {
+      tests.push((run) => all.some((c) => String(c.show ? c.show(run) : c.value(run)).toLowerCase().includes(word)) || [run.baseline && "baseline", run.front && "pareto front"].some((m) => m && m.includes(word)));
+      continue;
+    }
+    const [, name, sign, value] = parts, column = columnOf(name, all), test = OPERATORS[sign];
+    if (!column) problem ||= `no column ${name}; there are ${all.map(filterName).join(", ")}`;
+    else if (!test) problem ||= `${sign}: no test; there are ${Object.keys(OPERATORS).join(" ")}`;
+    else if (value) tests.push(cellTest(column, sign, test, value));
+  }
+  return { tests, problem };
+}
+
+function filterName(column) {
+  return (column.key || column.name).toLowerCase().replace(/ /g, "_");
+}
+
+// Heads come before the ends of keys: `epochs` are those done, `trainer.epochs` is the key.
+function columnOf(name, all) {
+  const ends = all.filter((c) => filterName(c).endsWith(`.${name}`));
+  return all.find((c) => filterName(c) === name || c.name.toLowerCase() === name) || (ends.length === 1 ? ends[0] : undefined);
+}
+
+function cellTest(column, sign, test, value) {
+  const number = Number(value);
+  return (run) => {
+    const own = column.value(run);
+    if (own === null || own === undefined) return false;
+    if (typeof own === "number" && !Number.isNaN(number)) {
+      // A figure may be given as the table shows it.
+      if (column.scale && number > 1) return test(own * column.scale, number);
+      return sign === "=" ? own === number || short(own) === value : test(own, number);
+    }
+    const text = String(own).toLowerCase();
+    return sign === "=" ? text.includes(value) : sign === "!=" ? !text.includes(value) : test(text, value);
+  };
 }
