@@ -53,12 +53,8 @@ def _text(value: Any) -> str:
     return as_label(text if len(text) <= 16 else f"{text[:15]}…")
 
 
-def grid(runs: Sequence[Run]) -> Figure | None:
-    """Plot a grid: error bars over one key, a heat map over two. None if the sweep is no grid."""
-    found = swept.grid(runs)
-    if found is None:
-        return None
-    keys, cells = found
+def grid(runs: Sequence[Run], keys: Sequence[Axis], cells: Sequence[swept.Cell]) -> Figure:
+    """Plot a grid as `swept.grid` returns it: error bars over one key, a heat map over two."""
     measure = series.measures(runs)[0]
     if len(keys) == 2:
         return _heat(keys, cells, measure)

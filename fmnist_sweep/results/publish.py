@@ -1,6 +1,7 @@
 """Write a sweep's pictures and page into its folder."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from fmnist_sweep.base.figures import Figure, png
@@ -32,16 +33,16 @@ def publish(folder: Path, runs: Sequence[Run]) -> Path:
     write_atomically(folder / "report.html", page.page(folder, ordered, shares))
     plots = folder / "plots"
     plots.mkdir(exist_ok=True)
-    drawn = _pictures(ordered, shares, rows)
-    for name in _NAMES:
-        if figure := drawn.get(name):
-            write_atomically(plots / f"{name}.png", png(figure))
+    drawn = pictures(ordered, rows, shares)
+    for name in NAMES:
+        if draw := drawn.get(name):
+            write_atomically(plots / f"{name}.png", png(draw()))
         else:  # an earlier report, of fewer trials, may have left an outdated picture
             (plots / f"{name}.png").unlink(missing_ok=True)
     return folder / "report.html"
 
 
-_NAMES = (
+NAMES = (
     "curves",
     "history",
     "importances",
@@ -55,23 +56,44 @@ _NAMES = (
 )
 
 
-def _pictures(
-    runs: Sequence[Run], shares: dict[str, float], rows: Sequence[Descent]
-) -> dict[str, Figure | None]:
-    """Draw the pictures for which the sweep has data; the others are None."""
+def pictures(
+    runs: Sequence[Run], rows: Sequence[Descent], shares: dict[str, float] | None = None
+) -> dict[str, Callable[[], Figure]]:
+    """Return the functions that draw the pictures for which a sweep has data.
+
+    Args:
+        runs: ordered by trial, at least one.
+        rows: the lineage of a population; empty for other sweeps.
+        shares: the keys' `importances`, if they are known already.
+
+    Returns:
+        The functions by the pictures' names, in the order of `NAMES`.
+    """
+    if shares is None:
+        shares = {} if rows else importances(runs)
     has_values = any(series.objective(run) is not None for run in runs)
     when = timing(runs)
     axes, lines = parallel.lines(runs) if not rows else ([], [])
     copies = {(row.trial, row.epoch) for row in rows if row.copied is not None}
-    return {
-        "curves": sweep_plots.curves(runs, copies) if any(run.history for run in runs) else None,
-        "history": sweep_plots.history(runs) if has_values else None,
-        "importances": sweep_plots.importances(shares) if shares else None,
-        "slices": key_plots.slices(runs) if has_values and not rows and swept.axes(runs) else None,
-        "parallel": key_plots.parallel(axes, lines) if lines else None,
-        "grid": key_plots.grid(runs) if not rows else None,
-        "pareto": sweep_plots.front(runs) if series.front(runs) else None,
-        "schedule": sweep_plots.schedule(runs, when.schedule) if when and when.schedule else None,
-        "lineage": sweep_plots.population(rows, runs) if rows else None,
-        "time": sweep_plots.time(when) if when and when.parts else None,
-    }
+    drawn: dict[str, Callable[[], Figure]] = {}
+    if any(run.history for run in runs):
+        drawn["curves"] = partial(sweep_plots.curves, runs, copies)
+    if has_values:
+        drawn["history"] = partial(sweep_plots.history, runs)
+    if shares:
+        drawn["importances"] = partial(sweep_plots.importances, shares)
+    if has_values and not rows and swept.axes(runs):
+        drawn["slices"] = partial(key_plots.slices, runs)
+    if lines:
+        drawn["parallel"] = partial(key_plots.parallel, axes, lines)
+    if not rows and (found := swept.grid(runs)):
+        drawn["grid"] = partial(key_plots.grid, runs, *found)
+    if series.front(runs):
+        drawn["pareto"] = partial(sweep_plots.front, runs)
+    if when and when.schedule:
+        drawn["schedule"] = partial(sweep_plots.schedule, runs, when.schedule)
+    if rows:
+        drawn["lineage"] = partial(sweep_plots.population, rows, runs)
+    if when and when.parts:
+        drawn["time"] = partial(sweep_plots.time, when)
+    return drawn

@@ -24,6 +24,7 @@ from fmnist_sweep.base.errors import ConfigError, StopSweep
 from fmnist_sweep.base.files import make_unique_dir, sqlite_url
 from fmnist_sweep.base.locks import LifeLock
 from fmnist_sweep.results import record
+from fmnist_sweep.results.facts import pick
 from fmnist_sweep.sweep import agreement, database, trial_rows
 from fmnist_sweep.sweep.constraints import MAX_DRAWS, draw, random_study
 from fmnist_sweep.sweep.database import Address, load, retry, storage
@@ -38,6 +39,26 @@ MAX_SUGGESTIONS = 20
 
 def _url(folder: Path, settings: Settings) -> str:
     return settings.storage or sqlite_url(folder / "study.db")
+
+
+def load_study(folder: Path) -> optuna.Study:
+    """Return the study of a sweep that has run.
+
+    Raises:
+        ConfigError: the folder names no study, or its database cannot be opened.
+    """
+    try:
+        name = record.read_json(folder, "study.json")["name"]
+        started = record.read_yaml(folder / "multirun.yaml")
+        url = pick(started, "hydra.sweeper.storage") or sqlite_url(folder.absolute() / "study.db")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise ConfigError(f"{folder}: names no study, so no sweep has run here") from None
+    try:
+        return optuna.load_study(study_name=name, storage=database.connect(url))
+    except KeyError:
+        raise ConfigError(f"{folder}: its database has no study {name} any longer") from None
+    except database.faults() as error:
+        raise database.refusal(url, error) from None
 
 
 def _identity(folder: Path, name: str) -> dict[str, Any]:

@@ -130,12 +130,12 @@ def sentences(findings: Mapping[str, Any]) -> list[str]:
     return [*lines, *(f"Beware: {warning}" for warning in findings["warnings"])]
 
 
-def markdown(findings: Mapping[str, Any], picture: str) -> str:
+def markdown(findings: Mapping[str, Any], picture: str | None) -> str:
     """Return the comparison as a Markdown page.
 
     Args:
         findings: the result of `findings.findings`.
-        picture: the path of the picture, relative to the page.
+        picture: the path of the picture, relative to the page; None for no picture.
     """
     names = " and ".join(sweep["name"] for sweep in findings["sweeps"])
     parts = [f"# {_escaped(names)}", ""]
@@ -145,7 +145,9 @@ def markdown(findings: Mapping[str, Any], picture: str) -> str:
         parts.append("| " + " | ".join(map(_escaped, rows[0])) + " |")
         parts.append("|---" + "|---:" * (len(rows[0]) - 1) + "|")
         parts += ["| " + " | ".join(map(_escaped, row)) + " |" for row in rows[1:]]
-    return "\n".join([*parts, "", f"![Best so far, and best of n trials]({picture})", ""])
+    if picture:
+        parts += ["", f"![Best so far, and best of n trials]({picture})"]
+    return "\n".join([*parts, ""])
 
 
 def _escaped(text: str) -> str:
