@@ -123,3 +123,20 @@ def test_hydras_compose_takes_the_configuration() -> None:
     with initialize_config_dir(conf_folder()):
         config = compose("config", ["model=cnn", "optimizer.lr=0.02"])
     assert parsed(config).optimizer.lr == 0.02
+
+
+@pytest.mark.slow
+def test_the_notebook() -> None:
+    # Some of Jupyter's dependencies warn when they are imported.
+    code = (
+        "import nbformat, nbclient\n"
+        f"notebook = nbformat.read({str(ROOT / 'docs/notebook.ipynb')!r}, as_version=4)\n"
+        "nbclient.NotebookClient(notebook, timeout=300, kernel_name='python3').execute()\n"
+        "nbformat.write(notebook, 'run.ipynb')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    cells = json.loads(Path("run.ipynb").read_text())["cells"]
+    shown = json.dumps([output for cell in cells for output in cell.get("outputs", [])])
+    assert shown.count("<table") >= 3 and "image/png" in shown and "text/markdown" in shown
+    assert "optimizer.lr=-1: must be > 0" in shown and "MLP(" in shown
