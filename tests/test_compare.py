@@ -3,12 +3,14 @@
 import json
 import math
 import random
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -364,3 +366,36 @@ def _search(same: list[float], other: list[float]) -> list[dict[str, Any]]:
     rates += [0.1 + offset + n / 1e5 for n in range(len(other))]
     pairs = zip([*same, *other], rates)
     return [trial(value, params={sweeps.KEY: rate}) for value, rate in pairs]
+
+
+def test_a_verdict_names_what_the_sweeps_had(tmp_path: Path) -> None:
+    few = [trial(value, params={sweeps.KEY: 0.1 + n}) for n, value in enumerate(A[:3])]
+    many = [trial(v + 0.05, params={sweeps.KEY: 9.0 + n}, epochs=4) for n, v in enumerate(A)]
+    a, b = sweeps.write(tmp_path / "a", few), sweeps.write(tmp_path / "b", many)
+    (best,) = findings(read([a, b], None))["comparisons"]
+    assert "With 3 trials each" in best["sentence"]
+    assert (
+        "a has 3 complete trials and 6 epochs, b 7 complete trials and 28 epochs"
+        in best["sentence"]
+    )
+
+
+def test_times_and_declared_ranges(tmp_path: Path, compare: Command) -> None:
+    a, b = (grid(tmp_path / name, A) for name in "ab")
+    started = {
+        "hydra": {
+            "sweeper": {"params": {sweeps.KEY: "tag(log,interval(1e-4, 1e-2))"}},
+            "overrides": {"task": ["model.width=64,128", "seed=1"]},
+        }
+    }
+    (a / "multirun.yaml").write_text(yaml.safe_dump(started))
+    found = findings(read([a, b], None))
+    assert found["search_space"][sweeps.KEY] == [
+        "tag(log, interval(1e-4, 1e-2))",
+        "7 values, 0.001 to 0.007",
+    ]
+    # A trial trains for two seconds and ends after three; the next begins a second later.
+    assert (found["sweeps"][0]["seconds"], found["sweeps"][0]["wall_seconds"]) == (14, 27)
+    shown = compare(str(a), str(b)).out
+    assert re.search(r"time of all trials +14.0 s +14.0 s", shown)
+    assert re.search(r"time from start to end +27.0 s +27.0 s", shown)

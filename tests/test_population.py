@@ -356,7 +356,7 @@ def test_killed_and_resumed(
     while left:
         name += 1
         while left and not _killed(
-            (*search, f"name=k{name}"), environment, generator.uniform(0.4, 1) * whole
+            (*search, f"name=k{name}"), environment, generator.uniform(0.3, 0.9) * whole
         ):
             left -= 1
         assert _killed((*search, f"name=k{name}"), environment, after=300)

@@ -63,6 +63,7 @@ def _sweep(table: SweepTable) -> dict[str, Any]:
         "source": str(table.source),
         "trials": {state: int(states.get(state, 0)) for state in STATES},
         **{budget: _total(table.rows[budget]) for budget in ("epochs", "seconds", "images")},
+        "wall_seconds": table.wall,
         "best": float(values.iloc[0]),
         "best_trial": int(table.winner["trial"]),
         "median": float(values.median()),
@@ -146,7 +147,7 @@ def _different(
 
 
 def _spaces(tables: Sequence[SweepTable]) -> dict[str, list[str]]:
-    """Return the swept keys whose tried values differ, with the values of each sweep as text."""
+    """Return the swept keys whose ranges differ, or else their tried values, as text."""
     keys = dict.fromkeys(key for table in tables for key in table.keys)
     tried = {key: [_tried(table, key) for table in tables] for key in keys}
     return {key: texts for key, texts in tried.items() if len(set(texts)) > 1}
@@ -156,6 +157,8 @@ def _tried(table: SweepTable, key: str) -> str:
     if key not in table.keys:
         fixed = table.settings.get(key)
         return "not swept" if fixed is None else f"{fixed} (fixed)"
+    if key in table.ranges:
+        return table.ranges[key]
     values = table.rows[key].dropna().drop_duplicates()
     if len(values) > 6 and pd.api.types.is_numeric_dtype(values):
         return f"{len(values)} values, {values.min():.4g} to {values.max():.4g}"

@@ -1,6 +1,7 @@
 """Read the sweeps to compare: sweep folders and `sweep.csv` files, of this and other versions."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from fmnist_sweep.base.errors import CompareError, ReportError
 from fmnist_sweep.results import facts, record
 from fmnist_sweep.results.compare.sweep_table import DATA, SweepTable, checked, read_csv
 from fmnist_sweep.results.tables import Sweep, as_csv
+from fmnist_sweep.results.timing import timing
 
 
 def read(paths: Sequence[Path], objective: str | None) -> list[SweepTable]:
@@ -54,7 +56,7 @@ def _read_table(path: Path, objective: str | None) -> SweepTable:
     if not path.exists():
         raise CompareError(f"{path}: no such file or folder")
     folder = path if path.is_dir() else path.parent
-    directions, warnings = None, []
+    directions, warnings, when = None, [], None
     if path.is_dir():
         sweep = _runs(path)
         file = path / "sweep.csv"
@@ -62,6 +64,7 @@ def _read_table(path: Path, objective: str | None) -> SweepTable:
             run = next(iter(sweep.runs.values()))
             directions = dict(zip(run.objective, run.direction))
             rows = sweep.sweep_table()
+            when = timing(list(sweep.runs.values()))
             if file.exists() and file.read_bytes() != as_csv(rows).encode():
                 warnings.append(
                     f"{file} is not what the run folders say, which are taken here; "
@@ -76,7 +79,33 @@ def _read_table(path: Path, objective: str | None) -> SweepTable:
     table = checked(path, rows, directions, objective)
     first = next((f[-1] for f in record.attempts(folder).values()), None)
     settings = {**facts.flat(facts.configuration(first)), **facts.choices(first)} if first else {}
-    return replace(table, settings=settings, environment=_environment(first), warnings=warnings)
+    return replace(
+        table,
+        settings=settings,
+        environment=_environment(first),
+        warnings=warnings,
+        wall=when.wall if when else None,
+        ranges=_ranges(folder),
+    )
+
+
+def _ranges(folder: Path) -> dict[str, str]:
+    """Return the ranges and choices of a sweep's command, by key."""
+    try:
+        started = record.read_yaml(folder / "multirun.yaml")
+    except (OSError, ValueError):
+        return {}
+    params = facts.pick(started, "hydra.sweeper.params") or {}
+    found = dict(params) if isinstance(params, Mapping) else {}
+    for text in facts.pick(started, "hydra.overrides.task") or []:
+        key, _, value = str(text).lstrip("+").partition("=")
+        if key in found or _A_RANGE.match(value):
+            found[key] = value
+    # One spacing, so that equal ranges are equal.
+    return {str(k): re.sub(r"\s*,\s*", ", ", str(v)) for k, v in found.items()}
+
+
+_A_RANGE = re.compile(r"(interval|range|choice|tag|int|float)\(|[^\[{']+,")
 
 
 def _runs(folder: Path) -> Sweep:

@@ -29,6 +29,8 @@ class SweepTable:
         keys; unknown values are NaN.
     settings: the first run's configuration by dotted keys, empty without run folders.
     environment: the first run's versions, processor and so on.
+    wall: seconds from the first start to the last end, without pauses; None if unknown.
+    ranges: by swept key, the range or the choices as they were given, where they are known.
     """
 
     name: str
@@ -40,6 +42,8 @@ class SweepTable:
     settings: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    wall: float | None = None
+    ranges: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def complete(self) -> pd.DataFrame:

@@ -97,6 +97,15 @@ _SENTENCES = {
 }
 
 
+def _premise(a: SweepTable, b: SweepTable) -> str:
+    """Return what the sweeps of a comparison had, where it was not the same."""
+    counts = [f"{len(table.complete)} complete trials" for table in (a, b)]
+    totals = [float(table.rows["epochs"].sum()) for table in (a, b)]
+    if all(totals) and not 0.95 < totals[0] / totals[1] < 1.05:
+        counts = [f"{text} and {total:,.0f} epochs" for text, total in zip(counts, totals)]
+    return f"{a.name} has {counts[0]}, {b.name} {counts[1]}"
+
+
 def _comparison(
     a: SweepTable, b: SweepTable, kind: str, difference: Difference, confidence: float
 ) -> dict[str, Any]:
@@ -126,7 +135,8 @@ def _comparison(
         level = f"{100 * confidence:.4g} % interval {shown(ends[0])} to {shown(ends[1])}"
         test = f", p = {difference.p:.2g}" if difference.p is not None else ""
         noise = ": within noise." if difference.within_noise else ": more than noise."
-        text += f" ({level}{test}){noise}"
+        premise = f"; {_premise(a, b)}" if kind == "best of n" else ""
+        text += f" ({level}{test}{premise}){noise}"
         if kind == "winners":
             text += (
                 " Each was picked for these very values, which flatters both: "
