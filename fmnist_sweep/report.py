@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fmnist_sweep.base import command
 from fmnist_sweep.base.errors import ReportError
-from fmnist_sweep.results import ranking
+from fmnist_sweep.results import advice, ranking
 from fmnist_sweep.results.publish import publish
 from fmnist_sweep.results.tables import Sweep
 from fmnist_sweep.task import picture
@@ -38,6 +38,7 @@ def report(folder: Path) -> None:
     page = publish(folder, runs)
     drawn = picture.draw_missing(runs)
     ranking.show(runs, ranking.console())
+    advice.show(folder, runs)
     print(f"Tables: {folder / 'sweep.csv'}, {folder / 'curves.csv'}")
     print(f"Pictures: {folder / 'plots'}, page: {page}")
     if drawn:

@@ -5,6 +5,8 @@ Missing facts are left out: folders of other sweepers and of older versions lack
 """
 
 import math
+import re
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -52,6 +54,34 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         nested = isinstance(value, Mapping)
         found |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
     return found
+
+
+def ranges(folder: Path) -> dict[str, str]:
+    """Return the ranges and choices of a sweep's command, by key."""
+    started = settings(folder)
+    params = pick(started, "hydra.sweeper.params") or {}
+    found = dict(params) if isinstance(params, Mapping) else {}
+    for text in pick(started, "hydra.overrides.task") or []:
+        key, _, value = str(text).lstrip("+").partition("=")
+        if key in found or _A_RANGE.match(value):
+            found[key] = value
+    # One spacing, so that equal ranges are equal.
+    return {str(k): re.sub(r"\s*,\s*", ", ", str(v)) for k, v in found.items()}
+
+
+_A_RANGE = re.compile(r"(interval|range|choice|tag|int|float)\(|[^\[{']+,")
+
+
+def is_confirmed(folder: Path) -> bool:
+    """Return whether the sweep's winners were trained on fresh seeds."""
+    return (folder / "confirm.json").exists()
+
+
+def shown_path(folder: Path) -> str:
+    """Return a path for a command, relative to the working directory if it lies below it."""
+    here, absolute = Path.cwd(), folder.absolute()
+    near = absolute.relative_to(here) if absolute.is_relative_to(here) else absolute
+    return shlex.quote(str(near))
 
 
 def is_selected_on_test(config: Mapping[str, Any]) -> bool:

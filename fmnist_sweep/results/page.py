@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fmnist_sweep.results import facts, lineage, metrics, parallel, series, swept
+from fmnist_sweep.results.advice import advice
 from fmnist_sweep.results.importance import FEWEST, with_values
 from fmnist_sweep.results.lineage import Descent
 from fmnist_sweep.results.ranking import pareto, ranked
@@ -68,6 +69,7 @@ def content(folder: Path, runs: Sequence[Run], shares: Mapping[str, float]) -> d
             }
             for i, measure in enumerate(series.measures(runs))
         ],
+        "advice": advice(folder, runs),
         "best": best.trial if best else None,
         "baseline": base.trial if base else None,
         "steps": f"{step_name(runs)}s",

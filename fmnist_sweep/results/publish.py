@@ -30,7 +30,7 @@ def publish(folder: Path, runs: Sequence[Run]) -> Path:
     rows = lineage.read(folder)
     # In a population the values that trials began with say little about what they reached.
     shares = {} if rows else importances(ordered)
-    write_atomically(folder / "report.html", page.page(folder, ordered, shares))
+    _write_page(folder, ordered, shares)
     plots = folder / "plots"
     plots.mkdir(exist_ok=True)
     drawn = pictures(ordered, rows, shares)
@@ -40,6 +40,15 @@ def publish(folder: Path, runs: Sequence[Run]) -> Path:
         else:  # an earlier report, of fewer trials, may have left an outdated picture
             (plots / f"{name}.png").unlink(missing_ok=True)
     return folder / "report.html"
+
+
+def write_page(folder: Path, runs: Sequence[Run]) -> None:
+    """Write `report.html` without importances and pictures, which take a second; see `publish`."""
+    _write_page(folder, sorted(runs, key=lambda run: run.trial), {})
+
+
+def _write_page(folder: Path, ordered: Sequence[Run], shares: dict[str, float]) -> None:
+    write_atomically(folder / "report.html", page.page(folder, ordered, shares))
 
 
 NAMES = (

@@ -145,9 +145,14 @@ class SweepLoop:
         # A user who interrupts does not want to wait for plots.
         waits = code < 128 and not is_lost
         if runs and waits:
+            from fmnist_sweep.results import advice, publish
+
+            advice.show(self.study.folder, runs)
+            publish.publish(self.study.folder, runs)
+        elif runs and not is_lost:  # of an interrupted sweep the page alone, which takes no time
             from fmnist_sweep.results import publish
 
-            publish.publish(self.study.folder, runs)
+            publish.write_page(self.study.folder, runs)
         n_undrawn = self._finish_pictures(began) if waits else 0
         names = ("sweep.csv", "curves.csv", "report.html")
         files = [name for name in names if (self.study.folder / name).exists()]

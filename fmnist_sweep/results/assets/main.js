@@ -28,6 +28,9 @@ function verdict() {
     else if (complete > 1) sentences.push("A best value is a maximum over noise: python -m fmnist_sweep.confirm trains the winners again on fresh seeds.");
   }
   document.getElementById("verdict").textContent = sentences.join(" ");
+  const list = document.getElementById("advice");
+  list.hidden = !data.advice.length;
+  for (const text of data.advice) element("li", {}, list, text);
   const warning = document.getElementById("warning");
   warning.hidden = !data.warning;
   warning.textContent = data.warning || "";

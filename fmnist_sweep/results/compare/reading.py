@@ -1,7 +1,6 @@
 """Read the sweeps to compare: sweep folders and `sweep.csv` files, of this and other versions."""
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -85,27 +84,8 @@ def _read_table(path: Path, objective: str | None) -> SweepTable:
         environment=_environment(first),
         warnings=warnings,
         wall=when.wall if when else None,
-        ranges=_ranges(folder),
+        ranges=facts.ranges(folder),
     )
-
-
-def _ranges(folder: Path) -> dict[str, str]:
-    """Return the ranges and choices of a sweep's command, by key."""
-    try:
-        started = record.read_yaml(folder / "multirun.yaml")
-    except (OSError, ValueError):
-        return {}
-    params = facts.pick(started, "hydra.sweeper.params") or {}
-    found = dict(params) if isinstance(params, Mapping) else {}
-    for text in facts.pick(started, "hydra.overrides.task") or []:
-        key, _, value = str(text).lstrip("+").partition("=")
-        if key in found or _A_RANGE.match(value):
-            found[key] = value
-    # One spacing, so that equal ranges are equal.
-    return {str(k): re.sub(r"\s*,\s*", ", ", str(v)) for k, v in found.items()}
-
-
-_A_RANGE = re.compile(r"(interval|range|choice|tag|int|float)\(|[^\[{']+,")
 
 
 def _runs(folder: Path) -> Sweep:
