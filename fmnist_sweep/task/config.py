@@ -160,7 +160,7 @@ class TrainerConfig(Section):
 class LoggerConfig(Section):
     """The tracker that runs are logged to, beside the run folder."""
 
-    kind: Literal["none", "tensorboard", "mlflow"]
+    kind: Literal["none", "tensorboard", "mlflow", "wandb"]
     uri: str | None
 
 

@@ -1,6 +1,6 @@
-"""Log runs to TensorBoard or MLflow, beside the run folder.
+"""Log runs to TensorBoard, MLflow or Weights & Biases, beside the run folder.
 
-Both are optional dependencies, imported only if `logger.kind` names them. An error of either is one
+All are optional dependencies, imported only if `logger.kind` names them. An error of any is one
 line in the run's log, and the run continues without it.
 """
 
@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
@@ -30,6 +31,9 @@ _MLFLOW_STATUS = {
     "PRUNED": "KILLED",
     "FAILED": "FAILED",
 }
+
+
+INIT_SECONDS = 10  # that W&B may take to begin a run
 
 
 class Backend(Protocol):
@@ -159,9 +163,53 @@ class MLflow:
         self.client.log_batch(self.run, metrics=metrics)
 
 
+class WandB:
+    """A run of Weights & Biases for each trial; the trials of a sweep are a group."""
+
+    def __init__(self, config: Config, folder: Path) -> None:
+        import wandb
+
+        self.wandb = wandb
+        in_sweep = (folder / "trial.json").exists()
+        settings = wandb.Settings(silent=True, console="off", init_timeout=INIT_SECONDS)
+        if config.logger.uri:
+            settings.base_url = config.logger.uri
+        self.run = wandb.init(
+            project="fmnist_sweep",
+            group=folder.parent.name if in_sweep else None,
+            name=f"trial {folder.name}" if in_sweep else folder.name,
+            id=self._id(folder),
+            resume="allow",  # a trial that was paused or interrupted
+            config=parameters(config),
+            dir=str(folder),
+            reinit="create_new",  # many trials train in one process
+            settings=settings,
+        )
+
+    def _id(self, folder: Path) -> str:
+        """Return the id of the folder's run, which the first attempt makes."""
+        try:
+            return str(record.read_json(folder, "wandb.json")["id"])
+        except FileNotFoundError:
+            made = uuid.uuid4().hex[:12]
+            record.write_json(folder, "wandb.json", {"id": made})
+            return made
+
+    def epoch(self, row: Epoch) -> None:
+        self.run.log(_metrics(asdict(row)), step=row.epoch)
+
+    def end(self, summary: Mapping[str, Any], picture: Path) -> None:
+        finals = {f"final_{name}": value for name, value in _metrics(summary).items()}
+        self.run.summary.update({**finals, "state": summary["state"]})
+        if picture.exists():
+            self.run.log({"results": self.wandb.Image(str(picture))})
+        self.run.finish(exit_code=int(summary["state"] == "FAILED"))
+
+
 _BACKENDS: dict[str, Callable[[Config, Path], Backend]] = {
     "tensorboard": TensorBoard,
     "mlflow": MLflow,
+    "wandb": WandB,
 }
 
 
