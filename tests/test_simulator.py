@@ -215,6 +215,19 @@ def table_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
+def test_further_curves_join_a_table(table_path, tmp_path):
+    folder, target = table_path.parent, tmp_path / "mlp.csv.gz"
+    for sweep, add in (("curves1", False), ("curves0", True), ("curves0", True)):
+        text = curves_table.build([folder / sweep], target=target, add=add)
+    assert "50 curves of 20 epochs" in text and "trained on a with 2 cores" in text
+    columns = ["lr", "batch_size", "width", "seed", "epoch"]
+    whole, joined = (
+        curves_table.read(path).sort_values(columns, ignore_index=True)
+        for path in (table_path, target)
+    )
+    pd.testing.assert_frame_equal(whole, joined)
+
+
 def write_run(run: Path, params: dict, seed: int, rng: np.random.Generator) -> None:
     numbers = np.arange(1, 21)
     limit = 0.89 - 0.01 * (np.log10(params["optimizer.lr"]) + 3) ** 2

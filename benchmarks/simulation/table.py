@@ -2,6 +2,7 @@
 
     python -m benchmarks.simulation.table alone    # a quarter of an hour, on an idle machine
     python -m benchmarks.simulation.table build multirun/curves0 multirun/curves1
+    python -m benchmarks.simulation.table build --add multirun/curves2  # keeps the others
 
 Both write into `benchmarks/curves`, where README.md describes the files.
 """
@@ -10,6 +11,7 @@ import argparse
 import gzip
 import io
 import itertools
+import re
 import statistics
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -36,15 +38,19 @@ KINDS = tuple(itertools.product((16, 32, 64, 128), range(64, 513, 64)))
 # By column, its decimals; there are at most 12,000 validation images.
 DECIMALS = {"train_loss": 5, "val_loss": 5, "val_accuracy": 5, "seconds": 3}
 ALONE_EPOCHS = 3
+_TRAINED_ON = r"trained on (.+)"  # in README.md
 
 
-def build(folders: Sequence[Path], alone: Path = ALONE, target: Path = CURVES) -> str:
+def build(
+    folders: Sequence[Path], alone: Path = ALONE, target: Path = CURVES, add: bool = False
+) -> str:
     """Write the table of the finished trials of sweeps, and a README.md beside it.
 
     Args:
         folders: sweeps of `search=curves`. Trials with fewer epochs than the longest are left out.
         alone: the seconds that `measure_alone` has written; may be missing.
         target: the table to write.
+        add: keep the curves that the table has.
 
     Returns:
         What the table holds, which is a part of README.md too.
@@ -59,10 +65,16 @@ def build(folders: Sequence[Path], alone: Path = ALONE, target: Path = CURVES) -
     longest = max(len(run.history) for run in runs)
     whole = [run for run in runs if len(run.history) == longest]
     table = pd.concat([_curve(run) for run in whole], ignore_index=True)
+    processors = [_processor(run.folder) for run in whole]
+    if add and target.exists():
+        table = pd.concat([read(target), table], ignore_index=True)
+        table = table.drop_duplicates([*KEYS, "seed", "epoch"], ignore_index=True)
+        known = re.search(_TRAINED_ON, target.with_name("README.md").read_text(encoding="utf-8"))
+        processors = [*(known[1].split(" and ") if known else []), *processors]
     text = table.to_csv(index=False, lineterminator="\n").encode()
     target.parent.mkdir(exist_ok=True)
     write_atomically(target, gzip.compress(text, mtime=0))
-    found = _content(table, whole, skipped=len(runs) - len(whole), alone=alone)
+    found = _content(table, processors, skipped=len(runs) - len(whole), alone=alone)
     names = " ".join(f"multirun/{folder.name}" for folder in folders)
     write_atomically(target.with_name("README.md"), _readme(found, names))
     return found
@@ -148,7 +160,7 @@ def _processor(run: Path) -> str:
     return f"{made['processor']} with {made['cores']} cores"
 
 
-def _content(table: pd.DataFrame, runs: Sequence[Run], skipped: int, alone: Path) -> str:
+def _content(table: pd.DataFrame, processors: Iterable[str], skipped: int, alone: Path) -> str:
     """Return as Markdown what is in the table."""
     curves = table.drop_duplicates([*KEYS, "seed"])
     seeds = curves.groupby("seed").size()
@@ -164,7 +176,7 @@ def _content(table: pd.DataFrame, runs: Sequence[Run], skipped: int, alone: Path
         f"- best validation accuracy {best['val_accuracy']:.4f}: lr {best['lr']:.3g}, batch size "
         f"{best['batch_size']:.0f}, width {best['width']:.0f}, epoch {best['epoch']:.0f}",
         f"- an epoch in the sweep took {in_stacks.min():.2f} to {in_stacks.max():.2f} s, the "
-        f"median by kind; trained on {_joined(_processor(run.folder) for run in runs)}",
+        f"median by kind; trained on {_joined(processors)}",
     ]
     seconds = read_alone(alone)
     if seconds:
@@ -220,6 +232,7 @@ def main() -> None:
     )
     actions = parser.add_subparsers(dest="action", required=True)
     make = actions.add_parser("build", help="write the table")
+    make.add_argument("--add", action="store_true", help="keep the curves that the table has")
     make.add_argument("folders", nargs="+", type=Path, help="sweeps such as multirun/curves0")
     timing = actions.add_parser("alone", help="time an epoch of each kind")
     timing.add_argument("--root", help="data.root (default: $FMNIST_SWEEP_DATA, or data)")
@@ -230,7 +243,7 @@ def main() -> None:
 
 def _run(options: argparse.Namespace) -> None:
     if options.action == "build":
-        print(build(options.folders))
+        print(build(options.folders, add=options.add))
         return
     try:
         kinds = [tuple(map(int, kind.split("x"))) for kind in options.kinds] or KINDS
