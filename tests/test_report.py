@@ -2,15 +2,18 @@
 
 import base64
 import json
+import os
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
+from fmnist_sweep.base.locks import LifeLock
 from tests import sweeps
 from tests.conftest import ROOT, Command
 from tests.sweeps import trial
@@ -67,6 +70,34 @@ def test_page_needs_no_network_and_holds_no_markup_of_users(folder: Path, report
     assert not re.search(r"(src|href)\s*=|url\((?!#)|@import|fetch\(|import\(", plain)
     assert "default-src 'none'" in text and "<img" not in text
     assert text.count("</script>") == 2 and "Sweep a&lt;b&gt;&amp;c" in text
+
+
+def test_a_watched_page_stays_fresh(folder: Path, report: Command) -> None:
+    hidden = folder.with_name("hidden")
+    (folder / "5").rename(hidden)
+    pid = os.fork()
+    if pid == 0:  # the sweep's command: it ends once another trial has ended
+        lock = LifeLock(folder / ".worker-1.lock")
+        try:
+            while not (folder / "report.html").exists():
+                time.sleep(0.05)
+            time.sleep(0.5)
+            hidden.rename(folder / "5")
+            time.sleep(1.5)
+            assert 'http-equiv="refresh"' in (folder / "report.html").read_text()
+            lock.close()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    while not (folder / ".worker-1.lock").exists():
+        time.sleep(0.02)
+    outcome = report(str(folder), "--watch", "0.2")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert outcome.code == 0, outcome.err
+    assert re.search(r"^7 trials: .*\n8 trials: ", outcome.out)
+    assert len(data_of(folder / "report.html")["runs"]) == 8
+    assert 'http-equiv="refresh"' not in (folder / "report.html").read_text()
+    assert (folder / "plots/curves.png").exists()
 
 
 def test_pictures_of_an_earlier_report_go(folder: Path, report: Command) -> None:

@@ -81,9 +81,14 @@ def _rows(folder: Path) -> pd.DataFrame:
 
 
 def _state(folder: Path, ended: int, total: int) -> str:
-    if any(LifeLock.is_held(path) for path in folder.glob(".worker-*.lock")):
+    if is_running(folder):
         return "running"
     return "complete" if ended >= total else "interrupted"
+
+
+def is_running(folder: Path) -> bool:
+    """Return whether a process works on a sweep; one of another host may not be seen."""
+    return any(LifeLock.is_held(path) for path in folder.glob(".worker-*.lock"))
 
 
 def _best(rows: pd.DataFrame, run: Path | None) -> str:

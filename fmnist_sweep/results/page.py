@@ -20,13 +20,16 @@ from fmnist_sweep.results.timing import Timing, timing
 SCRIPTS = ("plot.js", "charts.js", "table.js", "main.js")
 
 
-def page(folder: Path, runs: Sequence[Run], shares: Mapping[str, float]) -> str:
+def page(
+    folder: Path, runs: Sequence[Run], shares: Mapping[str, float], refresh: float | None = None
+) -> str:
     """Return the page as HTML. Users' text enters the page as data, never as markup.
 
     Args:
         folder: the sweep's folder.
         runs: ordered by trial, at least one.
         shares: the keys' `importances`.
+        refresh: the seconds after which a browser loads the page again; None for never.
     """
     source = files("fmnist_sweep.results") / "assets"
     values = json.dumps(
@@ -34,6 +37,7 @@ def page(folder: Path, runs: Sequence[Run], shares: Mapping[str, float]) -> str:
     )
     parts = {
         "TITLE": html.escape(f"Sweep {folder.resolve().name}"),
+        "REFRESH": f'<meta http-equiv="refresh" content="{refresh:g}">' if refresh else "",
         "STYLE": (source / "style.css").read_text(encoding="utf-8"),
         # Text in the data must not close the script element.
         "DATA": values.replace("<", "\\u003c"),

@@ -30,7 +30,7 @@ def publish(folder: Path, runs: Sequence[Run]) -> Path:
     rows = lineage.read(folder)
     # In a population the values that trials began with say little about what they reached.
     shares = {} if rows else importances(ordered)
-    _write_page(folder, ordered, shares)
+    write_atomically(folder / "report.html", page.page(folder, ordered, shares))
     plots = folder / "plots"
     plots.mkdir(exist_ok=True)
     drawn = pictures(ordered, rows, shares)
@@ -42,13 +42,14 @@ def publish(folder: Path, runs: Sequence[Run]) -> Path:
     return folder / "report.html"
 
 
-def write_page(folder: Path, runs: Sequence[Run]) -> None:
-    """Write `report.html` without importances and pictures, which take a second; see `publish`."""
-    _write_page(folder, sorted(runs, key=lambda run: run.trial), {})
+def write_page(folder: Path, runs: Sequence[Run], refresh: float | None = None) -> None:
+    """Write `report.html` without importances and pictures, which take a second; see `publish`.
 
-
-def _write_page(folder: Path, ordered: Sequence[Run], shares: dict[str, float]) -> None:
-    write_atomically(folder / "report.html", page.page(folder, ordered, shares))
+    Args:
+        refresh: the seconds after which a browser loads the page again.
+    """
+    ordered = sorted(runs, key=lambda run: run.trial)
+    write_atomically(folder / "report.html", page.page(folder, ordered, {}, refresh))
 
 
 NAMES = (
