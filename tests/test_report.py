@@ -72,6 +72,22 @@ def test_page_needs_no_network_and_holds_no_markup_of_users(folder: Path, report
     assert text.count("</script>") == 2 and "Sweep a&lt;b&gt;&amp;c" in text
 
 
+@pytest.mark.parametrize(
+    ("candidates", "winner"),
+    [([{"name": "trial-4"}], 4), ([{"name": "baseline"}], None), ({"a": 1}, None), ([3], None)],
+)
+def test_the_confirmed_winner_is_marked(
+    candidates: Any, winner: int | None, folder: Path, report: Command
+) -> None:
+    confirmed = {"candidates": candidates, "test": {"opened_for": 1}}
+    (folder / "confirm.json").write_text(json.dumps(confirmed))
+    assert report(str(folder)).code == 0
+    data = data_of(folder / "report.html")
+    assert data["winner"] == winner
+    line = data["facts"]["Data"]["Selected on"]
+    assert line.endswith("the sweep has opened no test example; confirm has, for selection 1")
+
+
 def test_a_watched_page_stays_fresh(folder: Path, report: Command) -> None:
     hidden = folder.with_name("hidden")
     (folder / "5").rename(hidden)

@@ -94,7 +94,7 @@ def facts(folder: Path, runs: Sequence[Run]) -> dict[str, dict[str, str]]:
     config = configuration(runs[0].folder)
     return {
         "Swept": _swept(settings(folder), runs),
-        "Data": _protocol(config, runs),
+        "Data": _protocol(folder, config, runs),
         "Budget": _budget(runs),
         "Environment": _environment(runs),
         "Confirmed on fresh seeds": _confirmed(folder),
@@ -138,7 +138,7 @@ def _ordered(values: list[Any]) -> list[Any]:
         return values
 
 
-def _protocol(config: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, str]:
+def _protocol(folder: Path, config: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, str]:
     objectives = zip(runs[0].objective, runs[0].direction)
     rows = {"Objective": "; ".join(f"{direction} {name}" for name, direction in objectives)}
     about = _data(runs[0].folder)
@@ -153,13 +153,12 @@ def _protocol(config: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, str]:
     if is_selected_on_test(config):
         rows["Selected on"] = TEST_SELECTION
     elif about.get("own_validation") and pick(config, "data.validation") == "held_out":
-        rows["Selected on"] = "its own validation part; the test part was not opened"
+        rows["Selected on"] = f"its own validation part; {_test_set(folder)}"
     elif val_size and isinstance(val_size, int | float):
         split = pick(config, "data.split_seed")
         shown = f"{val_size:,}" if val_size >= 1 else f"{val_size:.0%}"
         rows["Selected on"] = (
-            f"{shown} of the training examples, held out (split_seed {split}); no test example was "
-            "opened"
+            f"{shown} of the training examples, held out (split_seed {split}); {_test_set(folder)}"
         )
     seeds = sorted({run.summary["seed"] for run in runs if run.summary.get("seed") is not None})
     if seeds:
@@ -168,6 +167,30 @@ def _protocol(config: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, str]:
     if repeats := {run.summary["repeats"] for run in runs if run.summary.get("repeats")}:
         rows["Repeats"] = ", ".join(map(str, sorted(repeats))) + " seeds a trial, mean ± std"
     return rows
+
+
+def _test_set(folder: Path) -> str:
+    """Say who has opened the test set."""
+    opened = pick(_confirmation(folder), "test.opened_for")
+    confirm = f"; confirm has, for selection {opened}" if isinstance(opened, int) else ""
+    return f"the sweep has opened no test example{confirm}"
+
+
+def confirmed_winner(folder: Path) -> int | None:
+    """Return the number of the trial that `confirm` found best; None if there is none."""
+    found = _confirmation(folder).get("candidates")
+    first = found[0] if isinstance(found, list) and found else None
+    name = first.get("name") if isinstance(first, Mapping) else None
+    number = re.fullmatch(r"trial-(\d+)", str(name))
+    return int(number[1]) if number else None
+
+
+def _confirmation(folder: Path) -> dict[str, Any]:
+    try:
+        found = record.read_json(folder, "confirm.json")
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _data(run: Path) -> Mapping[str, Any]:
@@ -233,8 +256,8 @@ def _environment(runs: Sequence[Run]) -> dict[str, str]:
 
 def _confirmed(folder: Path) -> dict[str, str]:
     """Return the result in `confirm.json`, empty without that file."""
+    found = _confirmation(folder)
     try:
-        found = record.read_json(folder, "confirm.json")
         rows = {"Fresh seeds": " ".join(found.get("sentences") or [])}
         accuracy = number(pick(found, "test.accuracy.mean"))
         if accuracy is not None:
@@ -245,7 +268,7 @@ def _confirmed(folder: Path) -> dict[str, str]:
                 f"{text} over {pick(found, 'test.accuracy.n')} seeds, trained on {seen}"
             )
         return {name: text for name, text in rows.items() if text}
-    except (OSError, ValueError, TypeError):
+    except (ValueError, TypeError):
         return {}
 
 

@@ -76,6 +76,7 @@ def content(folder: Path, runs: Sequence[Run], shares: Mapping[str, float]) -> d
         "advice": advice(folder, runs),
         "best": best.trial if best else None,
         "baseline": base.trial if base else None,
+        "winner": facts.confirmed_winner(folder),
         "steps": f"{step_name(runs)}s",
         "keys": list(dict.fromkeys(key for run in runs for key in run.params)),
         "runs": _rows(runs),

@@ -64,22 +64,11 @@ def _run(folder: Path) -> Path:
         sweep = Sweep(folder)
         sweep.update()
         runs = list(sweep.runs.values())
-        confirmed = _confirmed(folder)
-        for run in runs:
-            if f"trial-{run.trial}" == confirmed:
-                return run.folder
+        if (winner := facts.confirmed_winner(folder)) in sweep.runs:
+            return sweep.runs[winner].folder
         return candidates(folder, runs, 1, "val_accuracy")[0].run
     except Error as error:
         raise ConfigError(f"{KEY}={error}") from None
-
-
-def _confirmed(folder: Path) -> str | None:
-    """Return the name of the winner on fresh seeds, such as `trial-7`."""
-    if not (folder / "confirm.json").exists():
-        return None
-    found = record.read_json(folder, "confirm.json").get("candidates") or [{}]
-    name: str | None = found[0].get("name")
-    return name
 
 
 def _overrides(run: Path, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -88,6 +88,7 @@ function tableRow(all, run, data) {
     if (column.name === "state") {
       if (best) element("span", { class: "badge best" }, cell, "best");
       if (run.front) element("span", { class: "badge best" }, cell, "Pareto front");
+      if (run.trial === data.winner) element("span", { class: "badge best" }, cell, "confirmed");
       if (run.baseline) element("span", { class: "badge baseline" }, cell, "baseline");
     }
     const value = column.show ? column.show(run) : column.value(run);
