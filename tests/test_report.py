@@ -2,10 +2,10 @@
 
 import base64
 import json
-import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from fmnist_sweep.base.locks import LifeLock
 from tests import sweeps
 from tests.conftest import ROOT, Command
 from tests.sweeps import trial
@@ -88,27 +87,32 @@ def test_the_confirmed_winner_is_marked(
     assert line.endswith("the sweep has opened no test example; confirm has, for selection 1")
 
 
+# The command of a sweep of which another trial ends, and then the command.
+RUNNING = """
+import sys, time
+from pathlib import Path
+from fmnist_sweep.base.locks import LifeLock
+
+folder, hidden = map(Path, sys.argv[1:])
+lock = LifeLock(folder / ".worker-1.lock")
+while not (folder / "report.html").exists():
+    time.sleep(0.05)
+time.sleep(0.5)
+hidden.rename(folder / "5")
+time.sleep(1.5)
+assert 'http-equiv="refresh"' in (folder / "report.html").read_text()
+lock.close()
+"""
+
+
 def test_a_watched_page_stays_fresh(folder: Path, report: Command) -> None:
     hidden = folder.with_name("hidden")
     (folder / "5").rename(hidden)
-    pid = os.fork()
-    if pid == 0:  # the sweep's command: it ends once another trial has ended
-        lock = LifeLock(folder / ".worker-1.lock")
-        try:
-            while not (folder / "report.html").exists():
-                time.sleep(0.05)
-            time.sleep(0.5)
-            hidden.rename(folder / "5")
-            time.sleep(1.5)
-            assert 'http-equiv="refresh"' in (folder / "report.html").read_text()
-            lock.close()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    while not (folder / ".worker-1.lock").exists():
-        time.sleep(0.02)
-    outcome = report(str(folder), "--watch", "0.2")
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    with subprocess.Popen([sys.executable, "-c", RUNNING, str(folder), str(hidden)]) as process:
+        while not (folder / ".worker-1.lock").exists():
+            time.sleep(0.02)
+        outcome = report(str(folder), "--watch", "0.2")
+    assert process.returncode == 0
     assert outcome.code == 0, outcome.err
     assert re.search(r"^7 trials: .*\n8 trials: ", outcome.out)
     assert len(data_of(folder / "report.html")["runs"]) == 8

@@ -2,13 +2,14 @@
 
 import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from fmnist_sweep import sweeps as command
-from fmnist_sweep.base.locks import LifeLock
 from fmnist_sweep.results import listing, record
 from tests import sweeps
 from tests.conftest import Command, InProcess
@@ -47,18 +48,16 @@ def test_the_newest_comes_first(listed: Command, monkeypatch: pytest.MonkeyPatch
 
 def test_a_sweep_that_runs(tmp_path: Path) -> None:
     folder = sweeps.write(tmp_path / "a", [trial(0.8)])
-    pid = os.fork()
-    if pid == 0:  # a lock is not seen by its own process
-        LifeLock(folder / ".worker-1.lock")
-        time.sleep(60)
-    try:
+    lock = folder / ".worker-1.lock"  # which its own process does not see
+    hold = (
+        f"import time; from fmnist_sweep.base.locks import *; lock = LifeLock(Path({str(lock)!r}))"
+    )
+    with subprocess.Popen([sys.executable, "-c", f"{hold}; time.sleep(60)"]) as process:
         deadline = time.monotonic() + 20
         while listing.find([tmp_path])[0].state != "running" and time.monotonic() < deadline:
             time.sleep(0.05)
         assert listing.find([tmp_path])[0].state == "running"
-    finally:
-        os.kill(pid, 9)
-        os.waitpid(pid, 0)
+        process.kill()
     assert listing.find([tmp_path])[0].state == "complete"
 
 
