@@ -382,6 +382,23 @@ def test_a_narrow_terminal_keeps_what_is_needed(
         assert ("Too narrow to show: seconds" in out) == (width < 160)
 
 
+def test_what_is_optimised_is_a_column_however_narrow_the_terminal(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    params = {"optimizer.lr": 0.123456, "data.batch_size": 128}
+    trials = [trial(0.8, params=params, values={"best_val_accuracy": 0.8125})]
+    folder = sweeps.write(
+        tmp_path / "a", trials, objective=["best_val_accuracy"], direction=["maximize"]
+    )
+    sweep = Sweep(folder)
+    sweep.update()
+    for width in (50, 160):
+        capfd.readouterr()
+        ranking.show(list(sweep.runs.values()), Console(width=width, markup=False))
+        out = capfd.readouterr().out
+        assert "best_val_accuracy" in out and "0.8125" in out
+
+
 # What is said of what has no effect
 
 

@@ -1,7 +1,7 @@
 """A sweep's runs, best first, and their table on the screen."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -72,7 +72,8 @@ def show(runs: Sequence[Run], screen: Console) -> None:
     columns = _columns(runs, shown, {run.trial: rank for rank, run in enumerate(rows, 1)}, front)
     left_out = []
     table = _table(columns, shown)
-    while _width(table, screen) > screen.width and (name := _least_needed(columns)):
+    needed = {*_NEEDED, *runs[0].objective} if runs else {*_NEEDED}
+    while _width(table, screen) > screen.width and (name := _least_needed(columns, needed)):
         left_out.append(name)
         del columns[name]
         table = _table(columns, shown)
@@ -110,6 +111,8 @@ def _columns(
     if any(run.metrics for run in runs):  # another application's training
         columns |= {name: figure(name) for name in runs[0].objective}
     else:
+        shown_anyway = ("val_accuracy", "val_loss", "seconds")
+        columns |= {n: figure(n) for n in runs[0].objective if n not in shown_anyway}
         columns["val acc %"] = lambda run: _mean(run, "val_accuracy", 100, 2)
         columns["val loss"] = lambda run: _mean(run, "val_loss", 1, 4)
     columns["epochs" if step_name(runs) == "epoch" else "steps"] = lambda run: str(
@@ -123,10 +126,10 @@ def _columns(
 _NEEDED = ("rank", "trial", "state", "val acc %")
 
 
-def _least_needed(columns: Mapping[str, Any]) -> str | None:
+def _least_needed(columns: Mapping[str, Any], needed: Collection[str]) -> str | None:
     """Return the column to leave out next, or None if all the others are needed."""
-    first = [name for name in ("seconds", "epochs", "val loss") if name in columns]
-    keys = [name for name in columns if name not in (*_NEEDED, "")]
+    first = [n for n in ("seconds", "epochs", "val loss") if n in columns and n not in needed]
+    keys = [name for name in columns if name not in (*needed, "")]
     return next(iter([*first, *reversed(keys)]), None)
 
 
