@@ -11,6 +11,7 @@ from rich.table import Table
 
 from fmnist_sweep.results.tables import Run, step_name
 
+_HEADS = {"val_accuracy": "val acc %", "val_loss": "val loss"}
 SHOWN = 20  # rows of the table on a screen
 
 
@@ -72,7 +73,8 @@ def show(runs: Sequence[Run], screen: Console) -> None:
     columns = _columns(runs, shown, {run.trial: rank for rank, run in enumerate(rows, 1)}, front)
     left_out = []
     table = _table(columns, shown)
-    needed = {*_NEEDED, *runs[0].objective} if runs else {*_NEEDED}
+    optimised = [_HEADS.get(name, name) for name in (runs[0].objective if runs else ())]
+    needed = {"rank", "trial", "state", *optimised}
     while _width(table, screen) > screen.width and (name := _least_needed(columns, needed)):
         left_out.append(name)
         del columns[name]
@@ -111,7 +113,7 @@ def _columns(
     if any(run.metrics for run in runs):  # another application's training
         columns |= {name: figure(name) for name in runs[0].objective}
     else:
-        shown_anyway = ("val_accuracy", "val_loss", "seconds")
+        shown_anyway = (*_HEADS, "seconds")
         columns |= {n: figure(n) for n in runs[0].objective if n not in shown_anyway}
         columns["val acc %"] = lambda run: _mean(run, "val_accuracy", 100, 2)
         columns["val loss"] = lambda run: _mean(run, "val_loss", 1, 4)
@@ -123,13 +125,11 @@ def _columns(
     return columns
 
 
-_NEEDED = ("rank", "trial", "state", "val acc %")
-
-
 def _least_needed(columns: Mapping[str, Any], needed: Collection[str]) -> str | None:
     """Return the column to leave out next, or None if all the others are needed."""
-    first = [n for n in ("seconds", "epochs", "val loss") if n in columns and n not in needed]
-    keys = [name for name in columns if name not in (*needed, "")]
+    figures = ("seconds", "epochs", "val loss", "val acc %")
+    first = [name for name in figures if name in columns and name not in needed]
+    keys = [name for name in columns if name not in (*needed, *figures, "")]
     return next(iter([*first, *reversed(keys)]), None)
 
 
