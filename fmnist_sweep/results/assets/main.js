@@ -51,7 +51,7 @@ function facts() {
     element("h3", {}, part, title);
     const list = element("dl", {}, part);
     for (const [name, text] of Object.entries(rows)) {
-      element("dt", {}, list, name);
+      element("dt", {}, list, name.replace(/([._])/g, "$1\u200b")); // where a long key may be broken
       element("dd", {}, list, text);
     }
   }
