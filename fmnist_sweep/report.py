@@ -11,7 +11,8 @@ from pathlib import Path
 
 from fmnist_sweep.base import command
 from fmnist_sweep.base.errors import ReportError
-from fmnist_sweep.results import advice, listing, publish, ranking
+from fmnist_sweep.results import advice, listing, ranking
+from fmnist_sweep.results.publish import publish, write_page
 from fmnist_sweep.results.tables import Sweep
 from fmnist_sweep.task import picture
 
@@ -54,7 +55,7 @@ def watch(folder: Path, seconds: float) -> None:
     while True:
         is_running = listing.is_running(folder)  # before the runs, so that none is missed
         if sweep.update() and is_running:
-            publish.write_page(folder, list(sweep.runs.values()), refresh=seconds)
+            write_page(folder, list(sweep.runs.values()), refresh=seconds)
             print(f"{len(sweep.runs)} trials: {folder / 'report.html'}", flush=True)
         if not is_running:
             report(folder)
@@ -73,7 +74,7 @@ def report(folder: Path) -> None:
         raise ReportError(f"{folder}: holds no finished run; give a sweep's folder")
     sweep.write()
     runs = list(sweep.runs.values())
-    page = publish.publish(folder, runs)
+    page = publish(folder, runs)
     drawn = picture.draw_missing(runs)
     ranking.show(runs, ranking.console())
     advice.show(folder, runs)

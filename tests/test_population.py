@@ -62,8 +62,8 @@ def pbt(**more: float) -> Pbt:
 
 
 @given(
-    st.lists(st.floats(allow_infinity=False), min_size=2, max_size=20),
-    st.floats(0.01, 0.5),
+    st.lists(st.floats(allow_infinity=False, allow_subnormal=False), min_size=2, max_size=20),
+    st.floats(0.01, 0.5, allow_subnormal=False),
     st.integers(0, 10),
 )
 @settings(deadline=None)

@@ -364,8 +364,13 @@ MISTAKES = {
     (FREEZE_THAW, "hydra.sweeper.scheduler.interval=0"): "hydra.sweeper.scheduler.interval=0: ",
     (FREEZE_THAW, "hydra.sweeper.scheduler.interval=12"): "comes after 12 epochs",
     (FREEZE_THAW, "hydra.sweeper.scheduler.min_epochs=2"): "hydra.sweeper.scheduler.min_epochs",
-    (FREEZE_THAW, "hydra.sweeper.objective=[val_loss,val_accuracy]"): "of a single objective",
-    ("hydra.sweeper.scheduler.kind=best",): "scheduler.kind=best: must be asha or freeze_thaw",
+    (
+        FREEZE_THAW,
+        "hydra.sweeper.objective=[val_loss,val_accuracy]",
+    ): "decides on a single objective",
+    (
+        "hydra.sweeper.scheduler.kind=best",
+    ): "scheduler.kind=best: must be one of asha, freeze_thaw, pbt",
     (
         "hydra.sweeper.objective=[val_loss,seconds]",
     ): "hydra/sweeper/scheduler: needs an objective that each epoch has",

@@ -61,7 +61,8 @@ def ranges(folder: Path) -> dict[str, str]:
     started = settings(folder)
     params = pick(started, "hydra.sweeper.params") or {}
     found = dict(params) if isinstance(params, Mapping) else {}
-    for text in pick(started, "hydra.overrides.task") or []:
+    given = pick(started, "hydra.overrides.task")
+    for text in given if isinstance(given, list) else []:
         key, _, value = str(text).lstrip("+").partition("=")
         if key in found or _A_RANGE.match(value):
             found[key] = value
