@@ -367,10 +367,8 @@ MISTAKES = {
     (
         FREEZE_THAW,
         "hydra.sweeper.objective=[val_loss,val_accuracy]",
-    ): "decides on a single objective",
-    (
-        "hydra.sweeper.scheduler.kind=best",
-    ): "scheduler.kind=best: must be one of asha, freeze_thaw, pbt",
+    ): "on a single objective",
+    ("hydra.sweeper.scheduler.kind=best",): "kind=best: must be one of asha, freeze_thaw, pbt",
     (
         "hydra.sweeper.objective=[val_loss,seconds]",
     ): "hydra/sweeper/scheduler: needs an objective that each epoch has",
