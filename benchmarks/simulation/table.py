@@ -213,7 +213,7 @@ a constant learning rate and without pruning. A shorter run is the beginning of 
 | `epoch` | from 1 |
 | `train_loss` | mean cross-entropy over the epoch's batches during training, nats |
 | `val_loss`, `val_accuracy` | after the epoch, on the validation images; nats, and a share |
-| `seconds` | of training and evaluation in the sweep, beside whatever else the machine did; a stack's are divided among its trials |
+| `seconds` | of training and evaluation, beside other work; a stack's are divided by its trials |
 
 `alone.csv` has for each kind, a batch size and a width, the `seconds` of an epoch of a trial that
 trains alone with one thread, the first epoch left out, and the `processor`.
