@@ -1,6 +1,6 @@
 """Compare population-based training with other searches of as many epochs.
 
-    python -m benchmarks.populations --seeds 10        # an hour on two idle cores
+    python -m benchmarks.populations --seeds 10        # an hour and a half on two idle cores
 
 All search the space of `search=pbt` on the baseline's network. Each sweep's winner is then trained
 on three fresh seeds; of a population that is the schedule of its best trial. Goes on where it was

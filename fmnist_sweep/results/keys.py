@@ -1,6 +1,7 @@
-"""Groups of configuration keys: keys without effect on results, keys of a single run."""
+"""Configuration keys: those without effect on results or of a single run; setting a dotted key."""
 
 from collections.abc import Sequence
+from typing import Any
 
 # Keys and sections without effect on results: runs that differ only here are the same run.
 CHANGES_NO_RESULT = (
@@ -15,6 +16,16 @@ CHANGES_NO_RESULT = (
 
 # Keys for a run's seed or its machine, which do not distinguish configurations.
 BELONGS_TO_THE_RUN = ("seed", "repeats", "trainer.device", "trainer.threads", "trainer.compile")
+
+
+def put(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set the value of a dotted key in nested dictionaries; make the sections that are missing."""
+    *sections, last = key.split(".")
+    for name in sections:
+        if not isinstance(values.get(name), dict):
+            values[name] = {}
+        values = values[name]
+    values[last] = value
 
 
 def is_below(key: str, keys: Sequence[str]) -> bool:

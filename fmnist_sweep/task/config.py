@@ -22,7 +22,7 @@ from fmnist_sweep.engine.settings import (
     StepConfig,
     WarmupCosineConfig,
 )
-from fmnist_sweep.results.keys import CHANGES_NO_RESULT
+from fmnist_sweep.results.keys import CHANGES_NO_RESULT, put
 
 # The environment variable with the default of `data.root`, and the default without it.
 DATA_VARIABLE, DATA_FOLDER = "FMNIST_SWEEP_DATA", "data"
@@ -270,13 +270,7 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     """
     plain = config.model_dump(by_alias=True, exclude_unset=True)
     for key, value in values.items():
-        *sections, name = key.split(".")
-        section = plain
-        for each in sections:
-            section = section.setdefault(each, {})
-            if not isinstance(section, dict):
-                raise ConfigError(f"{key}: no such key")
-        section[name] = value
+        put(plain, key, value)
     return checked(Config, plain)
 
 

@@ -59,7 +59,7 @@ class PopulationTraining:
 
     def __init__(self, population: Population, config: Config) -> None:
         self.pbt, self.folder, self.space = population.pbt, population.folder, population.space
-        self.objective = population.objective
+        self.objective, self.n_trials = population.objective, population.n_trials
         self.sign = 1 if population.direction == "maximize" else -1
         self.seed = config.seed
         self.epochs = config.trainer.epochs
@@ -95,8 +95,8 @@ class PopulationTraining:
             job.state = self.states[number]
             job.trial = self._trial(number)
         if len(self.members) == 1:
-            parameters = sum(p.nbytes for p in job.trial.model.parameters())
-            self.file.begin(3 * parameters * len(self.members))
+            size = sum(p.nbytes for p in job.trial.model.parameters())
+            self.file.begin(3 * size * self.n_trials)
 
     def _trial(self, number: int) -> Trial:
         """Build a trial with the values that it has had, by way of its ancestors."""

@@ -11,6 +11,7 @@ from typing import Any
 from fmnist_sweep.base.errors import ConfigError, RecordError
 from fmnist_sweep.results import lineage, record
 from fmnist_sweep.results.facts import pick
+from fmnist_sweep.results.keys import put
 from fmnist_sweep.results.ranking import ranked
 from fmnist_sweep.results.series import number, objective
 from fmnist_sweep.results.tables import Run
@@ -176,19 +177,9 @@ def _params_and_values(run: Path) -> tuple[dict[str, Any] | None, dict[str, Any]
     trial = record.read_json(run, "trial.json")["trial"]
     (_, params), *changes = lineage.schedule(rows, trial).items()
     for key, value in params.items():
-        _put(values, key, value)
+        put(values, key, value)
     values["scheduler"] = {"kind": "piecewise", "changes": dict(changes)}
     return params, values
-
-
-def _put(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set the value of a dotted key in nested dictionaries."""
-    *sections, last = key.split(".")
-    for name in sections:
-        if not isinstance(values.get(name), dict):
-            values[name] = {}
-        values = values[name]
-    values[last] = value
 
 
 def _summary(group: Sequence[Run], metric: str) -> Candidate:
@@ -286,7 +277,7 @@ def _composed_baseline(folder: Path, other: Candidate) -> Candidate | None:
         if value is _NOTHING:
             return None
         # A swept group, such as optimizer=adam,sgd, is replaced as a whole.
-        _put(values, key, value)
+        put(values, key, value)
     plain = _resolved(values, path)
     found = {key: pick(plain, key) for key in other.params}
     default = {k: "default" if isinstance(v, dict | list) else v for k, v in found.items()}
